@@ -1,0 +1,3 @@
+"""forkpoint: reinforcement learning with verifiable rewards, seen through token entropy."""
+
+__version__ = "0.1.0"

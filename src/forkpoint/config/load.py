@@ -1,0 +1,108 @@
+"""TOML files and ``--set a.b=c`` in, one checked RunConfig out."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from forkpoint.config.run import RunConfig
+from forkpoint.errors import ConfigError
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a recipe with ``--set`` overrides applied.
+
+    Args:
+        path: a TOML file, or None for the defaults.
+        overrides: ``section.key=value``; the value is TOML, or a plain string if it is not.
+
+    Raises:
+        ConfigError: naming the key, what was wrong and, for a typo, the nearest key.
+    """
+    raw = _read(path) if path else {}
+    for override in overrides:
+        _apply(raw, override)
+    return parse_config(raw, source=str(path) if path else "the command line")
+
+
+def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunConfig:
+    """Validate a raw mapping; all faults are reported at once, in words."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"there is no file {path}{hint}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+
+
+def _siblings(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected section.key=value")
+    *sections, name = key.strip().split(".")
+    node = raw
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+    node[name] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: --set model.path=lab
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
+    where = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), _fields_at(loc[:-1]), n=1)
+        prefix = ".".join(str(p) for p in loc[:-1] if not _is_tag(p))
+        hint = f"; did you mean {prefix + '.' if prefix else ''}{near[0]}?" if near else ""
+        return f"unknown key {where}{hint}"
+    message = message.removeprefix("Value error, ")
+    return f"{where}: {message} (given {given!r})" if where else message
+
+
+def _is_tag(part: int | str) -> bool:
+    return part in {"lab", "gym", "data", "task", "math", "integer", "format", "custom"}
+
+
+def _fields_at(loc: Iterable[int | str]) -> list[str]:
+    """The keys allowed at a place in the tree; union tags in ``loc`` choose the member."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in loc:
+        nested = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        tagged = [m for m in models if _tag_of(m) == part]
+        models = [m for a in nested for m in _models_in(a)] or tagged or models
+    return [name for m in models for name in m.model_fields]
+
+
+def _tag_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("type")
+    return get_args(field.annotation)[0] if field else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in get_args(annotation) for m in _models_in(a)]

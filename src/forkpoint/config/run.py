@@ -1,0 +1,72 @@
+"""A whole run as one frozen value."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from forkpoint.config.presets import apply_presets
+from forkpoint.config.stages import (
+    AdvantageConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    LabTaskConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    OverlongConfig,
+    RewardConfig,
+    RolloutConfig,
+    SelectionConfig,
+    Stage,
+    TaskConfig,
+    TaskRewardConfig,
+    TrainingConfig,
+)
+
+
+class RunConfig(Stage):
+    """Everything that decides a run's result. Presets are resolved, so the dump names every value."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = LabTaskConfig()
+    rewards: tuple[RewardConfig, ...] = Field((TaskRewardConfig(),), min_length=1)
+    overlong: OverlongConfig = OverlongConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    selection: SelectionConfig = SelectionConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_presets(cls, raw: Any) -> Any:
+        return apply_presets(raw) if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "RunConfig":
+        s, loss, training = self.selection, self.loss, self.training
+        if s.rule == "threshold" and s.threshold_nats is None:
+            raise ValueError("selection.rule = 'threshold' needs selection.threshold_nats")
+        if s.rule != "threshold" and s.threshold_nats is not None:
+            raise ValueError("selection.threshold_nats is read by selection.rule = 'threshold' only")
+        if s.entropy == "current" and s.scope == "batch" and training.mini_batches > 1:
+            raise ValueError(
+                "selection.entropy = 'current' is known one mini-batch at a time: use "
+                "selection.scope = 'minibatch', or training.mini_batches = 1"
+            )
+        if s.scope == "microbatch" and training.micro_batch_sequences is None:
+            raise ValueError(
+                "selection.scope = 'microbatch' makes the micro-batch part of the method: set "
+                "training.micro_batch_sequences"
+            )
+        if loss.denominator == "microbatch_selected" and s.scope != "microbatch":
+            raise ValueError(
+                "loss.denominator = 'microbatch_selected' needs selection.scope = 'microbatch'"
+            )
+        if self.overlong.buffer > self.rollout.max_new_tokens:
+            raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
+        return self

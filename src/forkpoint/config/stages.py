@@ -1,0 +1,243 @@
+"""One small frozen model per stage of the pipeline. Defaults are the vetted settings."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Stage(BaseModel):
+    """Base: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# ---- model --------------------------------------------------------------------------------------
+
+
+class ModelConfig(Stage):
+    path: str = "lab"
+    """``lab`` (the shipped laboratory policy), a folder, or a hub id. Safetensors only."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    """``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+
+
+# ---- tasks --------------------------------------------------------------------------------------
+
+
+class LabTaskConfig(Stage):
+    """The laboratory world: arithmetic games whose true forks are known."""
+
+    type: Literal["lab"] = "lab"
+    seed: int = Field(0, ge=0)
+
+
+class GymTaskConfig(Stage):
+    """A generated task of reasoning-gym."""
+
+    type: Literal["gym"]
+    name: str
+    """The data set's name in reasoning-gym, such as ``chain_sum``."""
+    parameters: dict[str, Any] = {}
+    """Its settings, such as ``{min_terms = 2, max_terms = 2}``."""
+    seed: int = Field(0, ge=0)
+    instruction: str = ""
+    """Put after the question; where the answer must stand."""
+    chat: bool = True
+    """Ask through the model's chat template."""
+
+
+class DataTaskConfig(Stage):
+    """Rows of a JSONL or parquet file, or of a hub data set."""
+
+    type: Literal["data"]
+    path: str
+    """``*.jsonl``, ``*.parquet``, or a hub id (needs the ``hub`` extra)."""
+    split: str = "train"
+    """Of a hub data set."""
+    prompt_column: str = "prompt"
+    id_column: str | None = None
+    """Without it the row's number is its id."""
+    instruction: str = ""
+    template: str = "{prompt}{instruction}"
+    """How the text is put together; for the paper's: see recipes/qwen3_8b_paper.toml."""
+    chat: bool = True
+    """Ask through the model's chat template; false: plain text."""
+    eval_path: str | None = None
+    """Held-out rows of the same shape; without it nothing can be evaluated on this task."""
+
+
+TaskConfig = Annotated[
+    LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(discriminator="type")
+]
+
+
+# ---- rewards ------------------------------------------------------------------------------------
+
+
+class VerifierConfig(Stage):
+    weight: float = 1.0
+    timeout_s: float = Field(4.0, gt=0)
+    """Per completion; the process of a verifier that hangs is killed."""
+
+
+class TaskRewardConfig(VerifierConfig):
+    """The task's own verifier (lab world, reasoning-gym)."""
+
+    type: Literal["task"] = "task"
+
+
+class MathRewardConfig(VerifierConfig):
+    """Mathematical equivalence with the ``answer`` column, by math-verify (``math`` extra)."""
+
+    type: Literal["math"]
+    answer_column: str = "answer"
+
+
+class IntegerRewardConfig(VerifierConfig):
+    """The last ``\\boxed{}`` as an integer, for AIME and AMC."""
+
+    type: Literal["integer"]
+    answer_column: str = "answer"
+
+
+class FormatRewardConfig(VerifierConfig):
+    """1 if the whole completion matches a regular expression."""
+
+    type: Literal["format"]
+    pattern: str
+
+
+class CustomRewardConfig(VerifierConfig):
+    """A function of yours, ``f(prompts, completions, **columns) -> list[float | None]``."""
+
+    type: Literal["custom"]
+    path: str
+    """``package.module:function``, importable from the working directory."""
+
+
+RewardConfig = Annotated[
+    TaskRewardConfig
+    | MathRewardConfig
+    | IntegerRewardConfig
+    | FormatRewardConfig
+    | CustomRewardConfig,
+    Field(discriminator="type"),
+]
+
+
+class OverlongConfig(Stage):
+    """DAPO's soft overlong punishment: 0 down to -penalty over the last ``buffer`` tokens."""
+
+    buffer: int = Field(0, ge=0)
+    """Tokens before ``rollout.max_new_tokens`` where the punishment starts; 0: none."""
+    penalty: float = Field(1.0, ge=0)
+
+
+# ---- rollouts -----------------------------------------------------------------------------------
+
+
+class RolloutConfig(Stage):
+    engine: str = "transformers"
+    """``transformers`` or ``package.module:factory`` (see ``rollouts.base.Engine``)."""
+    prompts_per_step: int = Field(24, ge=1)
+    group_size: int = Field(12, ge=2)
+    max_new_tokens: int = Field(160, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    batch_sequences: int = Field(512, ge=1)
+    """How many completions the engine samples side by side."""
+    dynamic_sampling: bool = True
+    """Keep only groups with rewards that differ: 0 < correct < G."""
+    max_rounds: int = Field(3, ge=1)
+    """Rounds of sampling to fill a step; what is short after that is trained as it is."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """``mask``: completions cut by the token budget are not trained on (not in the pool)."""
+
+
+class AdvantageConfig(Stage):
+    kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+
+
+class SelectionConfig(Stage):
+    """Which tokens get a policy gradient; see docs/selection.md."""
+
+    preset: Literal[
+        "forkpoint", "paper", "paper-v1", "authors-code", "trl", "ms-swift", "lightrft"
+    ] = "forkpoint"
+    rule: str = "top"
+    """``top``, ``bottom``, ``random``, ``threshold``, ``all``, or ``package.module:function``."""
+    keep_fraction: Fraction = 0.2
+    threshold_nats: float | None = Field(None, ge=0)
+    """For the rule ``threshold``: keep H > this."""
+    scope: Literal["batch", "minibatch", "microbatch", "sequence"] = "batch"
+    entropy: Literal["auto", "rollout", "old", "current"] = "auto"
+    """``auto``: the sampler's if it captures them, else one no-grad pass (``old``)."""
+    ties: Literal["order", "keep", "quantile"] = "order"
+    rounding: Literal["ceil", "floor"] = "ceil"
+    zero_advantage_in_pool: bool = False
+    """True for parity with peers: dead tokens compete and use up the budget."""
+
+
+class LossConfig(Stage):
+    preset: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = "dapo"
+    surrogate: Literal["ppo_clip", "reinforce", "gspo", "cispo"] = "ppo_clip"
+    clip_low: float = Field(0.2, ge=0, le=1)
+    clip_high: float = Field(0.28, ge=0)
+    dual_clip: float | None = Field(None, gt=1)
+    """Bounds the loss of tokens with negative advantage by this times |advantage|."""
+    denominator: Literal[
+        "selected", "all", "sequence", "sequence_selected", "microbatch_selected", "constant"
+    ] = "selected"
+    constant_tokens: int | None = Field(None, ge=1)
+    """Per sequence, for ``constant``; default ``rollout.max_new_tokens`` (Dr. GRPO)."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl_coefficient: float = Field(0.0, ge=0)
+    """> 0 loads a frozen copy of the first weights as the reference."""
+    entropy_bonus: float = Field(0.0, ge=0)
+    penalties_on: Literal["selected", "all"] = "selected"
+    """Which tokens carry KL penalty and entropy bonus; ``all`` makes sparse run every head row."""
+
+
+class OptimConfig(Stage):
+    lr: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer updates over which the rate rises linearly to ``lr``; constant afterwards."""
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class TrainingConfig(Stage):
+    steps: int = Field(30, ge=0)
+    seed: int = Field(0, ge=0)
+    gradient: Literal["dense", "sparse"] = "sparse"
+    mini_batches: int = Field(4, ge=1)
+    """Optimizer updates per step; the paper: 16."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Padded tokens in one forward pass; changes memory and speed, never the result."""
+    micro_batch_sequences: int | None = Field(None, ge=1)
+    """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
+    max_bad_steps: int = Field(5, ge=1)
+    """Stop after so many steps in a row that could not be trained on."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch; part of what makes two runs byte-identical. Default: torch's."""
+
+
+class CheckpointConfig(Stage):
+    every: int = Field(10, ge=0)
+    """Steps; 0: only at the end and on SIGTERM."""
+    keep_last: int = Field(2, ge=1)
+
+
+class EvaluationConfig(Stage):
+    every: int = Field(0, ge=0)
+    """Steps; 0 = never. Runs on held-out problems of the task."""
+    problems: int = Field(200, ge=1)
+    samples: int = Field(1, ge=1)
+    seed: int = Field(20_000, ge=0)

@@ -1,0 +1,228 @@
+"""START HERE: the records that flow through the pipeline, in the order they flow.
+
+    Problem -> Prompt -> Completion -> Rollout -> Group -> TokenBatch -> TokenStats
+            -> Selection -> LossOutput -> Metric
+
+Shape suffixes, used everywhere: ``_P`` prompts, ``_G`` samples of one group, ``_B`` sequences of a
+batch, ``_T`` completion tokens of a batch laid end to end (ragged, no padding), ``_R`` the rows
+(tokens) a computation looked at, ``_V`` vocabulary, ``_D`` hidden width. Entropies and
+log-probabilities are in nats, at the sampling temperature. One field, one meaning: a reward is
+never overwritten by an advantage. Masks come from lengths, never from comparing with a pad token.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:  # records are used by packages that never import torch
+    from torch import Tensor
+
+Message: TypeAlias = Mapping[str, str]
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # the model emitted an end-of-sequence token, which is the last token id
+    LENGTH = "length"  # the token budget ran out: truncated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One exercise, as a task yields it. Made by ``tasks``; eaten by ``rollouts`` and ``rewards``.
+
+    Example: ``Problem(id="chain_sum/17", prompt="What is 3 + 4?", columns={"answer": "7"})``
+    """
+
+    id: str
+    """Unique within the task; stable between runs."""
+    prompt: str | tuple[Message, ...]
+    """Plain text, given to the tokenizer as it is, or chat messages, given to its chat template."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What else the row holds (``answer``, ...); reward functions get it by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A problem in the model's tokens. Made by ``rollouts.prompting``; eaten by engines."""
+
+    problem: Problem
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer. Made by engines; eaten by rewards and batching.
+
+    Example: ``Completion(token_ids=(9, 4, 2), logprobs=(-.1, -2., 0.), entropies=(.3, 1.1, 0.),
+    finish_reason=FinishReason.STOP, text="n7 yes")``
+    """
+
+    token_ids: tuple[int, ...]
+    """[length], the end-of-sequence token included when there is one."""
+    logprobs: tuple[float, ...]
+    """[length] ln p of each token under the distribution it was sampled from."""
+    entropies: tuple[float, ...] | None
+    """[length] nats, from the same logits; None if the engine cannot see whole distributions."""
+    finish_reason: FinishReason
+    text: str
+    """Decoded without special tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What the rewards say of one completion. Made by ``rewards``."""
+
+    reward: float | None
+    """The sum of the weighted parts; None: leave this sample out."""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    """By the reward function's name, unweighted."""
+    error: str | None = None
+    """Why a verifier gave nothing: an exception's text or ``timeout after 4 s``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A completion with its score. Made by ``rollouts.groups``."""
+
+    completion: Completion
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """G rollouts of one prompt. Made by ``rollouts.groups``; eaten by ``advantages``."""
+
+    prompt: Prompt
+    serial: int
+    """The prompt's position in the whole run's stream of prompts; orders everything."""
+    rollouts_G: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """B sequences and the streams of their T completion tokens, all aligned.
+
+    Made by ``batching.batch``; annotated, selected and split by ``training.step``; eaten by
+    ``policy`` and ``losses``. Token t of sequence b has index ``offsets_B1[b] + t``.
+    """
+
+    prompts_B: "Sequence[Tensor]"
+    """int64 [prompt length] each."""
+    completions_B: "Sequence[Tensor]"
+    """int64 [completion length] each."""
+    sequence_ids_B: "Tensor"
+    """int64 [B], unique in the run's step and independent of order: breaks ties."""
+    token_ids_T: "Tensor"
+    """int64 [T], the completions laid end to end."""
+    sequence_T: "Tensor"
+    """int64 [T], index into B."""
+    position_T: "Tensor"
+    """int64 [T], 0 at a completion's first token."""
+    advantages_T: "Tensor"
+    """float32 [T]."""
+    pool_T: "Tensor"
+    """bool [T], the tokens that compete for selection and may be trained on."""
+    rollout_logprobs_T: "Tensor"
+    """float32 [T], the sampler's."""
+    rollout_entropies_T: "Tensor | None" = None
+    """float32 [T] nats, the sampler's, if it captured them."""
+    old_logprobs_T: "Tensor | None" = None
+    """float32 [T], of the policy before the step's first update."""
+    old_entropies_T: "Tensor | None" = None
+    """float32 [T] nats, of the same policy."""
+    reference_logprobs_T: "Tensor | None" = None
+    """float32 [T], of the frozen reference model; only with a KL penalty."""
+    weights_T: "Tensor | None" = None
+    """float32 [T] >= 0, the selection: 0 means no policy gradient."""
+    coefficients_T: "Tensor | None" = None
+    """float32 [T], weights over their denominator: what a token's surrogate is multiplied by."""
+    penalty_coefficients_T: "Tensor | None" = None
+    """float32 [T], the same for KL penalty and entropy bonus."""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.completions_B)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids_T.numel())
+
+    def with_streams(self, **streams: "Tensor | None") -> "TokenBatch":
+        """A copy with some ``_T`` streams set."""
+        return replace(self, **streams)
+
+    def take(self, indices: Sequence[int]) -> "TokenBatch":
+        """The sequences ``indices``, in that order, with every stream following its sequence."""
+        import torch
+
+        chosen = torch.as_tensor(list(indices), dtype=torch.int64)
+        lengths = torch.as_tensor([len(c) for c in self.completions_B], dtype=torch.int64)
+        starts = torch.cumsum(lengths, 0) - lengths
+        parts = [torch.arange(lengths[b], dtype=torch.int64) + starts[b] for b in chosen]
+        tokens = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+        streams = {
+            f.name: getattr(self, f.name)[tokens]
+            for f in fields(self)
+            if f.name.endswith("_T") and getattr(self, f.name) is not None
+        }
+        streams["sequence_T"] = torch.repeat_interleave(
+            torch.arange(len(chosen), dtype=torch.int64), lengths[chosen]
+        )
+        return replace(
+            self,
+            prompts_B=[self.prompts_B[b] for b in chosen],
+            completions_B=[self.completions_B[b] for b in chosen],
+            sequence_ids_B=self.sequence_ids_B[chosen],
+            **streams,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStats:
+    """What a policy says of R tokens of a batch. Made by ``policy``; eaten by ``losses``."""
+
+    rows_R: "Tensor"
+    """int64 [R], indices into the batch's ``_T`` streams, ascending."""
+    logprobs_R: "Tensor"
+    """float32 [R], with gradient when the policy is being trained."""
+    entropies_R: "Tensor"
+    """float32 [R] nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which tokens get a policy gradient. Made by ``selection``; eaten by ``losses.aggregate``."""
+
+    weights_T: "Tensor"
+    """float32 [T] >= 0; 0 outside the pool."""
+    thresholds: tuple[float, ...]
+    """Nats; the lowest (top rules) entropy kept in each scope group, nan where none was kept."""
+    pool_tokens: int
+    kept_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """One micro-batch's share of the loss. Made by ``losses.policy_loss``."""
+
+    loss: "Tensor"
+    """Scalar with gradient. Shares of micro-batches add up to the mini-batch's loss."""
+    metrics: "Mapping[str, Metric]"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A mean as (sum, count), so that it adds up over micro-batches and ranks without error."""
+
+    sum: float
+    count: float
+
+    def __add__(self, other: "Metric") -> "Metric":
+        return Metric(self.sum + other.sum, self.count + other.count)
+
+    @property
+    def mean(self) -> float:
+        """sum / count; nan when nothing was counted."""
+        return self.sum / self.count if self.count else float("nan")

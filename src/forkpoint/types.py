@@ -13,6 +13,7 @@ never overwritten by an advantage. Masks come from lengths, never from comparing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # records are used by packages that never import torch
@@ -105,7 +106,7 @@ class TokenBatch:
     """B sequences and the streams of their T completion tokens, all aligned.
 
     Made by ``batching.batch``; annotated, selected and split by ``training.step``; eaten by
-    ``policy`` and ``losses``. Token t of sequence b has index ``offsets_B1[b] + t``.
+    ``policy`` and ``losses``. Sequences follow each other in the ``_T`` streams.
     """
 
     prompts_B: "Sequence[Tensor]"
@@ -122,8 +123,11 @@ class TokenBatch:
     """int64 [T], 0 at a completion's first token."""
     advantages_T: "Tensor"
     """float32 [T]."""
+    mask_T: "Tensor"
+    """bool [T], the tokens that count in the denominator ``all``: every one, or without truncated
+    completions."""
     pool_T: "Tensor"
-    """bool [T], the tokens that compete for selection and may be trained on."""
+    """bool [T], the tokens that compete for selection and may be trained on; within ``mask_T``."""
     rollout_logprobs_T: "Tensor"
     """float32 [T], the sampler's."""
     rollout_entropies_T: "Tensor | None" = None
@@ -153,28 +157,32 @@ class TokenBatch:
         """A copy with some ``_T`` streams set."""
         return replace(self, **streams)
 
-    def take(self, indices: Sequence[int]) -> "TokenBatch":
-        """The sequences ``indices``, in that order, with every stream following its sequence."""
+    def rows_of(self, sequences: Sequence[int]) -> "Tensor":
+        """Indices into the ``_T`` streams of the given sequences' tokens, one after the other."""
         import torch
 
-        chosen = torch.as_tensor(list(indices), dtype=torch.int64)
-        lengths = torch.as_tensor([len(c) for c in self.completions_B], dtype=torch.int64)
-        starts = torch.cumsum(lengths, 0) - lengths
-        parts = [torch.arange(lengths[b], dtype=torch.int64) + starts[b] for b in chosen]
-        tokens = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+        lengths = [len(c) for c in self.completions_B]
+        ends = list(accumulate(lengths))
+        rows = [torch.arange(ends[b] - lengths[b], ends[b]) for b in sequences]
+        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+
+    def take(self, sequences: Sequence[int]) -> "TokenBatch":
+        """The given sequences, in that order, with every stream following its sequence."""
+        import torch
+
+        rows = self.rows_of(sequences)
         streams = {
-            f.name: getattr(self, f.name)[tokens]
+            f.name: getattr(self, f.name)[rows]
             for f in fields(self)
             if f.name.endswith("_T") and getattr(self, f.name) is not None
         }
-        streams["sequence_T"] = torch.repeat_interleave(
-            torch.arange(len(chosen), dtype=torch.int64), lengths[chosen]
-        )
+        lengths = torch.tensor([len(self.completions_B[b]) for b in sequences], dtype=torch.int64)
+        streams["sequence_T"] = torch.repeat_interleave(torch.arange(len(sequences)), lengths)
         return replace(
             self,
-            prompts_B=[self.prompts_B[b] for b in chosen],
-            completions_B=[self.completions_B[b] for b in chosen],
-            sequence_ids_B=self.sequence_ids_B[chosen],
+            prompts_B=[self.prompts_B[b] for b in sequences],
+            completions_B=[self.completions_B[b] for b in sequences],
+            sequence_ids_B=self.sequence_ids_B[list(sequences)],
             **streams,
         )
 
@@ -189,6 +197,8 @@ class TokenStats:
     """float32 [R], with gradient when the policy is being trained."""
     entropies_R: "Tensor"
     """float32 [R] nats."""
+    body_tokens: int
+    """Tokens the transformer's layers ran on to get them, padding included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +219,8 @@ class LossOutput:
 
     loss: "Tensor"
     """Scalar with gradient. Shares of micro-batches add up to the mini-batch's loss."""
+    shares: Mapping[str, float]
+    """The terms of ``loss``; they add up over micro-batches as it does."""
     metrics: "Mapping[str, Metric]"
 
 

@@ -33,7 +33,10 @@ def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunC
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        faults = error.errors()
+        # A list whose only item is faulty is reported as too short as well: one fault is enough.
+        faults = [e for e in faults if e["type"] != "too_short"] or faults
+        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in faults]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 
 
@@ -73,18 +76,19 @@ def _toml_value(text: str) -> Any:
 
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
-    where = ".".join(str(part) for part in loc)
+    where = _dotted(loc)
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), _fields_at(loc[:-1]), n=1)
-        prefix = ".".join(str(p) for p in loc[:-1] if not _is_tag(p))
-        hint = f"; did you mean {prefix + '.' if prefix else ''}{near[0]}?" if near else ""
+        hint = f"; did you mean {_dotted((*loc[:-1], *near))}?" if near else ""
         return f"unknown key {where}{hint}"
     message = message.removeprefix("Value error, ")
     return f"{where}: {message} (given {given!r})" if where else message
 
 
-def _is_tag(part: int | str) -> bool:
-    return part in {"lab", "gym", "data", "task", "math", "integer", "format", "custom"}
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """The key as it is written in a recipe: pydantic adds the union's tag, which is not one."""
+    tag = {"task": 1, "rewards": 2}.get(str(loc[0])) if loc else None
+    return ".".join(str(part) for i, part in enumerate(loc) if i != tag)
 
 
 def _fields_at(loc: Iterable[int | str]) -> list[str]:

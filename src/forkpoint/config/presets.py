@@ -17,21 +17,30 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     # Eq. 6 of v2: H >= tau with tau the k-th value, divided by the number of selected tokens.
     "paper": {
         "selection": {
-            "scope": "minibatch", "entropy": "current", "ties": "keep", "rounding": "ceil",
+            "scope": "minibatch",
+            "entropy": "current",
+            "ties": "keep",
+            "rounding": "ceil",
         },
         "loss": {"denominator": "selected"},
     },
     # v1 divided by all tokens of the batch.
     "paper-v1": {
         "selection": {
-            "scope": "minibatch", "entropy": "current", "ties": "keep", "rounding": "ceil",
+            "scope": "minibatch",
+            "entropy": "current",
+            "ties": "keep",
+            "rounding": "ceil",
         },
         "loss": {"denominator": "all"},
     },
     # top-k inside one micro-batch, each micro-batch's mean weighted by its share of sequences.
     "authors-code": {
         "selection": {
-            "scope": "microbatch", "entropy": "current", "ties": "order", "rounding": "ceil",
+            "scope": "microbatch",
+            "entropy": "current",
+            "ties": "order",
+            "rounding": "ceil",
             "zero_advantage_in_pool": True,
         },
         "loss": {"denominator": "microbatch_selected", "dual_clip": 10.0},
@@ -39,14 +48,20 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     # torch.quantile's linear interpolation inside one micro-batch, divided by all tokens.
     "trl": {
         "selection": {
-            "scope": "microbatch", "entropy": "current", "ties": "quantile", "rounding": "ceil",
+            "scope": "microbatch",
+            "entropy": "current",
+            "ties": "quantile",
+            "rounding": "ceil",
             "zero_advantage_in_pool": True,
         },
         "loss": {"denominator": "all"},
     },
     "ms-swift": {
         "selection": {
-            "scope": "microbatch", "entropy": "current", "ties": "quantile", "rounding": "ceil",
+            "scope": "microbatch",
+            "entropy": "current",
+            "ties": "quantile",
+            "rounding": "ceil",
             "zero_advantage_in_pool": True,
         },
         "loss": {"denominator": "all"},
@@ -54,7 +69,10 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     # Each sequence for itself, with the entropies of the sampling policy.
     "lightrft": {
         "selection": {
-            "scope": "sequence", "entropy": "old", "ties": "order", "rounding": "floor",
+            "scope": "sequence",
+            "entropy": "old",
+            "ties": "order",
+            "rounding": "floor",
             "zero_advantage_in_pool": True,
         },
         "loss": {"denominator": "sequence_selected"},
@@ -69,19 +87,28 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
     },
     "grpo": {
         "loss": {
-            "surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2, "denominator": "sequence",
+            "surrogate": "ppo_clip",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "denominator": "sequence",
         },
         "advantage": {"kind": "grpo"},
     },
     "dr_grpo": {
         "loss": {
-            "surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2, "denominator": "constant",
+            "surrogate": "ppo_clip",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "denominator": "constant",
         },
         "advantage": {"kind": "dr_grpo"},
     },
     "gspo": {
         "loss": {
-            "surrogate": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "denominator": "sequence",
+            "surrogate": "gspo",
+            "clip_low": 3e-4,
+            "clip_high": 4e-4,
+            "denominator": "sequence",
         },
         "advantage": {"kind": "grpo"},
     },
@@ -90,7 +117,7 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
         "advantage": {"kind": "grpo"},
     },
 }
-"""Name -> settings of [loss] and [advantage]. ``clip_low = 1`` means no lower bound (ratio >= 0)."""
+"""Name -> settings of [loss] and [advantage]. ``clip_low = 1``: no lower bound (ratio >= 0)."""
 
 
 def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:

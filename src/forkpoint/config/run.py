@@ -25,7 +25,7 @@ from forkpoint.config.stages import (
 
 
 class RunConfig(Stage):
-    """Everything that decides a run's result. Presets are resolved, so the dump names every value."""
+    """Everything that decides a run's result. Presets are resolved: the dump names every value."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: ModelConfig = ModelConfig()
@@ -52,7 +52,9 @@ class RunConfig(Stage):
         if s.rule == "threshold" and s.threshold_nats is None:
             raise ValueError("selection.rule = 'threshold' needs selection.threshold_nats")
         if s.rule != "threshold" and s.threshold_nats is not None:
-            raise ValueError("selection.threshold_nats is read by selection.rule = 'threshold' only")
+            raise ValueError(
+                "selection.threshold_nats is read by selection.rule = 'threshold' only"
+            )
         if s.entropy == "current" and s.scope == "batch" and training.mini_batches > 1:
             raise ValueError(
                 "selection.entropy = 'current' is known one mini-batch at a time: use "

@@ -71,9 +71,7 @@ class DataTaskConfig(Stage):
     """Held-out rows of the same shape; without it nothing can be evaluated on this task."""
 
 
-TaskConfig = Annotated[
-    LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(discriminator="type")
-]
+TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(discriminator="type")]
 
 
 # ---- rewards ------------------------------------------------------------------------------------
@@ -237,7 +235,9 @@ class CheckpointConfig(Stage):
 
 class EvaluationConfig(Stage):
     every: int = Field(0, ge=0)
-    """Steps; 0 = never. Runs on held-out problems of the task."""
+    """Steps; 0 = never. Runs on held-out problems of the task, and after the last step."""
+    at_start: bool = True
+    """Also before the first step."""
     problems: int = Field(200, ge=1)
     samples: int = Field(1, ge=1)
     seed: int = Field(20_000, ge=0)

@@ -1,0 +1,70 @@
+"""Rollouts laid end to end, with every per-token stream aligned."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from forkpoint.advantages import group_advantages
+from forkpoint.types import FinishReason, Group, TokenBatch
+
+
+def build_batch(
+    groups: Sequence[Group],
+    *,
+    advantage: str,
+    truncated: str = "keep",
+    zero_advantage_in_pool: bool = False,
+) -> TokenBatch:
+    """The batch of one training step, in the order (group serial, sample).
+
+    Args:
+        groups: samples without a reward are left out.
+        advantage: a key of ``advantages.ESTIMATORS``.
+        truncated: ``mask`` takes completions that hit the token budget out of mask and pool.
+        zero_advantage_in_pool: let tokens whose advantage is 0 compete for selection.
+    """
+    size = max((len(g.rollouts_G) for g in groups), default=1)
+    prompts, completions, ids, advantages, counted = [], [], [], [], []
+    for group in sorted(groups, key=lambda g: g.serial):
+        values = group_advantages([r.score.reward for r in group.rollouts_G], advantage)
+        for sample, (rollout, value) in enumerate(zip(group.rollouts_G, values, strict=True)):
+            if value is None or not rollout.completion.token_ids:
+                continue
+            prompts.append(torch.tensor(group.prompt.token_ids, dtype=torch.int64))
+            completions.append(rollout.completion)
+            ids.append(group.serial * size + sample)
+            advantages.append(value)
+            cut = rollout.completion.finish_reason is FinishReason.LENGTH
+            counted.append(not (cut and truncated == "mask"))
+
+    lengths_B = torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64)
+    sequence_T = torch.repeat_interleave(torch.arange(len(completions)), lengths_B)
+    advantages_T = torch.tensor(advantages, dtype=torch.float32)[sequence_T]
+    mask_T = torch.tensor(counted, dtype=torch.bool)[sequence_T]
+    captured = all(c.entropies is not None for c in completions)
+    return TokenBatch(
+        prompts_B=prompts,
+        completions_B=[torch.tensor(c.token_ids, dtype=torch.int64) for c in completions],
+        sequence_ids_B=torch.tensor(ids, dtype=torch.int64),
+        token_ids_T=_flat([c.token_ids for c in completions], torch.int64),
+        sequence_T=sequence_T,
+        position_T=_positions(lengths_B),
+        advantages_T=advantages_T,
+        mask_T=mask_T,
+        pool_T=mask_T if zero_advantage_in_pool else mask_T & (advantages_T != 0),
+        rollout_logprobs_T=_flat([c.logprobs for c in completions], torch.float32),
+        rollout_entropies_T=(
+            _flat([c.entropies or () for c in completions], torch.float32) if captured else None
+        ),
+    )
+
+
+def _flat(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    return torch.tensor([value for row in rows for value in row], dtype=dtype)
+
+
+def _positions(lengths_B: Tensor) -> Tensor:
+    """0, 1, .. within each sequence: int64 [T]."""
+    starts_B = torch.cumsum(lengths_B, 0) - lengths_B
+    return torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(starts_B, lengths_B)

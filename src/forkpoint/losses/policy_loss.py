@@ -1,0 +1,89 @@
+"""The loss of a micro-batch: coefficients times surrogates, summed."""
+
+import torch
+from torch import Tensor
+
+from forkpoint.config.stages import LossConfig
+from forkpoint.losses.penalties import KL_ESTIMATORS
+from forkpoint.losses.surrogates import NEEDS_WHOLE_SEQUENCES, SURROGATES
+from forkpoint.types import LossOutput, Metric, TokenBatch, TokenStats
+
+
+def needed_rows(batch: TokenBatch, config: LossConfig) -> Tensor:
+    """The rows the loss reads: bool [T]. Everything else has no part in value or gradient."""
+    assert batch.coefficients_T is not None
+    needed_T = batch.coefficients_T != 0
+    if config.surrogate in NEEDS_WHOLE_SEQUENCES:
+        touched_B = torch.zeros(batch.num_sequences, dtype=torch.bool)
+        touched_B[batch.sequence_T[needed_T]] = True
+        needed_T = touched_B[batch.sequence_T]
+    if batch.penalty_coefficients_T is not None:
+        needed_T = needed_T | (batch.penalty_coefficients_T != 0)
+    return needed_T
+
+
+def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> LossOutput:
+    """One micro-batch's share of the mini-batch's loss.
+
+        loss = - sum_t c_t surrogate_t + sum_t p_t ( beta KL_t - alpha H_t )
+
+    with c and p the batch's coefficients (already divided by their denominators), beta
+    ``kl_coefficient`` and alpha ``entropy_bonus``. Shares of any cut add up to the same loss.
+
+    Args:
+        batch: annotated with ``old_logprobs_T`` and coefficients (and the reference's
+            log-probabilities if there is a KL penalty).
+        stats: of at least the rows ``needed_rows`` names; more rows change nothing.
+    """
+    rows_R = stats.rows_R
+    assert batch.old_logprobs_T is not None
+    assert batch.coefficients_T is not None
+    coefficients_R = batch.coefficients_T[rows_R]
+    surrogate = SURROGATES[config.surrogate](
+        stats.logprobs_R,
+        batch.old_logprobs_T[rows_R],
+        batch.advantages_T[rows_R],
+        batch.sequence_T[rows_R],
+        config,
+    )
+    kept_R = coefficients_R != 0
+    # where() and not a plain product: 0 * inf of a row that does not count would be nan.
+    policy = -torch.where(kept_R, coefficients_R * surrogate.values_R, 0.0).sum()
+    loss, shares = policy, {"loss/policy": policy.item()}
+    if batch.penalty_coefficients_T is not None:
+        penalty, penalty_shares = _penalties(batch, stats, config)
+        loss, shares = loss + penalty, shares | penalty_shares
+    log_ratio_R = (stats.logprobs_R.detach() - batch.old_logprobs_T[rows_R])[kept_R]
+    count = float(kept_R.sum())
+    metrics = {
+        "loss/clip_fraction_kept": float(surrogate.clipped_R[kept_R].sum()),
+        "loss/ratio_mean_kept": float(log_ratio_R.exp().sum()),
+        "loss/entropy_mean_kept": float(stats.entropies_R.detach()[kept_R].sum()),
+    }
+    return LossOutput(
+        loss=loss,
+        shares=shares,
+        metrics={name: Metric(total, count) for name, total in metrics.items()},
+    )
+
+
+def _penalties(
+    batch: TokenBatch, stats: TokenStats, config: LossConfig
+) -> tuple[Tensor, dict[str, float]]:
+    assert batch.penalty_coefficients_T is not None
+    coefficients_R = batch.penalty_coefficients_T[stats.rows_R]
+    counts_R = coefficients_R != 0
+    penalty = torch.zeros(())
+    shares: dict[str, float] = {}
+    if config.entropy_bonus:
+        bonus = torch.where(counts_R, coefficients_R * stats.entropies_R, 0.0).sum()
+        penalty = penalty - config.entropy_bonus * bonus
+        shares["loss/entropy_bonus"] = bonus.item()
+    if config.kl_coefficient:
+        assert batch.reference_logprobs_T is not None
+        difference_R = batch.reference_logprobs_T[stats.rows_R] - stats.logprobs_R
+        kl_R = KL_ESTIMATORS[config.kl](difference_R)
+        kl = torch.where(counts_R, coefficients_R * kl_R, 0.0).sum()
+        penalty = penalty + config.kl_coefficient * kl
+        shares["loss/kl"] = kl.item()
+    return penalty, shares

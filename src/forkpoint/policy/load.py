@@ -1,0 +1,137 @@
+"""Loading a causal language model and its tokenizer, and refusing what cannot be trained right."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forkpoint.config.stages import ModelConfig
+from forkpoint.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    model: Any
+    """A transformers causal LM in eval mode (no dropout: the policy must be one function)."""
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    """Tokens that end a completion."""
+
+
+def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedModel:
+    """Load a model from the shipped laboratory, a folder or a hub id.
+
+    Only safetensors are read and no code of the repository is run.
+
+    Args:
+        weights: a folder with newer weights of the same model (a checkpoint).
+
+    Raises:
+        ModelError: no such folder, no tokenizer, no end-of-sequence token, a vocabulary larger
+            than the head, a device that is not there.
+    """
+    import transformers
+
+    source = model_source(config.path)
+    folder = str(weights) if weights is not None else source
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(
+            f"model.path = {config.path!r} cannot be loaded: {_first(error)}"
+        ) from error
+    tokenizer = _load_tokenizer(source, config.path)
+    _check_vocabulary(model, tokenizer, config.path)
+    # Weights come memory-mapped from the file; fresh memory has the same alignment in every
+    # process, on which the last bit of a vectorised sum can depend.
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    model.to(_device(config.device)).eval()
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, eos_ids=_eos_ids(model, tokenizer, config.path)
+    )
+
+
+def model_source(path: str) -> str:
+    """A folder or hub id; ``lab`` is the policy shipped with the package."""
+    if path == "lab":
+        from forkpoint.lab import BASE_POLICY
+
+        return str(BASE_POLICY)
+    if path.startswith((".", "/", "~", "models/")) and not Path(path).expanduser().is_dir():
+        raise ModelError(f"model.path = {path!r}: there is no such folder")
+    return str(Path(path).expanduser())
+
+
+def check_head(model: Any) -> None:
+    """Refuse a model whose logits are not its head's output: sparse gradients would be wrong.
+
+    Raises:
+        ModelError: for models that scale or cap their logits, naming the class.
+    """
+    ids = torch.arange(4, device=model.device)[None]
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        raise ModelError(f"{type(model).__name__} has no separate head: use gradient = 'dense'")
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        difference = (head(hidden) - model(input_ids=ids, use_cache=False).logits).abs().max()
+    if not difference <= 1e-3:
+        raise ModelError(
+            f"{type(model).__name__} changes its logits after the head (a scale or a cap): "
+            "sparse gradients would be wrong; use --set training.gradient=dense"
+        )
+
+
+def _load_tokenizer(source: str, path: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model.path = {path!r} has no tokenizer that can be loaded (tokenizer.json is "
+            f"missing?): {_first(error)}"
+        ) from error
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise ModelError(
+            f"model.path = {path!r}: the tokenizer knows {len(tokenizer)} tokens but the model's "
+            f"head has {size} rows; they do not belong together"
+        )
+
+
+def _eos_ids(model: Any, tokenizer: Any, path: str) -> tuple[int, ...]:
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    ids = declared if isinstance(declared, list) else [declared]
+    found = sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+    if not found:
+        raise ModelError(f"model.path = {path!r} names no end-of-sequence token")
+    return tuple(found)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"model.device = {name!r}, but torch sees no CUDA device; use 'cpu'")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"model.device = {name!r}: {_first(error)}") from error
+
+
+def _first(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

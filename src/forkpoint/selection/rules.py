@@ -1,0 +1,138 @@
+"""The rules: from the tokens that compete to a weight for each.
+
+A rule is any callable ``rule(candidates) -> weights_N`` where a weight of 0 means no policy
+gradient. The rules here return 0 or 1. A rule of yours is named by its dotted path in
+``selection.rule``; see ``examples/custom_rule.py``.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.randomness import stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The N pool tokens of one scope group, and what a rule may decide by.
+
+    Their order carries no meaning: a rule must give each token the same weight whatever the order,
+    which is what makes a selection independent of how the batch was cut.
+    """
+
+    entropies_N: Tensor
+    """float32 [N] nats."""
+    sequence_ids_N: Tensor
+    """int64 [N], unique per sequence of the step."""
+    positions_N: Tensor
+    """int64 [N], within the completion."""
+    advantages_N: Tensor
+    """float32 [N]."""
+    logprobs_N: Tensor
+    """float32 [N], of the sampler."""
+    keep_fraction: float
+    rounding: str = "ceil"
+    ties: str = "order"
+    threshold_nats: float | None = None
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def num_kept(self) -> int:
+        """k = ceil(keep_fraction * N), or max(1, floor(..)); 0 of 0.
+
+        The product is taken of the decimal fraction that was written: in binary, 0.2 * 15 is a
+        little more than 3, and its ceiling would be 4.
+        """
+        n = len(self.entropies_N)
+        exact = Fraction(str(self.keep_fraction)) * n
+        return math.ceil(exact) if self.rounding == "ceil" else min(n, max(1, math.floor(exact)))
+
+
+Rule: TypeAlias = Callable[[Candidates], Tensor]
+
+
+def top(candidates: Candidates) -> Tensor:
+    """The forks: tokens of highest entropy.
+
+    ``ties`` decides at the edge: ``order`` keeps exactly k by (entropy, sequence id, position);
+    ``keep`` keeps H >= the k-th value; ``quantile`` keeps H >= the linearly interpolated
+    (1 - keep_fraction) quantile.
+    """
+    return _highest(candidates, candidates.entropies_N)
+
+
+def bottom(candidates: Candidates) -> Tensor:
+    """The control: tokens of lowest entropy, the mirror image of ``top``."""
+    return _highest(candidates, -candidates.entropies_N)
+
+
+def random(candidates: Candidates) -> Tensor:
+    """The other control: k tokens drawn evenly, each by (seed, step, sequence id, position)."""
+    scores_N = np.empty(len(candidates.entropies_N))
+    ids_N, positions_N = candidates.sequence_ids_N.numpy(), candidates.positions_N.numpy()
+    for sequence in np.unique(ids_N):
+        here = ids_N == sequence
+        draw = stream(candidates.seed, "random rule", candidates.step, int(sequence))
+        scores_N[here] = draw.random(int(positions_N[here].max()) + 1)[positions_N[here]]
+    return _exactly_k(candidates, scores_N)
+
+
+def threshold(candidates: Candidates) -> Tensor:
+    """H > threshold_nats (the paper marks Qwen3-8B's forks by H > 0.672)."""
+    assert candidates.threshold_nats is not None  # checked with the configuration
+    return (candidates.entropies_N > candidates.threshold_nats).float()
+
+
+def everything(candidates: Candidates) -> Tensor:
+    """Every token of the pool: plain RLVR."""
+    return torch.ones_like(candidates.entropies_N)
+
+
+RULES: dict[str, Rule] = {
+    "top": top,
+    "bottom": bottom,
+    "random": random,
+    "threshold": threshold,
+    "all": everything,
+}
+
+
+def _highest(candidates: Candidates, scores_N: Tensor) -> Tensor:
+    if candidates.ties == "order":
+        return _exactly_k(candidates, scores_N.numpy())
+    if candidates.ties == "keep":
+        edge = torch.sort(scores_N, descending=True).values[candidates.num_kept - 1]
+    else:
+        edge = linear_quantile(scores_N, 1 - candidates.keep_fraction)
+    return (scores_N >= edge).float()
+
+
+def _exactly_k(candidates: Candidates, scores_N: np.ndarray) -> Tensor:
+    """1 for the k highest scores; equal scores go by lower sequence id, then lower position."""
+    order = np.lexsort(
+        (candidates.positions_N.numpy(), candidates.sequence_ids_N.numpy(), -scores_N)
+    )
+    weights_N = torch.zeros(len(scores_N))
+    weights_N[torch.from_numpy(order[: candidates.num_kept])] = 1.0
+    return weights_N
+
+
+def linear_quantile(values_N: Tensor, q: float) -> Tensor:
+    """The q-quantile, linearly interpolated, as ``torch.quantile`` defines it.
+
+    With s the sorted values and r = q (N - 1): s[floor r] + (r - floor r) (s[ceil r] - s[floor r]).
+    Computed in float32 like torch's, so that ``>=`` agrees with peers at the edge, but without its
+    limit of 2^24 values.
+    """
+    sorted_N = torch.sort(values_N).values
+    rank = torch.tensor(q, dtype=torch.float32) * (len(sorted_N) - 1)
+    below = rank.floor().long().clamp(max=len(sorted_N) - 1)
+    above = rank.ceil().long().clamp(max=len(sorted_N) - 1)
+    return torch.lerp(sorted_N[below], sorted_N[above], rank - below)

@@ -1,0 +1,106 @@
+"""A rule, applied to each scope group of a batch on its own."""
+
+import torch
+from torch import Tensor
+
+from forkpoint.config.stages import SelectionConfig
+from forkpoint.dotted import resolve
+from forkpoint.errors import NumericalError, SelectionError
+from forkpoint.selection.rules import RULES, Candidates, Rule
+from forkpoint.types import Selection, TokenBatch
+
+
+def select(
+    batch: TokenBatch,
+    entropies_T: Tensor,
+    groups_T: Tensor,
+    config: SelectionConfig,
+    *,
+    seed: int,
+    step: int,
+) -> Selection:
+    """Weights of a batch's tokens.
+
+    Args:
+        entropies_T: float32 [T] nats, of the source the method names.
+        groups_T: int64 [T] from ``scope_groups``; tokens compete within equal numbers.
+        seed, step: for rules that draw.
+
+    Raises:
+        NumericalError: an entropy of the pool is not finite.
+        SelectionError: the pool is empty, or a custom rule returned something else than one
+            weight >= 0 per candidate.
+    """
+    pool = batch.pool_T.nonzero().flatten()
+    if not len(pool):
+        raise SelectionError(
+            "no token to select from: every completion of the step has zero advantage or was "
+            "masked as truncated"
+        )
+    if not entropies_T[pool].isfinite().all():
+        raise NumericalError("the entropies to select by are not finite")
+    rule = RULES.get(config.rule) or resolve(config.rule, key="selection.rule")
+    weights_T = torch.zeros(batch.num_tokens)
+    thresholds = []
+    for group in groups_T[pool].unique():
+        rows = pool[groups_T[pool] == group]
+        weights = _checked(rule, _candidates(batch, entropies_T, rows, config, seed, step))
+        weights_T[rows] = weights
+        kept = entropies_T[rows][weights > 0]
+        thresholds.append(float(kept.min()) if len(kept) else float("nan"))
+    return Selection(
+        weights_T=weights_T,
+        thresholds=tuple(thresholds),
+        pool_tokens=len(pool),
+        kept_tokens=int((weights_T > 0).sum()),
+    )
+
+
+def scope_groups(batch: TokenBatch, scope: str, microbatches: list[list[int]]) -> Tensor:
+    """The scope group of each token: int64 [T].
+
+    ``batch`` and ``minibatch`` make one group of all that is passed in; ``sequence`` one per
+    sequence; ``microbatch`` one per part of ``microbatches`` (lists of sequence indices).
+    """
+    if scope == "sequence":
+        return batch.sequence_T
+    part_B = torch.zeros(batch.num_sequences, dtype=torch.int64)
+    if scope == "microbatch":
+        for part, sequences in enumerate(microbatches):
+            part_B[sequences] = part
+    return part_B[batch.sequence_T]
+
+
+def _candidates(
+    batch: TokenBatch,
+    entropies_T: Tensor,
+    rows: Tensor,
+    config: SelectionConfig,
+    seed: int,
+    step: int,
+) -> Candidates:
+    return Candidates(
+        entropies_N=entropies_T[rows],
+        sequence_ids_N=batch.sequence_ids_B[batch.sequence_T[rows]],
+        positions_N=batch.position_T[rows],
+        advantages_N=batch.advantages_T[rows],
+        logprobs_N=batch.rollout_logprobs_T[rows],
+        keep_fraction=config.keep_fraction,
+        rounding=config.rounding,
+        ties=config.ties,
+        threshold_nats=config.threshold_nats,
+        seed=seed,
+        step=step,
+    )
+
+
+def _checked(rule: Rule, candidates: Candidates) -> Tensor:
+    weights_N = torch.as_tensor(rule(candidates), dtype=torch.float32)
+    n = len(candidates.entropies_N)
+    if weights_N.shape != (n,) or not weights_N.isfinite().all() or (weights_N < 0).any():
+        name = getattr(rule, "__name__", repr(rule))
+        raise SelectionError(
+            f"the rule {name} must return {n} finite weights >= 0, one per candidate; "
+            f"it returned a tensor of shape {tuple(weights_N.shape)}"
+        )
+    return weights_N

@@ -1,0 +1,65 @@
+"""Steps that could not be trained on: counted, dumped, and after enough in a row the end."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from forkpoint.errors import NumericalError, SelectionError
+from forkpoint.types import TokenBatch
+
+ZERO_VARIANCE = "in every group all samples got the same reward"
+ALL_TRUNCATED = "every completion of the groups that teach something was cut by the token budget"
+
+_ADVICE = {
+    ZERO_VARIANCE: (
+        "the task is too hard or too easy for this model, or the reward never varies: look at the "
+        "completions in rollouts/, then try an easier task, more samples per prompt "
+        "(rollout.group_size) or more rounds (rollout.max_rounds)"
+    ),
+    ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
+}
+_DEFAULT_ADVICE = "the batches are in bad_steps/; try a lower optim.lr, or model.dtype = 'float32'"
+
+
+class BadSteps:
+    """Counts bad steps in a row."""
+
+    def __init__(self, limit: int, count: int = 0) -> None:
+        self._limit = limit
+        self.count = count
+
+    def record(self, fault: str | None) -> None:
+        """Note how a step went: None is a good step."""
+        self.count = 0 if fault is None else self.count + 1
+
+    def check(self, fault: str | None) -> None:
+        """
+        Raises:
+            NumericalError, SelectionError: the limit is reached.
+        """
+        if fault is None or self.count < self._limit:
+            return
+        kind = SelectionError if fault in _ADVICE else NumericalError
+        raise kind(
+            f"{self.count} steps in a row could not be trained on, the last because {fault}; "
+            + _ADVICE.get(fault, _DEFAULT_ADVICE)
+        )
+
+
+def dump_batch(path: Path, batch: TokenBatch) -> None:
+    """Write every tensor of a batch as safetensors, for whoever looks into the fault.
+
+    Ragged fields are laid end to end, with their lengths beside them.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {
+        name: value
+        for name in TokenBatch.__dataclass_fields__
+        if isinstance(value := getattr(batch, name), Tensor)
+    }
+    tensors["prompt_ids"] = torch.cat([*batch.prompts_B, torch.zeros(0, dtype=torch.int64)])
+    tensors["prompt_lengths_B"] = torch.tensor([len(p) for p in batch.prompts_B])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)

@@ -1,0 +1,143 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is a folder ``step_00010`` with the model and tokenizer as transformers reads them,
+``optimizer.safetensors``, ``state.json``, and ``manifest.json`` with the size and SHA-256 of every
+other file. It is written under another name, synced, and renamed last, so that whatever happens in
+between leaves the previous checkpoint in place.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from forkpoint.errors import RunError
+from forkpoint.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run is. All randomness derives from it, so there is no generator to save."""
+
+    step: int = 0
+    """Finished steps."""
+    next_serial: int = 0
+    """The first prompt of the task's stream that was not used."""
+    updates: int = 0
+    """Optimizer updates made."""
+    bad_steps: int = 0
+    """Steps in a row that could not be trained on."""
+    unevaluated: dict[str, float] | None = None
+    """The last step's metrics, if its evaluation was interrupted and is still to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCheckpoint:
+    path: Path
+    state: RunState
+
+
+def save_checkpoint(
+    root: Path, state: RunState, model: Any, tokenizer: Any, optimizer: Optimizer, keep_last: int
+) -> Path:
+    """Write ``root/step_XXXXX`` and remove all but the newest ``keep_last``.
+
+    Raises:
+        RunError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    from safetensors.torch import save_file
+
+    final = root / f"step_{state.step:05d}"
+    partial = root / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+        save_file(
+            {k: v.contiguous() for k, v in optimizer.state_tensors().items()},
+            partial / "optimizer.safetensors",
+        )
+        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        _seal(partial)
+        if final.exists():  # left by a run that was killed before it could use it
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(root)
+    except (OSError, RuntimeError) as error:  # safetensors reports a failed write as its own
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            f"cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make "
+            "room and go on with --resume"
+        ) from error
+    for old in _folders(root)[keep_last:]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(root: Path) -> tuple[FoundCheckpoint | None, list[str]]:
+    """The newest complete checkpoint, and a sentence about each newer one that is not."""
+    skipped = []
+    for folder in _folders(root):
+        fault = _fault(folder)
+        if fault is None:
+            state = RunState(**json.loads((folder / "state.json").read_text()))
+            return FoundCheckpoint(path=folder, state=state), skipped
+        skipped.append(f"checkpoint {folder.name} is not used: {fault}")
+    return None, skipped
+
+
+def restore_optimizer(found: FoundCheckpoint, optimizer: Optimizer) -> None:
+    """Give the optimizer the moments it had."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(found.path / "optimizer.safetensors")
+    optimizer.load_state_tensors(tensors, found.state.updates)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted((p for p in root.glob("step_*") if p.is_dir()), reverse=True)
+
+
+def _seal(folder: Path) -> None:
+    """Sync every file, then write the manifest that vouches for them."""
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    for path in files:
+        _sync(path)
+    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    _sync(path)
+    _sync(folder)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, entry in manifest.items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "manifest.json cannot be read"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

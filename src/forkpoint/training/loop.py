@@ -1,0 +1,304 @@
+"""A run from beginning to end: sample, train, record, evaluate, save; and on after a crash."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from forkpoint.batching import build_batch
+from forkpoint.config import RunConfig
+from forkpoint.errors import Interrupted, NumericalError
+from forkpoint.evaluation.evaluate import Evaluation, evaluate
+from forkpoint.rollouts import StepRollouts, collect_groups
+from forkpoint.rollouts.base import SamplingSettings
+from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
+from forkpoint.training.bad_steps import ALL_TRUNCATED, ZERO_VARIANCE, BadSteps, dump_batch
+from forkpoint.training.checkpoint import (
+    RunState,
+    latest_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+from forkpoint.training.metrics import entropy_summary, peak_memory_gb, rollout_metrics
+from forkpoint.training.parts import RunParts, build_parts
+from forkpoint.training.record import RowMaker
+from forkpoint.training.step import StepResult, train_step
+from forkpoint.training.stop import StopFlag
+from forkpoint.types import TokenBatch
+
+
+class Observer(Protocol):
+    """Watches a run: the command line's live table, a test's list."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line: a checkpoint written or skipped, a step skipped."""
+
+    def step(self, metrics: dict[str, float]) -> None:
+        """A finished step's line of metrics.jsonl."""
+
+
+class Silent:
+    """Observes nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def step(self, metrics: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    state: RunState
+    first: Evaluation | None
+    """Before training; None when resumed, or when evaluation is off."""
+    last: Evaluation | None
+    stopped: bool
+    """A signal asked for it; ``--resume`` goes on."""
+
+
+def train(
+    config: RunConfig,
+    root: Path,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    stop: StopFlag | None = None,
+) -> Outcome:
+    """Run ``config`` in the folder ``root``, from the newest complete checkpoint if resumed.
+
+    A run that was killed and resumed ends with the same bytes in weights, optimizer and metrics
+    (all but ``time/`` and ``memory/``) as one that was not: every random draw derives from the
+    seed and what it is for, and the metrics are cut back to the checkpoint's step.
+
+    Raises:
+        ForkpointError: see errors.py; what was trained so far is saved first.
+    """
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    with ExitStack() as stack:
+        directory = stack.enter_context(
+            RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
+        )
+        run = _Run(config, directory, observer or Silent(), stop or StopFlag())
+        stack.callback(run.parts.close)
+        return run.run()
+
+
+class _Run:
+    """The state of a run in progress."""
+
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, observer: Observer, stop: StopFlag
+    ) -> None:
+        self.config, self.directory, self.observer, self.stop = config, directory, observer, stop
+        found, skipped = latest_checkpoint(directory.checkpoints_dir)
+        for sentence in skipped:
+            observer.note(sentence)
+        self.parts: RunParts = build_parts(config, weights=found.path if found else None)
+        self.state = found.state if found else RunState()
+        self.saved = self.state
+        self.dirty = False
+        """Weights are ahead of ``state``: in the middle of a step's updates."""
+        if found:
+            restore_optimizer(found, self.parts.optimizer)
+            observer.note(f"resuming after step {self.state.step} from {found.path.name}")
+        self.bad_steps = BadSteps(config.training.max_bad_steps, self.state.bad_steps)
+        self.log = MetricsLog(directory.metrics_jsonl)
+        self.log.truncate_after(self.state.step if found else -1)
+        self.rows = RowMaker(self.parts.loaded.tokenizer, config.advantage.kind)
+
+    def run(self) -> Outcome:
+        first = last = None
+        try:
+            if self.state.step == 0 and self._evaluates_at(0):
+                first = self._evaluate({"step": 0})
+            if self.state.unevaluated is not None:
+                last = self._evaluate(self.state.unevaluated)
+                self.state = replace(self.state, unevaluated=None)
+            while self.state.step < self.config.training.steps and not self.stop():
+                last = self._step(self.state.step + 1) or last
+        except Interrupted:
+            pass  # what was being sampled is given up; the last finished step is saved below
+        finally:
+            self._save()
+        finished = self.state.step >= self.config.training.steps and not self.state.unevaluated
+        return Outcome(state=self.state, first=first, last=last, stopped=not finished)
+
+    def _step(self, step: int) -> Evaluation | None:
+        """One step; the state moves on when all it says is on disk."""
+        started = time.perf_counter()
+        rollouts, result, fault = self._sample_and_train(step)
+        self.bad_steps.record(fault)
+        line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
+        if rollouts is not None:
+            line |= _metrics(rollouts, result)
+            rows = self.rows.rows(step, rollouts, result)
+            write_rollouts(self.directory.rollouts_dir / f"step_{step:05d}.parquet", rows)
+        line |= {
+            "time/step_s": time.perf_counter() - started,
+            "memory/peak_gb": peak_memory_gb(),
+        }
+        evaluates = self._evaluates_at(step)
+        if not evaluates:
+            self._log(line)
+        self.state = RunState(
+            step=step,
+            next_serial=rollouts.next_serial if rollouts else self.state.next_serial,
+            updates=self.parts.optimizer.updates,
+            bad_steps=self.bad_steps.count,
+            unevaluated=line if evaluates else None,
+        )
+        self.dirty = False
+        if fault is not None:
+            self.observer.note(f"step {step} was not trained on: {fault}")
+        evaluation = None
+        if evaluates:  # interrupted here, the run is saved with the evaluation still to do
+            evaluation = self._evaluate(line)
+            self.state = replace(self.state, unevaluated=None)
+        every = self.config.checkpoint.every
+        if every and step % every == 0:
+            self._save()
+        self.bad_steps.check(fault)
+        return evaluation
+
+    def _sample_and_train(
+        self, step: int
+    ) -> tuple[StepRollouts | None, StepResult | None, str | None]:
+        """Rollouts, what was trained on them, and why they were not if they were not."""
+        config, parts = self.config, self.parts
+        try:
+            rollouts = self._collect(step)
+        except NumericalError as error:
+            return None, None, str(error)
+        batch = build_batch(
+            rollouts.accepted,
+            advantage=config.advantage.kind,
+            truncated=config.rollout.truncated,
+            zero_advantage_in_pool=config.selection.zero_advantage_in_pool,
+        )
+        if fault := nothing_to_learn(batch):
+            return rollouts, None, fault
+        started = time.perf_counter()
+        self.dirty = True
+        try:
+            result = train_step(
+                parts.policy,
+                parts.optimizer,
+                batch,
+                config,
+                step=step,
+                same_weights=parts.engine.same_weights,
+                reference=parts.reference,
+            )
+        except NumericalError as error:
+            dump_batch(self._dump_path(step), batch)
+            return rollouts, None, str(error)
+        if result.fault is not None:
+            dump_batch(self._dump_path(step), result.batch)
+        result.metrics["time/train_s"] = time.perf_counter() - started
+        return rollouts, result, result.fault
+
+    def _collect(self, step: int) -> StepRollouts:
+        config, parts = self.config, self.parts
+        return collect_groups(
+            task=parts.task,
+            prompter=parts.prompter,
+            engine=parts.engine,
+            scorer=parts.scorer,
+            config=config.rollout,
+            settings=SamplingSettings(
+                max_new_tokens=config.rollout.max_new_tokens,
+                temperature=config.rollout.temperature,
+                seed=config.training.seed,
+                step=step,
+            ),
+            first_serial=self.state.next_serial,
+            should_stop=self.stop,
+        )
+
+    def _evaluates_at(self, step: int) -> bool:
+        config = self.config.evaluation
+        if not config.every:
+            return False
+        if step == 0:
+            return config.at_start
+        return step % config.every == 0 or step == self.config.training.steps
+
+    def _evaluate(self, line: dict[str, float]) -> Evaluation:
+        """Evaluate, and log ``line`` with the result in it."""
+        started = time.perf_counter()
+        parts, step = self.parts, int(line["step"])
+        evaluation = evaluate(
+            task=parts.task,
+            prompter=parts.prompter,
+            engine=parts.engine,
+            scorer=parts.scorer,
+            rollout=self.config.rollout,
+            config=self.config.evaluation,
+            should_stop=self.stop,
+        )
+        accuracy = evaluation.accuracy
+        rows = self.rows.rows(step, evaluation.rollouts, None)
+        write_rollouts(self.directory.eval_dir / f"step_{step:05d}.parquet", rows)
+        self._log(
+            line
+            | {
+                "eval/accuracy": accuracy.value,
+                "eval/accuracy_low": accuracy.low,
+                "eval/accuracy_high": accuracy.high,
+                "eval/problems": accuracy.n,
+                "eval/length_mean": evaluation.length_mean,
+                "time/eval_s": time.perf_counter() - started,
+            }
+        )
+        return evaluation
+
+    def _log(self, line: dict[str, float]) -> None:
+        self.log.append(line)
+        self.observer.step(line)
+
+    def _dump_path(self, step: int) -> Path:
+        return self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless there is nothing new or a step is half done."""
+        if self.dirty or self.state in (self.saved, RunState()):
+            return
+        loaded, optimizer = self.parts.loaded, self.parts.optimizer
+        path = save_checkpoint(
+            self.directory.checkpoints_dir,
+            self.state,
+            loaded.model,
+            loaded.tokenizer,
+            optimizer,
+            self.config.checkpoint.keep_last,
+        )
+        self.saved = self.state
+        self.observer.note(f"saved {path.name}")
+
+
+def nothing_to_learn(batch: TokenBatch) -> str | None:
+    """Why a batch has no gradient at all, or None."""
+    if not bool((batch.advantages_T != 0).any()):
+        return ZERO_VARIANCE
+    if not bool((batch.mask_T & (batch.advantages_T != 0)).any()):
+        return ALL_TRUNCATED
+    return None
+
+
+def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, float]:
+    """The line of a step: what was sampled and what was trained."""
+    line = {
+        "time/rollout_s": rollouts.sample_s,
+        "time/score_s": rollouts.score_s,
+        **rollout_metrics(rollouts),
+    }
+    if result is None:
+        return line
+    if "entropy/mean" not in line:  # the engine has none: those of the tokens trained on
+        line |= entropy_summary(result.entropies_T.numpy())
+    return line | result.metrics

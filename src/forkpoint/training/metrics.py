@@ -1,0 +1,64 @@
+"""What a step's rollouts say, as the metrics of docs/run-directory.md."""
+
+import resource
+import sys
+from collections import defaultdict
+
+import numpy as np
+
+from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.types import Completion, FinishReason, Metric, Rollout
+
+
+def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
+    """Metrics over everything sampled in the step, accepted or not.
+
+    The mean reward of accepted groups alone would hardly move as the policy learns: acceptance
+    keeps groups near half right.
+    """
+    everything = [r for group in rollouts.groups for r in group.rollouts_G]
+    completions = [r.completion for r in everything]
+    rewards = [r.score.reward for r in everything if r.score.reward is not None]
+    lengths = [len(c.token_ids) for c in completions]
+    truncated = sum(c.finish_reason is FinishReason.LENGTH for c in completions)
+    return {
+        "reward/mean": Metric(sum(rewards), len(rewards)).mean,
+        "reward/accepted_groups": len(rollouts.accepted),
+        "reward/sampled_groups": len(rollouts.groups),
+        "reward/errors": sum(r.score.error is not None for r in everything),
+        "rollout/rounds": rollouts.rounds,
+        "completion/length_mean": Metric(sum(lengths), len(lengths)).mean,
+        "completion/truncated_fraction": Metric(truncated, len(completions)).mean,
+        **_reward_parts(everything),
+        **_entropy_metrics(completions),
+    }
+
+
+def entropy_summary(entropies: np.ndarray) -> dict[str, float]:
+    """Mean, 80th percentile and share of near-certain tokens, in nats."""
+    return {
+        "entropy/mean": float(entropies.mean(dtype=np.float64)),
+        "entropy/p80": float(np.quantile(entropies, 0.8)),
+        "entropy/share_below_0.01": float((entropies < 0.01).mean()),
+    }
+
+
+def peak_memory_gb() -> float:
+    """The process's peak resident memory in 10^9 bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _reward_parts(rollouts: list[Rollout]) -> dict[str, float]:
+    parts: defaultdict[str, Metric] = defaultdict(lambda: Metric(0.0, 0))
+    for rollout in rollouts:
+        for name, value in rollout.score.parts.items():
+            if value is not None:
+                parts[name] += Metric(value, 1)
+    return {f"reward/part/{name}": metric.mean for name, metric in parts.items()}
+
+
+def _entropy_metrics(completions: list[Completion]) -> dict[str, float]:
+    if not completions or any(c.entropies is None for c in completions):
+        return {}
+    return entropy_summary(np.concatenate([np.asarray(c.entropies) for c in completions]))

@@ -1,0 +1,85 @@
+"""A step's rollouts as rows of its parquet file."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from forkpoint.advantages import group_advantages
+from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.runs.rollouts import RolloutRow
+from forkpoint.training.step import StepResult
+from forkpoint.types import Group
+
+
+class RowMaker:
+    """Turns groups into rows; keeps the text of each token id it has met."""
+
+    def __init__(self, tokenizer: Any, advantage: str) -> None:
+        self._tokenizer = tokenizer
+        self._advantage = advantage
+        self._texts: dict[int, str] = {}
+
+    def rows(
+        self, step: int, rollouts: StepRollouts, result: StepResult | None
+    ) -> list[RolloutRow]:
+        """One row per sampled completion, in the order of the prompt stream.
+
+        Args:
+            result: what was trained; None if nothing was.
+        """
+        selected = _selected_by_sequence(result)
+        accepted = {group.serial for group in rollouts.accepted}
+        return [
+            row
+            for group in rollouts.groups
+            for row in self._group(step, group, group.serial in accepted, selected)
+        ]
+
+    def _group(
+        self, step: int, group: Group, accepted: bool, selected: dict[int, list[bool]]
+    ) -> Iterator[RolloutRow]:
+        size = len(group.rollouts_G)
+        advantages = group_advantages([r.score.reward for r in group.rollouts_G], self._advantage)
+        prompt = self._tokenizer.decode(group.prompt.token_ids)
+        for sample, rollout in enumerate(group.rollouts_G):
+            completion, score = rollout.completion, rollout.score
+            never = [False] * len(completion.token_ids)
+            yield RolloutRow(
+                step=step,
+                prompt_id=group.prompt.problem.id,
+                prompt=prompt,
+                serial=group.serial,
+                sample=sample,
+                completion=completion.text,
+                reward=score.reward,
+                reward_parts=dict(score.parts),
+                error=score.error,
+                advantage=advantages[sample] or 0.0,
+                accepted=accepted,
+                finish_reason=str(completion.finish_reason),
+                token_ids=completion.token_ids,
+                tokens=tuple(self._text(i) for i in completion.token_ids),
+                logprobs=completion.logprobs,
+                entropies=completion.entropies,
+                selected=tuple(selected.get(group.serial * size + sample, never)),
+            )
+
+    def _text(self, token_id: int) -> str:
+        if token_id not in self._texts:
+            self._texts[token_id] = self._tokenizer.decode([token_id])
+        return self._texts[token_id]
+
+
+def _selected_by_sequence(result: StepResult | None) -> dict[int, list[bool]]:
+    """Sequence id -> which of its tokens were selected."""
+    if result is None or result.batch.weights_T is None:
+        return {}
+    batch = result.batch
+    assert batch.weights_T is not None
+    kept_T = (batch.weights_T > 0).tolist()
+    ids = batch.sequence_ids_B.tolist()
+    lengths = [len(c) for c in batch.completions_B]
+    out, start = {}, 0
+    for sequence_id, length in zip(ids, lengths, strict=True):
+        out[sequence_id] = kept_T[start : start + length]
+        start += length
+    return out

@@ -1,0 +1,243 @@
+"""One step of RLVR on forking tokens: the paper's algorithm on one page.
+
+annotate   log-probabilities and entropies of the policy before the first update
+select     the tokens that get a policy gradient, by entropy over the whole step
+update     per mini-batch: coefficients once, then loss and gradient a micro-batch at a time
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forkpoint.batching import split_microbatches, split_minibatches
+from forkpoint.config.run import RunConfig
+from forkpoint.errors import NumericalError
+from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.policy.module import PolicyModule
+from forkpoint.selection import scope_groups, select
+from forkpoint.training.optimizer import Optimizer
+from forkpoint.types import Metric, Selection, TokenBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step did. Made by ``train_step``; eaten by ``training.loop``."""
+
+    batch: TokenBatch
+    """With the weights of every token and the entropies they were selected by."""
+    entropies_T: Tensor
+    """float32 [T] nats, of the source that selected."""
+    metrics: dict[str, float]
+    fault: str | None
+    """Why at least one update was skipped."""
+
+
+def train_step(
+    policy: PolicyModule,
+    optimizer: Optimizer,
+    batch: TokenBatch,
+    config: RunConfig,
+    *,
+    step: int,
+    same_weights: bool,
+    reference: PolicyModule | None = None,
+) -> StepResult:
+    """Up to ``training.mini_batches`` optimizer updates on the rollouts of one step.
+
+    Args:
+        batch: from ``build_batch``.
+        same_weights: the sampler's log-probabilities are the policy's own.
+        reference: the frozen model of the KL penalty.
+
+    Raises:
+        SelectionError: the pool is empty. NumericalError: entropies are not finite.
+    """
+    batch = annotate(policy, batch, config, same_weights=same_weights, reference=reference)
+    meter = _Meter()
+    weights_T = torch.zeros(batch.num_tokens)
+    entropies_T = torch.zeros(batch.num_tokens)
+    fault = None
+    once = _selected_at_once(config)
+    if once:
+        entropies_T = _entropies(policy, batch, [], config)
+        groups_T = scope_groups(batch, "batch", [])
+        chosen = _select(batch, entropies_T, groups_T, config, step, meter)
+        weights_T = chosen.weights_T
+    for index, sequences in enumerate(split_minibatches(batch, config.training.mini_batches)):
+        rows = batch.rows_of(sequences)
+        part = batch.take(sequences)
+        cut = _cut(part, config)
+        groups_T = scope_groups(part, config.selection.scope, cut)
+        if not once:
+            entropies_T[rows] = _entropies(policy, part, cut, config)
+            if part.pool_T.any():
+                chosen = _select(part, entropies_T[rows], groups_T, config, step, meter)
+                weights_T[rows] = chosen.weights_T
+        part = with_coefficients(part, weights_T[rows], groups_T, config)
+        on_policy = index == 0
+        fault = _update(policy, optimizer, part, cut, config, meter, on_policy=on_policy) or fault
+    return StepResult(
+        batch=batch.with_streams(weights_T=weights_T),
+        entropies_T=entropies_T,
+        metrics=meter.means(),
+        fault=fault,
+    )
+
+
+def annotate(
+    policy: PolicyModule,
+    batch: TokenBatch,
+    config: RunConfig,
+    *,
+    same_weights: bool,
+    reference: PolicyModule | None = None,
+) -> TokenBatch:
+    """The batch with ``old_*`` streams (and the reference's), before the first update.
+
+    The sampler's own log-probabilities serve when it holds the same weights; else, or when the
+    entropies are wanted and the sampler has none, one pass without gradient gets both.
+    """
+    wants_old = config.selection.entropy == "old" or (
+        config.selection.entropy == "auto" and batch.rollout_entropies_T is None
+    )
+    if wants_old or not same_weights:
+        logprobs_T, entropies_T = policy.annotate(batch, _cut(batch, config))
+        batch = batch.with_streams(old_logprobs_T=logprobs_T, old_entropies_T=entropies_T)
+    else:
+        batch = batch.with_streams(old_logprobs_T=batch.rollout_logprobs_T)
+    if reference is not None:
+        logprobs_T, _ = reference.annotate(batch, _cut(batch, config))
+        batch = batch.with_streams(reference_logprobs_T=logprobs_T)
+    return batch
+
+
+def _update(
+    policy: PolicyModule,
+    optimizer: Optimizer,
+    part: TokenBatch,
+    cut: list[list[int]],
+    config: RunConfig,
+    meter: "_Meter",
+    *,
+    on_policy: bool,
+) -> str | None:
+    """Gradient of a mini-batch, then one update; why it was skipped, if it was.
+
+    ``on_policy``: no update was made since sampling, so a difference between the sampler's and
+    the trainer's log-probabilities is numerical mismatch.
+    """
+    shares: defaultdict[str, float] = defaultdict(float)
+    for sequences in cut:
+        micro = part.take(sequences)
+        wanted_T = needed_rows(micro, config.loss)
+        meter.add_sum("work/dense_tokens", _rectangle(micro))
+        if not wanted_T.any():
+            continue  # a loss of zero with a gradient of zero
+        stats = policy(micro, wanted_T)
+        output = policy_loss(micro, stats, config.loss)
+        if not output.loss.isfinite():
+            optimizer.zero_grad()
+            return "the loss is not finite"
+        output.loss.backward()
+        for name, value in output.shares.items():
+            shares[name] += value
+        for name, metric in output.metrics.items():
+            meter.add(name, metric)
+        if on_policy:
+            meter.add("mismatch/kl", _mismatch(micro, stats.rows_R, stats.logprobs_R))
+        meter.add_sum("work/body_tokens", stats.body_tokens)
+        meter.add_sum("work/head_rows", len(stats.rows_R))
+    if not shares:
+        return None  # no token of this mini-batch was selected: nothing to learn from it
+    meter.add("optim/lr", Metric(optimizer.lr, 1))
+    norm = optimizer.step()
+    if not torch.tensor(norm).isfinite():
+        return "the gradient is not finite"
+    meter.add("grad/norm", Metric(norm, 1))
+    for name, value in shares.items():
+        meter.add(name, Metric(value, 1))
+    return None
+
+
+def _selected_at_once(config: RunConfig) -> bool:
+    """Whether the selection of the whole step is known before its first update."""
+    return config.selection.scope == "batch" and config.selection.entropy != "current"
+
+
+def _entropies(
+    policy: PolicyModule, batch: TokenBatch, cut: list[list[int]], config: RunConfig
+) -> Tensor:
+    """The entropies to select by: float32 [T] nats."""
+    source = config.selection.entropy
+    if source == "current":
+        # The selection must be known before the pass with gradient: one more pass without.
+        return policy.annotate(batch, cut)[1]
+    if source == "auto":
+        source = "old" if batch.rollout_entropies_T is None else "rollout"
+    entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
+    if entropies_T is None:
+        raise NumericalError(
+            "selection.entropy = 'rollout', but this engine does not capture entropies: use 'old'"
+        )
+    return entropies_T
+
+
+def _select(
+    batch: TokenBatch,
+    entropies_T: Tensor,
+    groups_T: Tensor,
+    config: RunConfig,
+    step: int,
+    meter: "_Meter",
+) -> Selection:
+    selection = select(
+        batch, entropies_T, groups_T, config.selection, seed=config.training.seed, step=step
+    )
+    meter.add_sum("selection/pool_tokens", selection.pool_tokens)
+    meter.add("selection/kept_fraction", Metric(selection.kept_tokens, selection.pool_tokens))
+    known = [t for t in selection.thresholds if t == t]
+    meter.add("selection/threshold_nats", Metric(sum(known), len(known)))
+    return selection
+
+
+def _cut(batch: TokenBatch, config: RunConfig) -> list[list[int]]:
+    return split_microbatches(
+        batch,
+        max_tokens=config.training.micro_batch_tokens,
+        sequences=config.training.micro_batch_sequences,
+    )
+
+
+def _rectangle(batch: TokenBatch) -> int:
+    """Tokens a dense forward pass of the batch runs on."""
+    lengths = [len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)]
+    return len(lengths) * max(lengths)
+
+
+def _mismatch(batch: TokenBatch, rows_R: Tensor, logprobs_R: Tensor) -> Metric:
+    """KL(sampler, trainer) by k3 over the rows that were run: sum of exp(d) - d - 1."""
+    difference_R = (logprobs_R.detach() - batch.rollout_logprobs_T[rows_R]).double()
+    return Metric(float((difference_R.exp() - difference_R - 1).sum()), len(rows_R))
+
+
+class _Meter:
+    """Adds up the metrics of a step."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Metric] = {}
+
+    def add(self, name: str, metric: Metric) -> None:
+        self._metrics[name] = self._metrics.get(name, Metric(0.0, 0)) + metric
+
+    def add_sum(self, name: str, value: float) -> None:
+        """A quantity whose total is wanted, not a mean."""
+        self._metrics[name] = Metric(self._metrics.get(name, Metric(0.0, 1)).sum + value, 1)
+
+    def means(self) -> dict[str, float]:
+        dense = self._metrics.pop("work/dense_tokens", Metric(0.0, 1)).sum
+        run = self._metrics.get("work/body_tokens", Metric(0.0, 1)).sum
+        means = {name: metric.mean for name, metric in self._metrics.items()}
+        return means | {"work/tokens_saved_fraction": 1 - run / dense if dense else 0.0}

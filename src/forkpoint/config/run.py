@@ -27,10 +27,10 @@ from forkpoint.config.stages import (
 class RunConfig(Stage):
     """Everything that decides a run's result. Presets are resolved: the dump names every value."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: ModelConfig = ModelConfig()
     task: TaskConfig = LabTaskConfig()
-    rewards: tuple[RewardConfig, ...] = Field((TaskRewardConfig(),), min_length=1)
+    rewards: tuple[RewardConfig, ...] = Field(default=(TaskRewardConfig(),), min_length=1)
     overlong: OverlongConfig = OverlongConfig()
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()

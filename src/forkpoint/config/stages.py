@@ -33,7 +33,10 @@ class LabTaskConfig(Stage):
     """The laboratory world: arithmetic games whose true forks are known."""
 
     type: Literal["lab"] = "lab"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    verbosity: Literal[0, 1, 2] = 2
+    """How much is forced between two decisions. The shipped policy speaks 2; for another, make one:
+    ``python -m forkpoint.lab.base_policy --verbosity 1 --out models/lab-1``."""
 
 
 class GymTaskConfig(Stage):
@@ -44,9 +47,12 @@ class GymTaskConfig(Stage):
     """The data set's name in reasoning-gym, such as ``chain_sum``."""
     parameters: dict[str, Any] = {}
     """Its settings, such as ``{min_terms = 2, max_terms = 2}``."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     instruction: str = ""
     """Put after the question; where the answer must stand."""
+    answer_format: Literal["tag", "boxed", "number", "text"] = "tag"
+    """Where the answer is looked for: ``<answer>..</answer>``, ``\\boxed{..}``, the last number,
+    or the whole completion."""
     chat: bool = True
     """Ask through the model's chat template."""
 
@@ -59,6 +65,8 @@ class DataTaskConfig(Stage):
     """``*.jsonl``, ``*.parquet``, or a hub id (needs the ``hub`` extra)."""
     split: str = "train"
     """Of a hub data set."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of rows, new every epoch."""
     prompt_column: str = "prompt"
     id_column: str | None = None
     """Without it the row's number is its id."""
@@ -79,7 +87,7 @@ TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(dis
 
 class VerifierConfig(Stage):
     weight: float = 1.0
-    timeout_s: float = Field(4.0, gt=0)
+    timeout_s: float = Field(default=4.0, gt=0)
     """Per completion; the process of a verifier that hangs is killed."""
 
 
@@ -94,6 +102,7 @@ class MathRewardConfig(VerifierConfig):
 
     type: Literal["math"]
     answer_column: str = "answer"
+    """Dots walk into nested columns (``reward_model.ground_truth``)."""
 
 
 class IntegerRewardConfig(VerifierConfig):
@@ -131,9 +140,9 @@ RewardConfig = Annotated[
 class OverlongConfig(Stage):
     """DAPO's soft overlong punishment: 0 down to -penalty over the last ``buffer`` tokens."""
 
-    buffer: int = Field(0, ge=0)
+    buffer: int = Field(default=0, ge=0)
     """Tokens before ``rollout.max_new_tokens`` where the punishment starts; 0: none."""
-    penalty: float = Field(1.0, ge=0)
+    penalty: float = Field(default=1.0, ge=0)
 
 
 # ---- rollouts -----------------------------------------------------------------------------------
@@ -142,15 +151,15 @@ class OverlongConfig(Stage):
 class RolloutConfig(Stage):
     engine: str = "transformers"
     """``transformers`` or ``package.module:factory`` (see ``rollouts.base.Engine``)."""
-    prompts_per_step: int = Field(24, ge=1)
-    group_size: int = Field(12, ge=2)
-    max_new_tokens: int = Field(160, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    batch_sequences: int = Field(512, ge=1)
+    prompts_per_step: int = Field(default=24, ge=1)
+    group_size: int = Field(default=12, ge=2)
+    max_new_tokens: int = Field(default=160, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    batch_sequences: int = Field(default=512, ge=1)
     """How many completions the engine samples side by side."""
     dynamic_sampling: bool = True
     """Keep only groups with rewards that differ: 0 < correct < G."""
-    max_rounds: int = Field(3, ge=1)
+    max_rounds: int = Field(default=3, ge=1)
     """Rounds of sampling to fill a step; what is short after that is trained as it is."""
     truncated: Literal["keep", "mask"] = "keep"
     """``mask``: completions cut by the token budget are not trained on (not in the pool)."""
@@ -169,7 +178,7 @@ class SelectionConfig(Stage):
     rule: str = "top"
     """``top``, ``bottom``, ``random``, ``threshold``, ``all``, or ``package.module:function``."""
     keep_fraction: Fraction = 0.2
-    threshold_nats: float | None = Field(None, ge=0)
+    threshold_nats: float | None = Field(default=None, ge=0)
     """For the rule ``threshold``: keep H > this."""
     scope: Literal["batch", "minibatch", "microbatch", "sequence"] = "batch"
     entropy: Literal["auto", "rollout", "old", "current"] = "auto"
@@ -183,61 +192,61 @@ class SelectionConfig(Stage):
 class LossConfig(Stage):
     preset: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = "dapo"
     surrogate: Literal["ppo_clip", "reinforce", "gspo", "cispo"] = "ppo_clip"
-    clip_low: float = Field(0.2, ge=0, le=1)
-    clip_high: float = Field(0.28, ge=0)
-    dual_clip: float | None = Field(None, gt=1)
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    clip_high: float = Field(default=0.28, ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of tokens with negative advantage by this times |advantage|."""
     denominator: Literal[
         "selected", "all", "sequence", "sequence_selected", "microbatch_selected", "constant"
     ] = "selected"
-    constant_tokens: int | None = Field(None, ge=1)
+    constant_tokens: int | None = Field(default=None, ge=1)
     """Per sequence, for ``constant``; default ``rollout.max_new_tokens`` (Dr. GRPO)."""
     kl: Literal["k1", "k2", "k3"] = "k3"
-    kl_coefficient: float = Field(0.0, ge=0)
+    kl_coefficient: float = Field(default=0.0, ge=0)
     """> 0 loads a frozen copy of the first weights as the reference."""
-    entropy_bonus: float = Field(0.0, ge=0)
+    entropy_bonus: float = Field(default=0.0, ge=0)
     penalties_on: Literal["selected", "all"] = "selected"
     """Which tokens carry KL penalty and entropy bonus; ``all`` makes sparse run every head row."""
 
 
 class OptimConfig(Stage):
-    lr: float = Field(1e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    lr: float = Field(default=1e-4, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Optimizer updates over which the rate rises linearly to ``lr``; constant afterwards."""
-    weight_decay: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    clip_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0)
 
 
 class TrainingConfig(Stage):
-    steps: int = Field(30, ge=0)
-    seed: int = Field(0, ge=0)
+    steps: int = Field(default=30, ge=0)
+    seed: int = Field(default=0, ge=0)
     gradient: Literal["dense", "sparse"] = "sparse"
-    mini_batches: int = Field(4, ge=1)
+    mini_batches: int = Field(default=4, ge=1)
     """Optimizer updates per step; the paper: 16."""
-    micro_batch_tokens: int = Field(16384, ge=1)
+    micro_batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens in one forward pass; changes memory and speed, never the result."""
-    micro_batch_sequences: int | None = Field(None, ge=1)
+    micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
-    max_bad_steps: int = Field(5, ge=1)
+    max_bad_steps: int = Field(default=5, ge=1)
     """Stop after so many steps in a row that could not be trained on."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; part of what makes two runs byte-identical. Default: torch's."""
 
 
 class CheckpointConfig(Stage):
-    every: int = Field(10, ge=0)
+    every: int = Field(default=10, ge=0)
     """Steps; 0: only at the end and on SIGTERM."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
 
 
 class EvaluationConfig(Stage):
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps; 0 = never. Runs on held-out problems of the task, and after the last step."""
     at_start: bool = True
     """Also before the first step."""
-    problems: int = Field(200, ge=1)
-    samples: int = Field(1, ge=1)
-    seed: int = Field(20_000, ge=0)
+    problems: int = Field(default=200, ge=1)
+    samples: int = Field(default=1, ge=1)
+    seed: int = Field(default=20_000, ge=0)

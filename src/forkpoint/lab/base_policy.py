@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--verbosity", type=int, choices=(0, 1, 2), default=LabWorld().verbosity)
     options = parser.parse_args(arguments)
-    world = LabWorld()
+    world = LabWorld(verbosity=options.verbosity)
     tokenizer = build_tokenizer(world)
     started = time.perf_counter()
     model = train_base_policy(world, tokenizer, seed=options.seed, steps=options.steps)
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     error = entropy_error(world, tokenizer, model, seed=options.seed + 1, demonstrations=500)
-    readme = _readme(options.seed, options.steps, model, error)
+    readme = _readme(options, model, error)
     (options.out / "README.md").write_text(readme, encoding="utf-8")
     print(f"{readme}\ntrained in {minutes:.1f} minutes")
 
@@ -161,27 +162,30 @@ def _batch(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
     return ids_BL, labels_BL
 
 
-def _readme(seed: int, steps: int, model: Any, error: EntropyError) -> str:
+def _readme(options: argparse.Namespace, model: Any, error: EntropyError) -> str:
+    """The folder's README.md: how it was made and how far its entropies are from the truth."""
     parameters = sum(p.numel() for p in model.parameters())
-    detection = error.detection
+    flags = f"--seed {options.seed} --steps {options.steps} --verbosity {options.verbosity}"
+    found = error.detection
     return f"""\
 # The laboratory's base policy
 
-Made by `python -m forkpoint.lab.base_policy --out FOLDER --seed {seed} --steps {steps}`:
-{steps} steps of {DEMONSTRATIONS} random legal plays. Qwen3 architecture, {parameters:,} parameters,
-float32.
+Made by `python -m forkpoint.lab.base_policy --out FOLDER {flags}`:
+{options.steps} steps of {DEMONSTRATIONS} random legal plays.
+Qwen3 architecture, {parameters:,} parameters, float32.
 
-Its entropy against the truth, at {error.positions:,} positions of demonstrations on held-out problems:
+Its entropy in nats against the truth, at {error.positions:,} positions of demonstrations on
+held-out problems:
 
-| | true | measured |
-|---|---|---|
-| mean entropy of forks ({error.fork_share:.1%} of positions) | {error.forks_true:.3f} nats | {error.forks_measured:.3f} nats |
-| mean entropy of forced words | 0 nats | {error.forced_measured:.4f} nats |
+| words | share | true | measured |
+|---|---|---|---|
+| forks | {error.fork_share:.1%} | {error.forks_true:.3f} | {error.forks_measured:.3f} |
+| forced | {1 - error.fork_share:.1%} | 0 | {error.forced_measured:.4f} |
 
 Mean absolute error {error.mean_absolute:.4f} nats; 80th percentile of measured entropy
 {error.p80:.3f} nats. The 20 % of highest entropy find the forks with precision
-{detection.precision:.3f} and recall {detection.recall:.3f} (average precision
-{detection.average_precision:.3f}).
+{found.precision:.3f} and recall {found.recall:.3f} (average precision
+{found.average_precision:.3f}).
 """
 
 

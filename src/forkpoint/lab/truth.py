@@ -73,7 +73,7 @@ def fork_detection(
     if total == 0:
         return ForkDetection(precision=math.nan, recall=math.nan, average_precision=math.nan)
     kept = math.ceil(keep_fraction * len(values))
-    expected = float(np.interp(kept, [0, *ends], [0.0, *hits]))
+    expected = float(np.interp(kept, np.append(0, ends), np.append(0.0, hits)))
     recall = hits / total
     steps = np.diff([0.0, *recall])
     return ForkDetection(

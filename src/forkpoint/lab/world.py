@@ -4,7 +4,8 @@ Given some numbers and a goal, two numbers at a time are replaced by their sum, 
 product until one is left; it is checked against the goal; if it is not the goal, the player may
 start over. With the default verbosity a try reads
 
-    pick n3 and n5 : n3 + n5 = n8 ; left n2 n8 | pick n8 and n2 : n8 * n2 = n16 ; check n16 = n16 yes
+    pick n3 and n5 : n3 + n5 = n8 ; left n2 n8 |
+    pick n8 and n2 : n8 * n2 = n16 ; check n16 = n16 yes
 
 The demonstration policy draws (first, second, operator) uniformly from the legal triples and, after
 a failure, tries again with ``again_probability``. Its next-word distribution is a function of the

@@ -55,7 +55,7 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
         tensor.data = tensor.data.clone()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    model.to(_device(config.device)).eval()
+    torch.nn.Module.to(model, _device(config.device)).eval()
     return LoadedModel(
         model=model, tokenizer=tokenizer, eos_ids=_eos_ids(model, tokenizer, config.path)
     )

@@ -8,6 +8,8 @@
 Nothing is approximated: what is left out would have been multiplied by zero.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from forkpoint.batching.padding import pad_rows
@@ -22,7 +24,7 @@ def sparse_stats(
     padded = pad_rows(batch, wanted_T, drop_and_cut=True)
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     device = head.weight.device
-    body = model.base_model  # the transformer without its head, by transformers' own interface
+    body: Any = model.base_model  # the transformer without its head, by transformers' own interface
     hidden_BLD = body(input_ids=padded.input_ids_BL.to(device), use_cache=False).last_hidden_state
     hidden_RD = hidden_BLD[padded.line_R.to(device), padded.column_R.to(device)]
     token_ids_R = batch.token_ids_T[padded.rows_R].to(device)

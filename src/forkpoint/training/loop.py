@@ -10,11 +10,13 @@ import torch
 
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
+from forkpoint.environment import environment
 from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.rollouts import StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
+from forkpoint.runs.atomic import write_json
 from forkpoint.training.bad_steps import ALL_TRUNCATED, ZERO_VARIANCE, BadSteps, dump_batch
 from forkpoint.training.checkpoint import (
     RunState,
@@ -83,6 +85,7 @@ def train(
         directory = stack.enter_context(
             RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
         )
+        write_json(directory.env_json, environment())
         run = _Run(config, directory, observer or Silent(), stop or StopFlag())
         stack.callback(run.parts.close)
         return run.run()
@@ -108,7 +111,8 @@ class _Run:
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
         self.bad_steps = BadSteps(config.training.max_bad_steps, self.state.bad_steps)
         self.log = MetricsLog(directory.metrics_jsonl)
-        self.log.truncate_after(self.state.step if found else -1)
+        logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
+        self.log.truncate_after(logged if found else -1)
         self.rows = RowMaker(self.parts.loaded.tokenizer, config.advantage.kind)
 
     def run(self) -> Outcome:

@@ -1,0 +1,65 @@
+"""Estimates with intervals: no accuracy is reported without one."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Z_95 = 1.959963984540054
+"""The 97.5 % point of the standard normal distribution."""
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean with its 95 % interval over ``n`` independent units."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def percent(self) -> str:
+        """``29.3 % [25.6, 33.4]``."""
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), 95 %.
+
+    ( p + z^2/2n  +-  z sqrt( p(1-p)/n + z^2/4n^2 ) ) / (1 + z^2/n)
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, Z_95 * Z_95
+    centre = p + z2 / (2 * n)
+    half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    scale = 1 + z2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
+    """The bias-corrected and accelerated 95 % bootstrap interval of the mean of shares in [0, 1].
+
+    Values that are all equal tell the bootstrap nothing (its interval would have no width); they
+    get Wilson's interval of the same mean instead.
+    """
+    if len(values) < 2 or min(values) == max(values):
+        return wilson_interval(float(np.sum(values)), len(values))
+    from scipy.stats import bootstrap
+
+    result = bootstrap(
+        (np.asarray(values),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    interval = result.confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,41 @@
+"""Finding the final answer in a completion.
+
+What is looked for stands after the end of thinking (``</think>``), if the completion has one, and
+the last candidate wins: earlier ones are drafts.
+"""
+
+import re
+
+TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def extract_answer(text: str, answer_format: str) -> str | None:
+    """The answer as text, or None if there is none.
+
+    Args:
+        answer_format: ``tag`` (``<answer>..</answer>``), ``boxed`` (``\\boxed{..}``), ``number``
+            (the last number, thousands separators removed) or ``text`` (all of it, stripped).
+    """
+    text = text.rsplit("</think>", 1)[-1]
+    if answer_format == "boxed":
+        return last_boxed(text)
+    if answer_format == "tag":
+        found = TAG.findall(text)
+        return found[-1].strip() if found else None
+    if answer_format == "number":
+        found = NUMBER.findall(text)
+        return found[-1].rstrip(",").replace(",", "") if found else None
+    return text.strip() or None
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last closed ``\\boxed{..}``, braces inside balanced; else None."""
+    start = len(text)
+    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
+        depth = 0
+        for end in range(start + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start + len("\\boxed{") : end].strip()
+    return None

@@ -1,0 +1,104 @@
+"""From ``[[rewards]]`` to a scorer."""
+
+import difflib
+import importlib.util
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from forkpoint.config import RunConfig
+from forkpoint.config.stages import (
+    CustomRewardConfig,
+    FormatRewardConfig,
+    IntegerRewardConfig,
+    MathRewardConfig,
+    RewardConfig,
+    TaskRewardConfig,
+)
+from forkpoint.dotted import resolve
+from forkpoint.errors import ConfigError, DataError
+from forkpoint.rewards.custom import CustomFunction
+from forkpoint.rewards.scorer import RewardFunction, Scorer
+from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier, MathVerifier
+from forkpoint.tasks.base import Task, Verifier
+from forkpoint.types import Completion, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class OfColumns:
+    """A verifier as a reward function."""
+
+    verifier: Verifier
+
+    def __call__(self, problem: Problem, completion: Completion) -> float | None:
+        return self.verifier(problem.columns, completion.text)
+
+
+def build_scorer(config: RunConfig, task: Task) -> Scorer:
+    """Check that every reward can work on this task, then start the workers.
+
+    Raises:
+        ConfigError, DataError: a task without a verifier, a missing column, package or function.
+    """
+    functions: list[RewardFunction] = []
+    for reward in config.rewards:
+        name, call = _function(reward, task)
+        taken = {f.name for f in functions}
+        if name in taken:
+            name = f"{name}_{len(functions) + 1}"
+        functions.append(
+            RewardFunction(name=name, call=call, weight=reward.weight, timeout_s=reward.timeout_s)
+        )
+    return Scorer(functions, config.overlong, max_new_tokens=config.rollout.max_new_tokens)
+
+
+def _function(reward: RewardConfig, task: Task) -> tuple[str, Any]:
+    """The name of a reward's part and the callable that gives it."""
+    match reward:
+        case TaskRewardConfig():
+            if task.verifier is None:
+                raise ConfigError(
+                    "rewards.type = 'task', but this task has no verifier of its own: use 'math', "
+                    "'integer', 'format' or 'custom'"
+                )
+            return "task", OfColumns(task.verifier)
+        case MathRewardConfig():
+            _require_package("math_verify", "math")
+            _require_column(task, reward.answer_column)
+            return "math", OfColumns(MathVerifier(reward.answer_column))
+        case IntegerRewardConfig():
+            _require_column(task, reward.answer_column)
+            return "integer", OfColumns(IntegerVerifier(reward.answer_column))
+        case FormatRewardConfig():
+            _require_pattern(reward.pattern)
+            return "format", OfColumns(FormatVerifier(reward.pattern))
+        case CustomRewardConfig():
+            resolve(reward.path, key="rewards.path")
+            return reward.path.rpartition(":")[2], CustomFunction(reward.path)
+
+
+def _require_column(task: Task, path: str) -> None:
+    """Check the part before the first dot; nested values are found by the verifier."""
+    name = path.split(".")[0]
+    if name in task.columns:
+        return
+    near = difflib.get_close_matches(name, task.columns, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"the data has no column {name!r} (rewards.answer_column); "
+        f"it has {', '.join(sorted(task.columns))}{hint}"
+    )
+
+
+def _require_package(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this reward needs {module}: pip install 'forkpoint[{extra}]'")
+
+
+def _require_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"rewards.pattern = {pattern!r} is not a regular expression: {error}"
+        ) from error

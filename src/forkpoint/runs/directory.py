@@ -1,0 +1,112 @@
+"""The folder of one run: where its files are, and who may write them."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forkpoint.errors import RunError
+from forkpoint.runs.atomic import write_text
+
+MAY_CHANGE = frozenset({"name", "training.steps", "checkpoint.every", "checkpoint.keep_last"})
+"""What a resumed run may set anew: nothing here touches the steps already made."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths inside a run directory."""
+
+    root: Path
+
+    @property
+    def config_json(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def env_json(self) -> Path:
+        return self.root / "env.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def rollouts_dir(self) -> Path:
+        return self.root / "rollouts"
+
+    @property
+    def eval_dir(self) -> Path:
+        return self.root / "eval"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.root / "checkpoints"
+
+    @staticmethod
+    @contextmanager
+    def open(root: Path, config: str, *, resume: bool) -> "Iterator[RunDirectory]":
+        """Claim ``root`` for writing and store the resolved configuration.
+
+        Args:
+            config: JSON.
+            resume: go on with the run that is there; without it the folder must be new or empty.
+
+        Raises:
+            RunError: the folder holds a run (and ``resume`` is false), another process is writing
+                it, its configuration differs in a key that decides results, or the disk is full.
+        """
+        directory = RunDirectory(root)
+        if not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise RunError(
+                f"{root} exists already: go on with it by --resume, or choose another --run-dir"
+            )
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot write in {root}: {error}") from error
+        try:
+            _claim(lock, root)
+            if directory.config_json.exists():
+                _check_same_run(directory.config_json, json.loads(config))
+            write_text(directory.config_json, config + "\n")
+            yield directory
+        finally:
+            os.close(lock)  # the kernel drops the lock with it, or when the process is killed
+
+
+def _claim(lock: int, root: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
+        raise RunError(f"{root} is being written by process {owner or 'unknown'}") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+
+def _check_same_run(path: Path, new: dict[str, Any]) -> None:
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}") from error
+    a, b = dict(_leaves(old)), dict(_leaves(new))
+    changed = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+    if forbidden := [key for key in changed if key not in MAY_CHANGE]:
+        lines = ", ".join(f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in forbidden)
+        raise RunError(
+            f"{path.parent} was started with other settings ({lines}); a resumed run may change "
+            f"only {', '.join(sorted(MAY_CHANGE))}"
+        )
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, node

@@ -1,0 +1,36 @@
+"""What a task is: an endless stream of problems, held-out ones beside it, maybe a verifier."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+from forkpoint.types import Problem
+
+Verifier: TypeAlias = Callable[[Mapping[str, Any], str], float | None]
+"""(a problem's columns, a completion's text) -> score; must be picklable: it runs in a process of
+its own that can be killed. None leaves the sample out."""
+
+
+class Task(Protocol):
+    """Problems to train on and, apart from them, problems to evaluate on."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns every problem has, for rewards to check theirs against."""
+        ...
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """The task's own, if it has one."""
+        ...
+
+    def problem(self, serial: int) -> Problem:
+        """Number ``serial`` of the training stream: a function of the task's seed and serial."""
+        ...
+
+    def held_out(self, count: int, seed: int) -> list[Problem]:
+        """Up to ``count`` problems that the training stream never gives.
+
+        Raises:
+            DataError: there are none.
+        """
+        ...

@@ -1,0 +1,161 @@
+"""Problems from a JSONL or parquet file, or a data set of the hub."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from forkpoint.config.stages import DataTaskConfig
+from forkpoint.errors import ConfigError, DataError
+from forkpoint.randomness import stream
+from forkpoint.tasks.asking import ask
+from forkpoint.types import Message, Problem
+
+Row = Mapping[str, Any]
+
+
+class DataTask:
+    """Rows in a new seeded order every epoch; every column goes to the reward functions."""
+
+    verifier = None
+
+    def __init__(self, config: DataTaskConfig) -> None:
+        """
+        Raises:
+            DataError: no such file, unreadable or empty data, no prompt column.
+        """
+        self._config = config
+        self._rows = read_rows(config.path, config.split)
+        self.columns = frozenset(self._rows[0])
+        _require(self.columns, config.prompt_column, "task.prompt_column", config.path)
+        if config.id_column is not None:
+            _require(self.columns, config.id_column, "task.id_column", config.path)
+
+    def problem(self, serial: int) -> Problem:
+        epoch, place = divmod(serial, len(self._rows))
+        order = stream(self._config.seed, "data order", epoch).permutation(len(self._rows))
+        return self._problem(self._rows, int(order[place]))
+
+    def held_out(self, count: int, seed: int) -> list[Problem]:
+        """The first ``count`` of ``task.eval_path``, in file order; ``seed`` changes nothing."""
+        path = self._config.eval_path
+        if path is None:
+            raise DataError(
+                "there are no held-out problems: name some with task.eval_path, or set "
+                "evaluation.every = 0"
+            )
+        rows = read_rows(path, self._config.split)
+        _require(frozenset(rows[0]), self._config.prompt_column, "task.prompt_column", path)
+        return [self._problem(rows, index) for index in range(min(count, len(rows)))]
+
+    def _problem(self, rows: Sequence[Row], index: int) -> Problem:
+        config, row = self._config, rows[index]
+        identity = str(index if config.id_column is None else row.get(config.id_column))
+        prompt = row.get(config.prompt_column)
+        if isinstance(prompt, str) and prompt:
+            text = config.template.replace("{prompt}", prompt)
+            prompt = ask(text.replace("{instruction}", config.instruction), chat=config.chat)
+        elif (messages := _chat(prompt)) is not None:
+            prompt = messages
+        else:
+            raise DataError(
+                f"{config.path}, row {index}: column {config.prompt_column!r} holds {prompt!r}; "
+                "expected text, or a list of messages with role and content"
+            )
+        columns = {k: v for k, v in row.items() if k != config.prompt_column}
+        return Problem(id=identity, prompt=prompt, columns=columns)
+
+
+def read_rows(path: str, split: str) -> list[Row]:
+    """Rows as mappings; the format goes by the name's end, anything else is a hub id.
+
+    Raises:
+        DataError: no such file, broken data, no rows.
+    """
+    if path.endswith((".jsonl", ".json")):
+        rows = _read_jsonl(Path(path))
+    elif path.endswith(".parquet"):
+        rows = _read_parquet(Path(path))
+    elif Path(path).exists() or path.startswith((".", "/", "~")):
+        raise DataError(f"{path}: expected a .jsonl or .parquet file, or the id of a hub data set")
+    else:
+        rows = _read_hub(path, split)
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise DataError(_no_file(path, error)) from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected an object with columns, got {row!r}")
+        rows.append(row)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except FileNotFoundError as error:
+        raise DataError(_no_file(path, error)) from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+
+
+def _read_hub(name: str, split: str) -> list[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            f"task.path = {name!r} is not a .jsonl or .parquet file; to load it from the hub: "
+            "pip install 'forkpoint[hub]'"
+        ) from error
+    try:
+        return [dict(row) for row in datasets.load_dataset(name, split=split)]
+    except Exception as error:  # the library raises a dozen kinds; all mean the same to the user
+        raise DataError(
+            f"task.path = {name!r}: the hub data set cannot be loaded: {error}"
+        ) from error
+
+
+def _no_file(path: Path, error: OSError) -> str:
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    return f"cannot read {path}: {error.strerror or error}{hint}"
+
+
+def _require(columns: frozenset[str], name: str, key: str, path: str) -> None:
+    if name in columns:
+        return
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"{path} has no column {name!r} ({key}); it has {', '.join(sorted(columns))}{hint}"
+    )
+
+
+def _chat(prompt: Any) -> tuple[Message, ...] | None:
+    """A list of messages with role and content, or None if it is something else."""
+    try:
+        messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in prompt)
+    except (TypeError, KeyError):
+        return None
+    return messages or None

@@ -1,0 +1,127 @@
+"""reasoning-gym's generated tasks, training and held-out questions apart.
+
+Entry i of a reasoning-gym data set is generated from ``seed + i``, so data sets of near-by seeds
+share nearly all of their questions. Here every question has a seed of its own, drawn from (task
+seed, serial), and a hash of the question's text decides whether it is held out.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from forkpoint.config.stages import GymTaskConfig
+from forkpoint.errors import ConfigError, DataError
+from forkpoint.randomness import stream
+from forkpoint.rewards.answers import extract_answer
+from forkpoint.tasks.asking import ask
+from forkpoint.types import Problem
+
+HELD_OUT_SHARE = 4
+"""One in so many distinct questions is held out."""
+
+ATTEMPTS = 200
+"""Draws to find a question of the wanted side before giving up."""
+
+
+@dataclass(frozen=True, slots=True)
+class GymVerifier:
+    """1.0 if reasoning-gym gives the extracted answer full marks, else 0.0.
+
+    Only the extracted answer is scored: reasoning-gym gives partial marks to text around a right
+    answer. Partial marks count as wrong (``is_equivalent`` is 0 or 1 in the paper's Eq. 3).
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    answer_format: str
+
+    def __call__(self, columns: Any, text: str) -> float:
+        answer = extract_answer(text, self.answer_format)
+        if answer is None:
+            return 0.0
+        dataset = make_dataset(self.name, self.parameters, seed=0)
+        score = dataset.score_answer(answer=answer, entry=columns["entry"])
+        return 1.0 if score >= 1.0 else 0.0
+
+
+class GymTask:
+    """One task of reasoning-gym."""
+
+    columns = frozenset({"answer", "entry"})
+
+    def __init__(self, config: GymTaskConfig) -> None:
+        """
+        Raises:
+            ConfigError: no such task or parameter. DataError: the task's own answer is not right
+                by its own verifier (some have none).
+        """
+        self._config = config
+        self.verifier = GymVerifier(config.name, dict(config.parameters), config.answer_format)
+        first = self.problem(0)
+        entry = first.columns["entry"]
+        dataset = make_dataset(config.name, config.parameters, seed=0)
+        if entry["answer"] is None or dataset.score_answer(entry["answer"], entry) < 1.0:
+            raise DataError(
+                f"task.name = {config.name!r}: the task's own answer {entry['answer']!r} does not "
+                "get full marks from its verifier, so no completion could"
+            )
+
+    def problem(self, serial: int) -> Problem:
+        return self._draw(self._config.seed, serial, held_out=False)
+
+    def held_out(self, count: int, seed: int) -> list[Problem]:
+        return [self._draw(seed, serial, held_out=True) for serial in range(count)]
+
+    def _draw(self, seed: int, serial: int, *, held_out: bool) -> Problem:
+        config = self._config
+        generator = stream(seed, f"gym {config.name} {held_out}", serial)
+        for _ in range(ATTEMPTS):
+            entry_seed = int(generator.integers(2**31))
+            entry = make_dataset(config.name, config.parameters, seed=entry_seed)[0]
+            if is_held_out(entry["question"]) == held_out:
+                side = "held_out" if held_out else "train"
+                return Problem(
+                    id=f"{config.name}/{side}/{entry_seed}",
+                    prompt=ask(entry["question"] + config.instruction, chat=config.chat),
+                    columns={"answer": entry["answer"], "entry": entry},
+                )
+        raise DataError(
+            f"task.name = {config.name!r}: {ATTEMPTS} questions drawn and none "
+            f"{'to hold out' if held_out else 'to train on'}: with these task.parameters it has "
+            "too few different ones"
+        )
+
+
+def is_held_out(question: str) -> bool:
+    """Which side a question is on, by a hash of its text."""
+    digest = hashlib.blake2b(question.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
+
+
+def make_dataset(name: str, parameters: dict[str, Any], *, seed: int) -> Any:
+    """A reasoning-gym data set of one entry.
+
+    Raises:
+        ConfigError: reasoning-gym is not installed, or knows no such task or parameter.
+    """
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise ConfigError(
+            "task.type = 'gym' needs reasoning-gym: pip install 'forkpoint[gym]'"
+        ) from error
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed, size=1, **parameters)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"task.name = {name!r} with task.parameters = {parameters}: {error}{_near(name)}"
+        ) from error
+
+
+def _near(name: str) -> str:
+    import difflib
+
+    from reasoning_gym.factory import DATASETS
+
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    return f"; did you mean {near[0]}?" if near and near[0] != name else ""

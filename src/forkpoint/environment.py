@@ -13,6 +13,15 @@ CORE_PACKAGES = (
     "rich", "pyarrow", "jinja2", "pebble",
 )  # fmt: skip
 
+EXTRAS = {
+    "math": ("math-verify", "rewards.type = 'math'"),
+    "gym": ("reasoning-gym", "task.type = 'gym'"),
+    "hub": ("datasets", "task.path = a hub id"),
+    "gguf": ("gguf", "make smollm2"),
+    "trl": ("trl", "comparisons with TRL in the tests"),
+}
+"""Extra -> (its package, what needs it)."""
+
 
 def environment() -> dict[str, Any]:
     """The contents of a run's env.json."""

@@ -1,6 +1,7 @@
 """TOML files and ``--set a.b=c`` in, one checked RunConfig out."""
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a recipe with ``--set`` overrides applied.
 
     Args:
-        path: a TOML file, or None for the defaults.
+        path: a TOML file (or the config.json of a run), or None for the defaults.
         overrides: ``section.key=value``; the value is TOML, or a plain string if it is not.
 
     Raises:
@@ -42,13 +43,14 @@ def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunC
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"there is no file {path}{hint}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+    except (ValueError, OSError) as error:  # not TOML, not JSON, not UTF-8
+        raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
 def _siblings(path: Path) -> list[str]:

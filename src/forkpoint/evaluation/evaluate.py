@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,15 @@ class Evaluation:
     """Tokens per completion."""
     rollouts: StepRollouts
     """Every completion, for the record."""
+
+    def summary(self, model: str) -> dict[str, Any]:
+        """For people and files: the accuracy and what it was measured on."""
+        return {
+            "model": model,
+            "accuracy": self.accuracy.as_dict(),
+            "samples": len(self.rollouts.accepted[0].rollouts_G),
+            "length_mean": self.length_mean,
+        }
 
 
 def evaluate(

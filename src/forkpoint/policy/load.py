@@ -53,8 +53,6 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
     # process, on which the last bit of a vectorised sum can depend.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     torch.nn.Module.to(model, _device(config.device)).eval()
     return LoadedModel(
         model=model, tokenizer=tokenizer, eos_ids=_eos_ids(model, tokenizer, config.path)

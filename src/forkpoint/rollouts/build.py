@@ -1,10 +1,54 @@
-"""From ``rollout.engine`` to an engine."""
+"""From a configuration to all that sampling needs."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from forkpoint.config import RunConfig
 from forkpoint.config.stages import RolloutConfig
 from forkpoint.dotted import resolve
-from forkpoint.policy.load import LoadedModel
+from forkpoint.policy.load import LoadedModel, load_model
+from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rollouts.base import Engine
+from forkpoint.rollouts.prompting import Prompter
 from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.tasks import Task, build_task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParts:
+    """What draws and scores completions, in training and in evaluation alike."""
+
+    loaded: LoadedModel
+    task: Task
+    prompter: Prompter
+    engine: Engine
+    scorer: Scorer
+
+    def close(self) -> None:
+        """End the engine and the verifiers' processes."""
+        self.engine.close()
+        self.scorer.close()
+
+
+def build_sampling(config: RunConfig, *, weights: Path | None = None) -> SamplingParts:
+    """Open the task, load the model, start what must be started.
+
+    Args:
+        weights: a checkpoint to take the model's weights from.
+
+    Raises:
+        ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
+    """
+    task = build_task(config.task)
+    loaded = load_model(config.model, weights=weights)
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    return SamplingParts(
+        loaded=loaded,
+        task=task,
+        prompter=Prompter(loaded.tokenizer, max_positions=positions),
+        engine=build_engine(loaded, config.rollout),
+        scorer=build_scorer(config, task),
+    )
 
 
 def build_engine(loaded: LoadedModel, config: RolloutConfig) -> Engine:

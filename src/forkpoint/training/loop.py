@@ -13,7 +13,7 @@ from forkpoint.config import RunConfig
 from forkpoint.environment import environment
 from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
-from forkpoint.rollouts import StepRollouts, collect_groups
+from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
 from forkpoint.runs.atomic import write_json
@@ -26,7 +26,6 @@ from forkpoint.training.checkpoint import (
 )
 from forkpoint.training.metrics import entropy_summary, peak_memory_gb, rollout_metrics
 from forkpoint.training.parts import RunParts, build_parts
-from forkpoint.training.record import RowMaker
 from forkpoint.training.step import StepResult, train_step
 from forkpoint.training.stop import StopFlag
 from forkpoint.types import TokenBatch
@@ -87,7 +86,7 @@ def train(
         )
         write_json(directory.env_json, environment())
         run = _Run(config, directory, observer or Silent(), stop or StopFlag())
-        stack.callback(run.parts.close)
+        stack.callback(run.parts.sampling.close)
         return run.run()
 
 
@@ -113,7 +112,7 @@ class _Run:
         self.log = MetricsLog(directory.metrics_jsonl)
         logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
         self.log.truncate_after(logged if found else -1)
-        self.rows = RowMaker(self.parts.loaded.tokenizer, config.advantage.kind)
+        self.rows = RowMaker(self.parts.sampling.loaded.tokenizer, config.advantage.kind)
 
     def run(self) -> Outcome:
         first = last = None
@@ -140,7 +139,7 @@ class _Run:
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
             line |= _metrics(rollouts, result)
-            rows = self.rows.rows(step, rollouts, result)
+            rows = self.rows.rows(step, rollouts, result.batch if result else None)
             write_rollouts(self.directory.rollouts_dir / f"step_{step:05d}.parquet", rows)
         line |= {
             "time/step_s": time.perf_counter() - started,
@@ -195,7 +194,7 @@ class _Run:
                 batch,
                 config,
                 step=step,
-                same_weights=parts.engine.same_weights,
+                same_weights=parts.sampling.engine.same_weights,
                 reference=parts.reference,
             )
         except NumericalError as error:
@@ -207,7 +206,7 @@ class _Run:
         return rollouts, result, result.fault
 
     def _collect(self, step: int) -> StepRollouts:
-        config, parts = self.config, self.parts
+        config, parts = self.config, self.parts.sampling
         return collect_groups(
             task=parts.task,
             prompter=parts.prompter,
@@ -235,7 +234,7 @@ class _Run:
     def _evaluate(self, line: dict[str, float]) -> Evaluation:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
-        parts, step = self.parts, int(line["step"])
+        parts, step = self.parts.sampling, int(line["step"])
         evaluation = evaluate(
             task=parts.task,
             prompter=parts.prompter,
@@ -272,7 +271,7 @@ class _Run:
         """Write a checkpoint, unless there is nothing new or a step is half done."""
         if self.dirty or self.state in (self.saved, RunState()):
             return
-        loaded, optimizer = self.parts.loaded, self.parts.optimizer
+        loaded, optimizer = self.parts.sampling.loaded, self.parts.optimizer
         path = save_checkpoint(
             self.directory.checkpoints_dir,
             self.state,

@@ -27,6 +27,7 @@ def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
         "reward/sampled_groups": len(rollouts.groups),
         "reward/errors": sum(r.score.error is not None for r in everything),
         "rollout/rounds": rollouts.rounds,
+        "completion/tokens": sum(lengths),
         "completion/length_mean": Metric(sum(lengths), len(lengths)).mean,
         "completion/truncated_fraction": Metric(truncated, len(completions)).mean,
         **_reward_parts(everything),

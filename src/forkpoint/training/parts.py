@@ -4,34 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.config import RunConfig
-from forkpoint.policy import LoadedModel, PolicyModule, load_model
+from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.load import check_head
-from forkpoint.rewards import Scorer, build_scorer
-from forkpoint.rollouts import Engine, Prompter, build_engine
-from forkpoint.tasks import Task, build_task
+from forkpoint.rollouts import SamplingParts, build_sampling
 from forkpoint.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
-    loaded: LoadedModel
+    sampling: SamplingParts
     policy: PolicyModule
     optimizer: Optimizer
     reference: PolicyModule | None
     """The model the run started from, frozen; only with a KL penalty."""
-    task: Task
-    prompter: Prompter
-    engine: Engine
-    scorer: Scorer
-
-    def close(self) -> None:
-        """End the engine and the verifiers' processes."""
-        self.engine.close()
-        self.scorer.close()
 
 
 def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
-    """Load the model, open the task, start what must be started.
+    """Sampling, and beside it what trains.
 
     Args:
         weights: a checkpoint to take the policy's weights from.
@@ -39,24 +28,21 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
-    task = build_task(config.task)
-    loaded = load_model(config.model, weights=weights)
+    sampling = build_sampling(config, weights=weights)
+    model = sampling.loaded.model
     if config.training.gradient == "sparse":
-        check_head(loaded.model)
+        check_head(model)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     reference = None
     if config.loss.kl_coefficient:
         frozen = load_model(config.model).model.requires_grad_(False)
         reference = _policy(frozen, config)
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
     return RunParts(
-        loaded=loaded,
-        policy=_policy(loaded.model, config),
-        optimizer=Optimizer(loaded.model, config.optim),
+        sampling=sampling,
+        policy=_policy(model, config),
+        optimizer=Optimizer(model, config.optim),
         reference=reference,
-        task=task,
-        prompter=Prompter(loaded.tokenizer, max_positions=positions),
-        engine=build_engine(loaded, config.rollout),
-        scorer=build_scorer(config, task),
     )
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from forkpoint.advantages import group_advantages
 from forkpoint.rollouts.collect import StepRollouts
 from forkpoint.runs.rollouts import RolloutRow
-from forkpoint.training.step import StepResult
-from forkpoint.types import Group
+from forkpoint.types import Group, TokenBatch
 
 
 class RowMaker:
@@ -19,14 +18,14 @@ class RowMaker:
         self._texts: dict[int, str] = {}
 
     def rows(
-        self, step: int, rollouts: StepRollouts, result: StepResult | None
+        self, step: int, rollouts: StepRollouts, trained: TokenBatch | None
     ) -> list[RolloutRow]:
         """One row per sampled completion, in the order of the prompt stream.
 
         Args:
-            result: what was trained; None if nothing was.
+            trained: the batch with its ``weights_T``; None if nothing was trained.
         """
-        selected = _selected_by_sequence(result)
+        selected = _selected_by_sequence(trained)
         accepted = {group.serial for group in rollouts.accepted}
         return [
             row
@@ -69,12 +68,10 @@ class RowMaker:
         return self._texts[token_id]
 
 
-def _selected_by_sequence(result: StepResult | None) -> dict[int, list[bool]]:
+def _selected_by_sequence(batch: TokenBatch | None) -> dict[int, list[bool]]:
     """Sequence id -> which of its tokens were selected."""
-    if result is None or result.batch.weights_T is None:
+    if batch is None or batch.weights_T is None:
         return {}
-    batch = result.batch
-    assert batch.weights_T is not None
     kept_T = (batch.weights_T > 0).tolist()
     ids = batch.sequence_ids_B.tolist()
     lengths = [len(c) for c in batch.completions_B]

@@ -1,0 +1,1 @@
+"""The command line: parses before it imports torch, and prints errors for people."""

@@ -1,0 +1,75 @@
+"""``forkpoint demo``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from forkpoint.cli.options import Overrides
+
+
+def demo(
+    *,
+    run_dir: Path | None = None,
+    set_: Overrides = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """The finding in minutes, offline: train on the forks, then on everything but the forks.
+
+    A policy of 0.6 million weights that plays an arithmetic game at random is trained with the
+    policy gradient on the 20 % of tokens with the highest entropy; then, from the same start, on
+    the 80 % with the lowest. Both are evaluated on held-out problems.
+
+    Parameters
+    ----------
+    run_dir
+        Where the files go; default runs/demo, or the next free name.
+    resume
+        Go on with a demo that was stopped.
+    """
+    from rich.console import Console
+
+    from forkpoint.cli.table import LiveTable
+    from forkpoint.demo import demo_configs, summarise
+    from forkpoint.report import build_report
+    from forkpoint.training.loop import train
+    from forkpoint.training.stop import StopFlag
+
+    root = run_dir or _free(Path("runs") / "demo")
+    config, control = demo_configs(set_ or [])
+    titles = (
+        f"forks: policy gradient on the top {config.selection.keep_fraction:.0%} by entropy",
+        f"control: the bottom {control.selection.keep_fraction:.0%}, same number of steps",
+    )
+    console = Console()
+    with StopFlag() as stop:
+        for part, folder, title in zip(
+            (config, control), (root, root / "control"), titles, strict=True
+        ):
+            with LiveTable(console, part.training.steps, title) as table:
+                again = resume and (folder / "config.json").exists()
+                outcome = train(part, folder, resume=again, observer=table, stop=stop)
+            if outcome.stopped:
+                console.print(f"stopped; go on with forkpoint demo --resume --run-dir {root}")
+                return stop.exit_code
+    summary = summarise(root)
+    report = build_report([root], root / "report.html")
+    console.print("\n[bold]accuracy on held-out problems, 95 % interval[/bold]")
+    for label, estimate in (
+        ("before", summary.before),
+        ("trained on the forks", summary.after),
+        ("trained on the rest", summary.control),
+    ):
+        console.print(f"  {label:<22}{estimate.percent()}   n = {estimate.n}", highlight=False)
+    console.print(f"\nreport: {report}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _free(path: Path) -> Path:
+    """``path``, or ``path-2``, ``path-3``, .. whichever is not there yet."""
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

@@ -1,0 +1,28 @@
+"""``forkpoint report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def report(
+    *runs: Path,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("report.html"),
+) -> int:
+    """Put run directories into one HTML page that needs no network.
+
+    Parameters
+    ----------
+    runs
+        Run directories; several are drawn over each other.
+    out
+        The page.
+    """
+    from forkpoint.errors import RunError
+    from forkpoint.report import build_report
+
+    if not runs:
+        raise RunError("name at least one run directory: forkpoint report RUN -o report.html")
+    print(build_report(runs, out))
+    return 0

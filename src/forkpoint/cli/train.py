@@ -1,0 +1,87 @@
+"""``forkpoint train``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from forkpoint.cli.options import Overrides
+from forkpoint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from forkpoint.config import RunConfig
+
+
+def train(
+    recipe: Path | None = None,
+    *,
+    set_: Overrides = None,
+    run_dir: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Train a model on the forks of its own chains of thought.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file, such as recipes/lab_demo.toml; without one the laboratory's defaults.
+    run_dir
+        Where the run's files go; default runs/NAME.
+    resume
+        Go on from the newest complete checkpoint in --run-dir, with the configuration stored there.
+    dry_run
+        Print the resolved configuration and what would run, then stop.
+    """
+    config = _config(recipe, set_ or [], run_dir, resume)
+    root = run_dir or Path("runs") / config.name
+    if dry_run:
+        print(config.model_dump_json(indent=2))
+        print(describe(config, root))
+        return 0
+    from rich.console import Console
+
+    from forkpoint.cli.table import LiveTable
+    from forkpoint.training.loop import train as run
+    from forkpoint.training.stop import StopFlag
+
+    console = Console()
+    with StopFlag() as stop, LiveTable(console, config.training.steps, str(root)) as table:
+        outcome = run(config, root, resume=resume, observer=table, stop=stop)
+    if outcome.stopped:
+        console.print(
+            f"stopped after step {outcome.state.step}; go on with "
+            f"forkpoint train --resume --run-dir {root}",
+            highlight=False,
+        )
+        return stop.exit_code
+    console.print(f"done: {root}; look at it with forkpoint report {root}", highlight=False)
+    return 0
+
+
+def describe(config: "RunConfig", root: Path) -> str:
+    """What a configuration would do, in four lines for people."""
+    c, s = config, config.selection
+    samples = c.rollout.prompts_per_step * c.rollout.group_size
+    trained = "every token" if s.rule == "all" else f"{s.rule} {s.keep_fraction:.0%} of the tokens"
+    return (
+        f"\nwould train {c.model.path} ({c.model.dtype}) on task {c.task.type} into {root}\n"
+        f"{c.training.steps} steps of {c.rollout.prompts_per_step} prompts x "
+        f"{c.rollout.group_size} = {samples} completions of at most {c.rollout.max_new_tokens} "
+        f"tokens at T = {c.rollout.temperature:g}\n"
+        f"policy gradient ({c.loss.surrogate}, {c.training.gradient}) on {trained}: scope "
+        f"{s.scope}, entropy {s.entropy}, divided by {c.loss.denominator}\n"
+        f"{c.training.mini_batches} optimizer updates a step, lr {c.optim.lr:g}"
+    )
+
+
+def _config(
+    recipe: Path | None, overrides: list[str], run_dir: Path | None, resume: bool
+) -> "RunConfig":
+    from forkpoint.config import load_config
+
+    if resume and recipe is None:
+        if run_dir is None:
+            raise ConfigError("--resume needs the run to go on with: --run-dir DIR")
+        return load_config(run_dir / "config.json", overrides)
+    return load_config(recipe, overrides)

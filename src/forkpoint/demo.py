@@ -1,0 +1,94 @@
+"""The demo's two runs and what comes out of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forkpoint.config import RunConfig, load_config
+from forkpoint.errors import RunError
+from forkpoint.evaluation.statistics import Estimate
+from forkpoint.runs import RunDirectory, read_metrics
+from forkpoint.runs.atomic import write_json
+
+DEMO_SETTINGS = (
+    'name="demo"',
+    "training.steps=25",
+    "optim.lr=2e-4",
+    "evaluation.every=25",
+    "evaluation.problems=1000",
+    "checkpoint.every=10",
+)
+"""What the demo sets on top of the defaults; recipes/lab_demo.toml says the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSummary:
+    """The demo's finding: accuracies on the same held-out problems."""
+
+    before: Estimate
+    after: Estimate
+    control: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """The contents of summary.json."""
+        return {
+            "accuracy_before": self.before.as_dict(),
+            "accuracy_after": self.after.as_dict(),
+            "accuracy_control": self.control.as_dict(),
+        }
+
+
+def demo_configs(overrides: Sequence[str] = ()) -> tuple[RunConfig, RunConfig]:
+    """The run on the forks, and its control on the tokens that are left over.
+
+    Args:
+        overrides: ``section.key=value``, for both runs; ``training.steps`` moves the last
+            evaluation along.
+    """
+    config = load_config(None, [*DEMO_SETTINGS, *overrides])
+    rest = 1 - config.selection.keep_fraction
+    control = load_config(
+        None,
+        [
+            *DEMO_SETTINGS,
+            *overrides,
+            'name="demo-control"',
+            'selection.rule="bottom"',
+            f"selection.keep_fraction={rest:.10g}",
+            "evaluation.at_start=false",
+        ],
+    )
+    return config, control
+
+
+def summarise(root: Path) -> DemoSummary:
+    """Read the accuracies off the two runs' metrics and write ``root/summary.json``."""
+    main, control = (RunDirectory(p).metrics_jsonl for p in (root, root / "control"))
+    evaluated = _accuracies(main)
+    summary = DemoSummary(
+        before=evaluated[0], after=evaluated[-1], control=_accuracies(control)[-1]
+    )
+    write_json(root / "summary.json", summary.as_dict())
+    return summary
+
+
+def _accuracies(path: Path) -> list[Estimate]:
+    """The evaluations of a run, in order.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = [
+        Estimate(
+            value=line["eval/accuracy"],
+            low=line["eval/accuracy_low"],
+            high=line["eval/accuracy_high"],
+            n=int(line["eval/problems"]),
+        )
+        for line in read_metrics(path)
+        if "eval/accuracy" in line
+    ]
+    if not found:
+        raise RunError(f"{path} holds no evaluation: the demo needs evaluation.every > 0")
+    return found

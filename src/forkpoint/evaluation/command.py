@@ -1,0 +1,49 @@
+"""Evaluating a model that is not being trained."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from forkpoint.config import RunConfig
+from forkpoint.environment import environment
+from forkpoint.evaluation.evaluate import Evaluation, evaluate
+from forkpoint.rollouts import RowMaker, build_sampling
+from forkpoint.runs import RunDirectory, write_rollouts
+from forkpoint.runs.atomic import write_json
+
+
+def evaluate_config(
+    config: RunConfig, root: Path | None, should_stop: Callable[[], bool] = lambda: False
+) -> Evaluation:
+    """Evaluate ``config.model`` on held-out problems of ``config.task``.
+
+    Args:
+        root: a new folder for config.json, env.json, eval/step_00000.parquet (every completion)
+            and eval/summary.json; None writes nothing.
+
+    Raises:
+        ForkpointError: see errors.py; ``Interrupted`` when ``should_stop()`` turned true.
+    """
+    with ExitStack() as stack:
+        directory = None
+        if root is not None:
+            text = config.model_dump_json(indent=2)
+            directory = stack.enter_context(RunDirectory.open(root, text, resume=False))
+        parts = stack.enter_context(closing(build_sampling(config)))
+        evaluation = evaluate(
+            task=parts.task,
+            prompter=parts.prompter,
+            engine=parts.engine,
+            scorer=parts.scorer,
+            rollout=config.rollout,
+            config=config.evaluation,
+            should_stop=should_stop,
+        )
+        if directory is not None:
+            rows = RowMaker(parts.loaded.tokenizer, config.advantage.kind)
+            write_rollouts(
+                directory.eval_dir / "step_00000.parquet", rows.rows(0, evaluation.rollouts, None)
+            )
+            write_json(directory.env_json, environment())
+            write_json(directory.eval_dir / "summary.json", evaluation.summary(config.model.path))
+    return evaluation

@@ -63,6 +63,8 @@ class DataTaskConfig(Stage):
     type: Literal["data"]
     path: str
     """``*.jsonl``, ``*.parquet``, or a hub id (needs the ``hub`` extra)."""
+    subset: str | None = None
+    """The configuration of a hub data set, such as ``main``."""
     split: str = "train"
     """Of a hub data set."""
     seed: int = Field(default=0, ge=0)
@@ -106,7 +108,7 @@ class MathRewardConfig(VerifierConfig):
 
 
 class IntegerRewardConfig(VerifierConfig):
-    """The last ``\\boxed{}`` as an integer, for AIME and AMC."""
+    """The last ``\\boxed{}`` as an integer, for AIME, AMC and GSM8K (``#### 42`` in its answers)."""
 
     type: Literal["integer"]
     answer_column: str = "answer"

@@ -33,8 +33,8 @@ class LabWorld:
     max_number: int = 9
     max_result: int = 99
     """Results must lie in 0..max_result."""
-    max_tries: int = 4
-    again_probability: float = 0.5
+    max_tries: int = 5
+    again_probability: float = 0.25
     """Of trying again after a failure; at the last try the player must stop."""
     verbosity: int = 2
     """How much is forced between two decisions, and so the share of true forks:

@@ -18,15 +18,16 @@ def column(columns: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class IntegerVerifier:
-    """1.0 if the last ``\\boxed{}`` is the same integer as the answer (AIME, AMC), else 0.0.
+    """1.0 if the last ``\\boxed{}`` is the same integer as the answer (AIME, AMC, GSM8K), else 0.0.
 
-    Compared as integers: ``025``, ``25`` and ``25.0`` are the same answer.
+    Compared as integers: ``025``, ``25`` and ``25.0`` are the same answer. Of a worked solution
+    that ends in ``#### 42`` the end counts. None if the answer is no integer.
     """
 
     answer_column: str
 
     def __call__(self, columns: Mapping[str, Any], text: str) -> float | None:
-        gold = _integer(str(column(columns, self.answer_column)))
+        gold = _integer(str(column(columns, self.answer_column)).rsplit("####", 1)[-1])
         if gold is None:
             return None
         boxed = last_boxed(text.rsplit("</think>", 1)[-1])

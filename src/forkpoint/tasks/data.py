@@ -26,7 +26,7 @@ class DataTask:
             DataError: no such file, unreadable or empty data, no prompt column.
         """
         self._config = config
-        self._rows = read_rows(config.path, config.split)
+        self._rows = read_rows(config.path, config.subset, config.split)
         self.columns = frozenset(self._rows[0])
         _require(self.columns, config.prompt_column, "task.prompt_column", config.path)
         if config.id_column is not None:
@@ -45,7 +45,7 @@ class DataTask:
                 "there are no held-out problems: name some with task.eval_path, or set "
                 "evaluation.every = 0"
             )
-        rows = read_rows(path, self._config.split)
+        rows = read_rows(path, self._config.subset, self._config.split)
         _require(frozenset(rows[0]), self._config.prompt_column, "task.prompt_column", path)
         return [self._problem(rows, index) for index in range(min(count, len(rows)))]
 
@@ -67,7 +67,7 @@ class DataTask:
         return Problem(id=identity, prompt=prompt, columns=columns)
 
 
-def read_rows(path: str, split: str) -> list[Row]:
+def read_rows(path: str, subset: str | None, split: str) -> list[Row]:
     """Rows as mappings; the format goes by the name's end, anything else is a hub id.
 
     Raises:
@@ -80,7 +80,7 @@ def read_rows(path: str, split: str) -> list[Row]:
     elif Path(path).exists() or path.startswith((".", "/", "~")):
         raise DataError(f"{path}: expected a .jsonl or .parquet file, or the id of a hub data set")
     else:
-        rows = _read_hub(path, split)
+        rows = _read_hub(path, subset, split)
     if not rows:
         raise DataError(f"{path} has no rows")
     return rows
@@ -119,7 +119,7 @@ def _read_parquet(path: Path) -> list[Row]:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
 
 
-def _read_hub(name: str, split: str) -> list[Row]:
+def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
@@ -128,7 +128,7 @@ def _read_hub(name: str, split: str) -> list[Row]:
             "pip install 'forkpoint[hub]'"
         ) from error
     try:
-        return [dict(row) for row in datasets.load_dataset(name, split=split)]
+        return [dict(row) for row in datasets.load_dataset(name, subset, split=split)]
     except Exception as error:  # the library raises a dozen kinds; all mean the same to the user
         raise DataError(
             f"task.path = {name!r}: the hub data set cannot be loaded: {error}"

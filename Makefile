@@ -1,0 +1,47 @@
+# Everything stands on `make install`; pip and a virtual environment are all it takes.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+EXTRAS := dev,gym,math,hub,gguf,trl
+
+.PHONY: install dev demo test check format bench smollm2 clean
+
+install: $(BIN)/forkpoint
+
+$(BIN)/forkpoint: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+dev: .venv/dev
+
+.venv/dev: $(BIN)/forkpoint
+	$(PIP) --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: install
+	$(BIN)/forkpoint demo
+
+# What CI runs, from nothing: style, types, every test.
+test: check
+	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered
+
+# Before each commit: style, types and the quick tests.
+check: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+smollm2: models/smollm2/config.json
+
+models/smollm2/config.json: .venv/dev
+	$(BIN)/python scripts/smollm2.py --out models/smollm2
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,65 @@
+"""Text a model wrote is hostile: made visible here before it goes into the page."""
+
+import json
+import unicodedata
+from typing import Any
+
+from markupsafe import Markup
+
+JOINERS = "\u200c\u200d"
+"""Zero-width joiners stay: emoji and Persian need them, and they move nothing."""
+
+
+def visible(text: str, *, newline: str = "\n") -> str:
+    """The text with every character that is invisible, or that moves others, shown as a sign.
+
+    C0 controls become control pictures (NUL is ``␀``), a lone surrogate ``�``, other controls,
+    bidirectional marks, zero-width characters and U+2028/2029 their number (``⟨U+202E⟩``).
+
+    Args:
+        newline: what a line feed becomes.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(newline if c == "\n" else _visible_character(c) for c in text)
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    category = unicodedata.category(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    if category == "Cs":
+        return "\ufffd"
+    if category in ("Cc", "Cf", "Zl", "Zp") and character not in JOINERS:
+        return f"⟨U+{code:04X}⟩"
+    return character
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that can stand inside a ``<script>`` element: pure ASCII, without ``< > &``.
+
+    Nothing in it can end the element, open a comment or end a line; JSON.parse gives ``value``.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits, with an exponent only where they need it: ``0.0451``, ``17655``."""
+    if value is None:
+        return "–"
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:.0f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    """``18.6 %``."""
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"

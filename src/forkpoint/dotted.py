@@ -10,7 +10,7 @@ from forkpoint.errors import ConfigError
 
 
 def resolve(path: str, key: str) -> Any:
-    """The object at ``package.module:name``; the working directory is importable.
+    """The callable at ``package.module:name``; the working directory is importable.
 
     Raises:
         ConfigError: naming ``key`` and the nearest name there is.
@@ -23,10 +23,13 @@ def resolve(path: str, key: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{key} = {path!r}: cannot import {module_name}: {error}") from error
+    except (ImportError, TypeError, ValueError) as error:  # the latter for "" and ".name"
+        raise ConfigError(f"{key} = {path!r}: cannot import {module_name!r}: {error}") from error
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, dir(module), n=1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         raise ConfigError(f"{key} = {path!r}: {module_name} has no {name!r}{hint}")
-    return getattr(module, name)
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"{key} = {path!r} is not a function but {type(found).__name__}")
+    return found

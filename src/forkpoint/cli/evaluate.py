@@ -1,5 +1,6 @@
 """``forkpoint eval``."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +35,6 @@ def evaluate(
     run_dir
         Write the completions and the result there.
     """
-    import json
-
     from forkpoint.evaluation.command import evaluate_config
     from forkpoint.training.stop import StopFlag
 
@@ -58,11 +57,11 @@ def _config(
 
     settings = []
     if model is not None:
-        settings.append(f'model.path="{model}"')
+        settings.append(f"model.path={json.dumps(model)}")
     if task == "lab":
         settings.append('task={type="lab"}')
     elif task is not None:
-        settings.append(f'task={{type="gym", name="{task}"}}')
+        settings.append(f'task={{type="gym", name={json.dumps(task)}}}')
     if problems is not None:
         settings.append(f"evaluation.problems={problems}")
     if samples is not None:

@@ -36,7 +36,8 @@ def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunC
     except ValidationError as error:
         faults = error.errors()
         # A list whose only item is faulty is reported as too short as well: one fault is enough.
-        faults = [e for e in faults if e["type"] != "too_short"] or faults
+        around = {e["loc"][:n] for e in faults for n in range(len(e["loc"]))}
+        faults = [e for e in faults if e["type"] != "too_short" or e["loc"] not in around]
         lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in faults]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 

@@ -129,7 +129,7 @@ def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
     loss_name = _section(raw, "loss").get("preset", "dapo")
     selection_name = _section(raw, "selection").get("preset", "forkpoint")
     out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    for preset in (LOSS_PRESETS.get(loss_name), SELECTION_PRESETS.get(selection_name)):
+    for preset in (LOSS_PRESETS.get(str(loss_name)), SELECTION_PRESETS.get(str(selection_name))):
         for section, settings in (preset or {}).items():  # an unknown name fails in validation
             if isinstance(out.setdefault(section, {}), dict):
                 out[section] = {**settings, **out[section]}

@@ -108,7 +108,7 @@ class MathRewardConfig(VerifierConfig):
 
 
 class IntegerRewardConfig(VerifierConfig):
-    """The last ``\\boxed{}`` as an integer, for AIME, AMC and GSM8K (``#### 42`` in its answers)."""
+    """The last ``\\boxed{}`` as an integer: AIME, AMC, GSM8K (answers that end in ``#### 42``)."""
 
     type: Literal["integer"]
     answer_column: str = "answer"

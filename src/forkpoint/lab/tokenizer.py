@@ -13,7 +13,7 @@ def build_tokenizer(world: LabWorld) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = [PAD, EOS, *world.vocabulary()]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=PAD))
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False

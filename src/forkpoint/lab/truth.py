@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -65,14 +66,14 @@ def fork_detection(
     """
     values = np.asarray(entropies, dtype=np.float64)
     truth = np.asarray(forks, dtype=np.float64)
+    total = truth.sum()
+    if total == 0:
+        return ForkDetection(precision=math.nan, recall=math.nan, average_precision=math.nan)
     order = np.argsort(-values, kind="stable")
     values, truth = values[order], truth[order]
     ends = np.flatnonzero(np.append(np.diff(values) != 0, True)) + 1  # sizes at distinct values
     hits = np.cumsum(truth)[ends - 1]
-    total = truth.sum()
-    if total == 0:
-        return ForkDetection(precision=math.nan, recall=math.nan, average_precision=math.nan)
-    kept = math.ceil(keep_fraction * len(values))
+    kept = math.ceil(Fraction(str(keep_fraction)) * len(values))  # of the decimal that was written
     expected = float(np.interp(kept, np.append(0, ends), np.append(0.0, hits)))
     recall = hits / total
     steps = np.diff([0.0, *recall])

@@ -85,8 +85,8 @@ def with_coefficients(
     coefficients_T = DENOMINATORS[loss.denominator](batch, weights_T, groups_T, length)
     penalties_T = None
     if loss.kl_coefficient or loss.entropy_bonus:
-        mask_T = batch.mask_T.float()
-        penalties_T = coefficients_T if loss.penalties_on == "selected" else mask_T / mask_T.sum()
+        mean_T = _divide(batch.mask_T.float(), batch.mask_T.sum())  # 0 where all is masked
+        penalties_T = coefficients_T if loss.penalties_on == "selected" else mean_T
     return batch.with_streams(
         weights_T=weights_T,
         coefficients_T=coefficients_T,

@@ -82,6 +82,8 @@ def _penalties(
     if config.kl_coefficient:
         assert batch.reference_logprobs_T is not None
         difference_R = batch.reference_logprobs_T[stats.rows_R] - stats.logprobs_R
+        # The gradient of exp() at a row that does not count would be 0 * inf as well.
+        difference_R = torch.where(counts_R, difference_R, 0.0)
         kl_R = KL_ESTIMATORS[config.kl](difference_R)
         kl = torch.where(counts_R, coefficients_R * kl_R, 0.0).sum()
         penalty = penalty + config.kl_coefficient * kl

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from forkpoint.report import charts
 from forkpoint.report.charts import Interval
-from forkpoint.report.curves import Series, curve_chart
+from forkpoint.report.curves import LONG, Series, curve_chart
 from forkpoint.report.data import (
     RunData,
     StepRows,
@@ -103,6 +103,7 @@ def render(runs: Sequence[RunData], steps: Sequence[StepRows], completions: int)
         missing=[visible(text) for text in missing(main, steps)],
         finding=_finding(findings(runs)),
         panels=list(_panels(runs)),
+        long=any(len(run.metrics) > LONG for run in runs),
         histogram=_histogram(main, steps),
         table=_table(steps),
         recorded=[step.step for step in steps],

@@ -139,7 +139,8 @@ def _bars(counts: Sequence[int], edges: Sequence[float], x: Scale, y: Scale) -> 
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
             top = y(math.log10(count))
-            text = f"{number(float(low))} to {number(float(high))} nats: {count:,} tokens"
+            tokens = f"{count:,} token{'s' if count > 1 else ''}"
+            text = f"{number(float(low))} to {number(float(high))} nats: {tokens}"
             wide = max(x(high) - x(low) - 1, 0.8)
             bars.append(
                 element(

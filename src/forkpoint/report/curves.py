@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from forkpoint.report.svg import Scale, drawing, element, series_style, tick_labels, ticks
-from forkpoint.report.text import number, percent
+from forkpoint.report.text import number, percent, three_figures
 
+LONG = 100
+"""Points from which on a line gets a running mean."""
 MOST_LINE_POINTS = 400
 """Of a line; its panel is some 160 pixels wide."""
 POINTS_WITH_TITLES = 120
@@ -42,7 +44,7 @@ def curve_chart(
         steps: the shared axis.
         share: the values are shares, written in percent.
     """
-    show = percent if share else number
+    show = percent if share else three_figures
     low, high = _value_range(series)
     x = Scale(*steps, LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
@@ -110,8 +112,31 @@ def _band(series: Series, x: Scale, y: Scale) -> Markup:
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:
-    d = _path([(x(step), y(value)) for step, value in thinned(series.points)])
-    return element("path", class_=f"line {series_style(series.index)}", d=d)
+    """The values; on a long line they are faint, and their running mean is drawn over them."""
+    css = series_style(series.index)
+
+    def path(points: Sequence[tuple[int, float]], kind: str) -> Markup:
+        d = _path([(x(step), y(value)) for step, value in points])
+        return element("path", class_=f"{kind} {css}", d=d)
+
+    if len(series.points) <= LONG:
+        return path(series.points, "line")
+    raw = path(thinned(series.points), "raw")
+    return element("g", raw, path(thinned(running_mean(series.points)), "line"))
+
+
+def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each value's mean with its neighbours, over a window of 1/20 of the line.
+
+    The window is centred, and cut off at the ends: nothing is shifted in time.
+    """
+    half = len(points) // 40
+    values = [value for _, value in points]
+    means = []
+    for i, (step, _) in enumerate(points):
+        window = values[max(0, i - half) : i + half + 1]
+        means.append((step, sum(window) / len(window)))
+    return means
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
@@ -133,7 +158,7 @@ def _points(series: Series, x: Scale, y: Scale, show: Callable[[float], str]) ->
     marks = []
     for step, value in [*series.points[:-1:stride], series.points[-1]]:
         text = f"{series.label}, step {step}: {number(value, 6)}"
-        if show is not number:
+        if show is percent:
             text += f" ({show(value)})"
         circle = element(
             "circle", element("title", text), cx=x(step), cy=y(value), r=2 if few else 4

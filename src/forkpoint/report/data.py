@@ -108,17 +108,18 @@ def load_runs(paths: Sequence[Path]) -> list[RunData]:
         raise RunError("a report needs at least one run directory")
     runs: list[RunData] = []
     for root in dict.fromkeys(Path(p).resolve() for p in paths):
-        runs.append(_load_run(root, _unique(root.name, root, runs)))
+        names = (root.name, f"{root.parent.name}/{root.name}", str(root))
+        runs.append(_load_run(root, _first_free(names, runs)))
         control = root / "control"
         if RunDirectory(control).metrics_jsonl.exists():
-            runs.append(_load_run(control, _unique("control", root, runs)))
+            names = ("control", f"{runs[-1].label}/control")
+            runs.append(_load_run(control, _first_free(names, runs)))
     return runs
 
 
-def _unique(label: str, root: Path, runs: Sequence[RunData]) -> str:
+def _first_free(names: Sequence[str], runs: Sequence[RunData]) -> str:
     taken = {run.label for run in runs}
-    candidates = (label, f"{root.parent.name}/{root.name}", str(root), f"{root}/{label}")
-    return next((c for c in candidates if c not in taken), f"{root}/{label} ({len(runs)})")
+    return next((name for name in names if name not in taken), names[-1])
 
 
 def _load_run(root: Path, label: str) -> RunData:

@@ -26,7 +26,7 @@ def findings(runs: Sequence[RunData]) -> list[Finding]:
         RunError: summary.json lacks a number.
     """
     main = runs[0]
-    if not main.summary:
+    if not any(key.startswith("accuracy_") for key in main.summary):
         return [finding for index, run in enumerate(runs) for finding in _evaluations(index, run)]
     control = next((i for i, run in enumerate(runs) if run.root == main.root / "control"), None)
     rest = runs[control].config if control is not None else {}

@@ -60,6 +60,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def three_figures(value: float) -> str:
+    """Like ``number``, with the zeros that keep a column of values in line: ``0.670``."""
+    text = number(value)
+    return f"{value:#.3g}".rstrip(".") if value and "e" not in text and abs(value) < 100 else text
+
+
 def percent(value: float | None) -> str:
     """``18.6 %``."""
     return "–" if value is None else f"{100 * value:.1f}\u00a0%"

@@ -18,7 +18,7 @@ from forkpoint.config.stages import (
 from forkpoint.dotted import resolve
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards.custom import CustomFunction
-from forkpoint.rewards.scorer import RewardFunction, Scorer
+from forkpoint.rewards.scorer import OVERLONG, RewardFunction, Scorer
 from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier, MathVerifier
 from forkpoint.tasks.base import Task, Verifier
 from forkpoint.types import Completion, Problem
@@ -42,18 +42,24 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
     """
     functions: list[RewardFunction] = []
     for reward in config.rewards:
-        name, call = _function(reward, task)
-        taken = {f.name for f in functions}
-        if name in taken:
+        name, call, imports = _function(reward, task)
+        taken = {OVERLONG, *(f.name for f in functions)}
+        while name in taken:
             name = f"{name}_{len(functions) + 1}"
         functions.append(
-            RewardFunction(name=name, call=call, weight=reward.weight, timeout_s=reward.timeout_s)
+            RewardFunction(
+                name=name,
+                call=call,
+                weight=reward.weight,
+                timeout_s=reward.timeout_s,
+                imports=imports,
+            )
         )
     return Scorer(functions, config.overlong, max_new_tokens=config.rollout.max_new_tokens)
 
 
-def _function(reward: RewardConfig, task: Task) -> tuple[str, Any]:
-    """The name of a reward's part and the callable that gives it."""
+def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ...]]:
+    """The name of a reward's part, the callable that gives it, and what that loads first."""
     match reward:
         case TaskRewardConfig():
             if task.verifier is None:
@@ -61,20 +67,23 @@ def _function(reward: RewardConfig, task: Task) -> tuple[str, Any]:
                     "rewards.type = 'task', but this task has no verifier of its own: use 'math', "
                     "'integer', 'format' or 'custom'"
                 )
-            return "task", OfColumns(task.verifier)
+            imports = getattr(task.verifier, "imports", ())
+            return "task", OfColumns(task.verifier), imports
         case MathRewardConfig():
             _require_package("math_verify", "math")
             _require_column(task, reward.answer_column)
-            return "math", OfColumns(MathVerifier(reward.answer_column))
+            verifier = MathVerifier(reward.answer_column)
+            return "math", OfColumns(verifier), verifier.imports
         case IntegerRewardConfig():
             _require_column(task, reward.answer_column)
-            return "integer", OfColumns(IntegerVerifier(reward.answer_column))
+            return "integer", OfColumns(IntegerVerifier(reward.answer_column)), ()
         case FormatRewardConfig():
             _require_pattern(reward.pattern)
-            return "format", OfColumns(FormatVerifier(reward.pattern))
+            return "format", OfColumns(FormatVerifier(reward.pattern)), ()
         case CustomRewardConfig():
             resolve(reward.path, key="rewards.path")
-            return reward.path.rpartition(":")[2], CustomFunction(reward.path)
+            module, _, name = reward.path.partition(":")
+            return name, CustomFunction(reward.path), (module,)
 
 
 def _require_column(task: Task, path: str) -> None:

@@ -1,11 +1,18 @@
 """The verifiers that ship: picklable callables ``(columns, text) -> score``."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from forkpoint.rewards.answers import last_boxed
+
+INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*)?")
+"""Sign, digits with or without separators of thousands in LaTeX, a decimal part of zeros."""
+MOST_DIGITS = 1000
+"""Longer numbers are no answers, and Python refuses to read them."""
+UNESCAPED_DOLLAR = re.compile(r"(?<!\\)\$")
 
 
 def column(columns: Mapping[str, Any], path: str) -> Any:
@@ -43,14 +50,17 @@ class MathVerifier:
     """
 
     answer_column: str
+    imports: ClassVar = ("math_verify",)
 
     def __call__(self, columns: Mapping[str, Any], text: str) -> float | None:
         from latex2sympy2_extended import NormalizationConfig
         from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
+        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the limits being off
         answer = str(column(columns, self.answer_column)).strip()
+        delimited = UNESCAPED_DOLLAR.search(answer) or "\\boxed" in answer
         gold = parse(
-            answer if "$" in answer or "\\boxed" in answer else f"${answer}$",
+            answer if delimited else f"${answer}$",
             parsing_timeout=None,  # pyright: ignore[reportArgumentType]
         )
         if not gold:
@@ -58,12 +68,14 @@ class MathVerifier:
         boxed = last_boxed(text.rsplit("</think>", 1)[-1])
         if boxed is None:
             return 0.0
-        # One box alone: math-verify joins neighbouring boxes into one number.
+        # One box alone: math-verify joins neighbouring boxes into one number. What it calls
+        # malformed operators are arguments without braces, as in \frac12: good LaTeX.
         found = parse(
             f"\\boxed{{{boxed}}}",
             extraction_config=[
                 LatexExtractionConfig(
-                    boxed_match_priority=0, normalization_config=NormalizationConfig(units=True)
+                    boxed_match_priority=0,
+                    normalization_config=NormalizationConfig(units=True, malformed_operators=True),
                 ),
                 ExprExtractionConfig(),
             ],
@@ -84,8 +96,7 @@ class FormatVerifier:
 
 
 def _integer(text: str) -> int | None:
-    try:
-        value = float(text.strip().strip("$").replace(",", "").replace("\\,", ""))
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() else None
+    """Exact, and never by way of a float, to which 2^53 + 1 is 2^53."""
+    text = text.replace("\\$", "").strip().strip("$").strip()
+    found = INTEGER.fullmatch(text) if len(text) <= MOST_DIGITS else None
+    return int(found[1] + re.sub(r"\D", "", found[2])) if found else None

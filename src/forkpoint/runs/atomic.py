@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(partial)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error}") from error
+    finally:
+        with suppress(OSError):  # there is none when all went well, or when there is no folder
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write_atomically`` for a text."""
+    """``write_atomically`` for a text; what UTF-8 cannot hold is written as JSON escapes it."""
 
     def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write_atomically(path, write)
 

@@ -15,6 +15,9 @@ from forkpoint.runs.atomic import write_text
 MAY_CHANGE = frozenset({"name", "training.steps", "checkpoint.every", "checkpoint.keep_last"})
 """What a resumed run may set anew: nothing here touches the steps already made."""
 
+SETTINGS = frozenset({".lock", "config.json", "env.json"})
+"""What is there before a run has done anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
@@ -53,14 +56,15 @@ class RunDirectory:
 
         Args:
             config: JSON.
-            resume: go on with the run that is there; without it the folder must be new or empty.
+            resume: go on with the run that is there; without it the folder must be new, empty, or
+                left by a start that failed.
 
         Raises:
             RunError: the folder holds a run (and ``resume`` is false), another process is writing
                 it, its configuration differs in a key that decides results, or the disk is full.
         """
         directory = RunDirectory(root)
-        if not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if not resume and root.exists() and (not root.is_dir() or _was_used(root)):
             raise RunError(
                 f"{root} exists already: go on with it by --resume, or choose another --run-dir"
             )
@@ -71,7 +75,7 @@ class RunDirectory:
             raise RunError(f"cannot write in {root}: {error}") from error
         try:
             _claim(lock, root)
-            if directory.config_json.exists():
+            if resume and directory.config_json.exists():
                 _check_same_run(directory.config_json, json.loads(config))
             write_text(directory.config_json, config + "\n")
             yield directory
@@ -79,21 +83,29 @@ class RunDirectory:
             os.close(lock)  # the kernel drops the lock with it, or when the process is killed
 
 
+def _was_used(root: Path) -> bool:
+    """A start that failed (no such model, say) leaves settings and a lock, and can be repeated."""
+    names = {path.name for path in root.iterdir()}
+    return bool(names) and (not names <= SETTINGS or ".lock" not in names)
+
+
 def _claim(lock: int, root: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
     except BlockingIOError:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
         raise RunError(f"{root} is being written by process {owner or 'unknown'}") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except OSError as error:  # no locks on this file system, or the disk is full
+        raise RunError(f"cannot lock {root}: {error}") from error
 
 
 def _check_same_run(path: Path, new: dict[str, Any]) -> None:
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON: {error}") from error
     a, b = dict(_leaves(old)), dict(_leaves(new))
     changed = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     if forbidden := [key for key in changed if key not in MAY_CHANGE]:

@@ -1,7 +1,7 @@
 """rollouts/step_XXXXX.parquet and eval/step_XXXXX.parquet: one row per completion."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -71,10 +71,10 @@ def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
     Raises:
         RunError: the disk is full.
     """
-    names = [f.name for f in fields(RolloutRow)]
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
-    columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
-    table = pa.table(columns, schema=SCHEMA)
+    try:
+        table = _table(rows)
+    except UnicodeEncodeError:  # half of a surrogate pair: text that JSON can spell, but not UTF-8
+        table = _table([_encodable(row) for row in rows])
     write_atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))
 
 
@@ -85,10 +85,33 @@ def read_rollouts(path: Path) -> list[RolloutRow]:
         RunError: no such file, not parquet, or a column is missing.
     """
     try:
-        table = pq.read_table(path, schema=SCHEMA)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        if missing:
+            raise RunError(f"{path} has no column {', '.join(missing)}: is it a file of rollouts?")
+        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"cannot read {path}: {error}") from error
-    return [
-        RolloutRow(**{**row, "reward_parts": dict(row["reward_parts"])})
-        for row in table.to_pylist()
-    ]
+    return [RolloutRow(**{**row, "reward_parts": dict(row["reward_parts"])}) for row in rows]
+
+
+def _table(rows: Sequence[RolloutRow]) -> pa.Table:
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(RolloutRow)}
+    columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _encodable(row: RolloutRow) -> RolloutRow:
+    def text(value: str) -> str:
+        return value.encode("utf-8", "replace").decode()
+
+    return replace(
+        row,
+        prompt_id=text(row.prompt_id),
+        prompt=text(row.prompt),
+        completion=text(row.completion),
+        reward_parts={text(name): part for name, part in row.reward_parts.items()},
+        error=None if row.error is None else text(row.error),
+        tokens=[text(token) for token in row.tokens],
+    )

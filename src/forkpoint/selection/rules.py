@@ -69,8 +69,11 @@ def top(candidates: Candidates) -> Tensor:
 
 
 def bottom(candidates: Candidates) -> Tensor:
-    """The control: tokens of lowest entropy, the mirror image of ``top``."""
-    return _highest(candidates, -candidates.entropies_N)
+    """The control: tokens of lowest entropy.
+
+    Mirrors ``top``, ties included: at the edge the tokens that ``top`` would keep last go first.
+    """
+    return _highest(candidates, -candidates.entropies_N, ties_from_the_end=True)
 
 
 def random(candidates: Candidates) -> Tensor:
@@ -104,9 +107,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _highest(candidates: Candidates, scores_N: Tensor) -> Tensor:
+def _highest(
+    candidates: Candidates, scores_N: Tensor, *, ties_from_the_end: bool = False
+) -> Tensor:
     if candidates.ties == "order":
-        return _exactly_k(candidates, scores_N.numpy())
+        return _exactly_k(candidates, scores_N.numpy(), -1 if ties_from_the_end else 1)
     if candidates.ties == "keep":
         edge = torch.sort(scores_N, descending=True).values[candidates.num_kept - 1]
     else:
@@ -114,11 +119,10 @@ def _highest(candidates: Candidates, scores_N: Tensor) -> Tensor:
     return (scores_N >= edge).float()
 
 
-def _exactly_k(candidates: Candidates, scores_N: np.ndarray) -> Tensor:
-    """1 for the k highest scores; equal scores go by lower sequence id, then lower position."""
-    order = np.lexsort(
-        (candidates.positions_N.numpy(), candidates.sequence_ids_N.numpy(), -scores_N)
-    )
+def _exactly_k(candidates: Candidates, scores_N: np.ndarray, sign: int = 1) -> Tensor:
+    """1 for the k highest scores; equal scores go by lower ``sign *`` (sequence id, position)."""
+    ids_N, positions_N = candidates.sequence_ids_N.numpy(), candidates.positions_N.numpy()
+    order = np.lexsort((sign * positions_N, sign * ids_N, -scores_N))
     weights_N = torch.zeros(len(scores_N))
     weights_N[torch.from_numpy(order[: candidates.num_kept])] = 1.0
     return weights_N

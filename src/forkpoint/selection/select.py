@@ -95,12 +95,24 @@ def _candidates(
 
 
 def _checked(rule: Rule, candidates: Candidates) -> Tensor:
-    weights_N = torch.as_tensor(rule(candidates), dtype=torch.float32)
+    """What the rule says, if it is one finite weight >= 0 per candidate."""
     n = len(candidates.entropies_N)
-    if weights_N.shape != (n,) or not weights_N.isfinite().all() or (weights_N < 0).any():
-        name = getattr(rule, "__name__", repr(rule))
-        raise SelectionError(
-            f"the rule {name} must return {n} finite weights >= 0, one per candidate; "
-            f"it returned a tensor of shape {tuple(weights_N.shape)}"
-        )
+    given = rule(candidates)
+    try:
+        weights_N = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise _refused(rule, n, f"a {type(given).__name__}") from None
+    if weights_N.shape != (n,):
+        raise _refused(rule, n, f"a tensor of shape {tuple(weights_N.shape)}")
+    bad = ~weights_N.isfinite() | (weights_N < 0)
+    if bad.any():
+        raise _refused(rule, n, f"the weight {weights_N[bad][0].item()}")
     return weights_N
+
+
+def _refused(rule: Rule, n: int, returned: str) -> SelectionError:
+    name = getattr(rule, "__name__", repr(rule))
+    return SelectionError(
+        f"the rule {name} must return {n} finite weights >= 0, one per candidate; it returned "
+        f"{returned}"
+    )

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from forkpoint.types import Message, Problem
 
 Row = Mapping[str, Any]
 
+PLACES = re.compile(r"\{(prompt|instruction)\}")
+
 
 class DataTask:
     """Rows in a new seeded order every epoch; every column goes to the reward functions."""
@@ -23,8 +26,10 @@ class DataTask:
     def __init__(self, config: DataTaskConfig) -> None:
         """
         Raises:
+            ConfigError: a template that drops the prompt or the instruction.
             DataError: no such file, unreadable or empty data, no prompt column.
         """
+        _check_template(config)
         self._config = config
         self._rows = read_rows(config.path, config.subset, config.split)
         self.columns = frozenset(self._rows[0])
@@ -35,7 +40,7 @@ class DataTask:
     def problem(self, serial: int) -> Problem:
         epoch, place = divmod(serial, len(self._rows))
         order = stream(self._config.seed, "data order", epoch).permutation(len(self._rows))
-        return self._problem(self._rows, int(order[place]))
+        return self._problem(self._config.path, self._rows, int(order[place]))
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
         """The first ``count`` of ``task.eval_path``, in file order; ``seed`` changes nothing."""
@@ -47,21 +52,22 @@ class DataTask:
             )
         rows = read_rows(path, self._config.subset, self._config.split)
         _require(frozenset(rows[0]), self._config.prompt_column, "task.prompt_column", path)
-        return [self._problem(rows, index) for index in range(min(count, len(rows)))]
+        return [self._problem(path, rows, index) for index in range(min(count, len(rows)))]
 
-    def _problem(self, rows: Sequence[Row], index: int) -> Problem:
+    def _problem(self, path: str, rows: Sequence[Row], index: int) -> Problem:
         config, row = self._config, rows[index]
         identity = str(index if config.id_column is None else row.get(config.id_column))
         prompt = row.get(config.prompt_column)
         if isinstance(prompt, str) and prompt:
-            text = config.template.replace("{prompt}", prompt)
-            prompt = ask(text.replace("{instruction}", config.instruction), chat=config.chat)
+            filled = {"prompt": prompt, "instruction": config.instruction}
+            text = PLACES.sub(lambda place: filled[place[1]], config.template)
+            prompt = ask(_encodable(text), chat=config.chat)
         elif (messages := _chat(prompt)) is not None:
             prompt = messages
         else:
             raise DataError(
-                f"{config.path}, row {index}: column {config.prompt_column!r} holds {prompt!r}; "
-                "expected text, or a list of messages with role and content"
+                f"{path}, row {index}: column {config.prompt_column!r} holds {_short(prompt)}; "
+                "expected text, or a list of messages with role and content, which are text"
             )
         columns = {k: v for k, v in row.items() if k != config.prompt_column}
         return Problem(id=identity, prompt=prompt, columns=columns)
@@ -74,9 +80,9 @@ def read_rows(path: str, subset: str | None, split: str) -> list[Row]:
         DataError: no such file, broken data, no rows.
     """
     if path.endswith((".jsonl", ".json")):
-        rows = _read_jsonl(Path(path))
+        rows = _read_jsonl(Path(path).expanduser())
     elif path.endswith(".parquet"):
-        rows = _read_parquet(Path(path))
+        rows = _read_parquet(Path(path).expanduser())
     elif Path(path).exists() or path.startswith((".", "/", "~")):
         raise DataError(f"{path}: expected a .jsonl or .parquet file, or the id of a hub data set")
     else:
@@ -89,7 +95,7 @@ def read_rows(path: str, subset: str | None, split: str) -> list[Row]:
 def _read_jsonl(path: Path) -> list[Row]:
     rows: list[Row] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
     except OSError as error:
@@ -99,10 +105,12 @@ def _read_jsonl(path: Path) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected an object with columns, got {row!r}")
+            raise DataError(
+                f"{path}, line {number}: expected an object with columns, got {_short(row)}"
+            )
         rows.append(row)
     return rows
 
@@ -139,7 +147,8 @@ def _no_file(path: Path, error: OSError) -> str:
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    return f"cannot read {path}: {error.strerror or error}{hint}"
+    reason = (error.strerror or error) if path.exists() else "there is no such file"
+    return f"cannot read {path}: {reason}{hint}"
 
 
 def _require(columns: frozenset[str], name: str, key: str, path: str) -> None:
@@ -152,10 +161,35 @@ def _require(columns: frozenset[str], name: str, key: str, path: str) -> None:
     )
 
 
+def _check_template(config: DataTaskConfig) -> None:
+    if "{prompt}" not in config.template:
+        raise ConfigError(f"task.template = {config.template!r} has no place for the {{prompt}}")
+    if config.instruction and "{instruction}" not in config.template:
+        raise ConfigError(
+            f"task.template = {config.template!r} has no place for the {{instruction}}, which is "
+            f"{config.instruction!r}"
+        )
+
+
 def _chat(prompt: Any) -> tuple[Message, ...] | None:
     """A list of messages with role and content, or None if it is something else."""
-    try:
-        messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in prompt)
-    except (TypeError, KeyError):
+    if not isinstance(prompt, list) or not prompt:
         return None
-    return messages or None
+    messages: list[Message] = []
+    for message in prompt:
+        match message:
+            case {"role": str(role), "content": str(content)}:
+                messages.append({"role": role, "content": _encodable(content)})
+            case _:
+                return None
+    return tuple(messages)
+
+
+def _encodable(text: str) -> str:
+    """With U+FFFD for halves of surrogate pairs: JSON can spell them, no tokenizer reads them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}.."

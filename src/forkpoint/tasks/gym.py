@@ -5,9 +5,10 @@ share nearly all of their questions. Here every question has a seed of its own, 
 seed, serial), and a hash of the question's text decides whether it is held out.
 """
 
+import difflib
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from forkpoint.config.stages import GymTaskConfig
 from forkpoint.errors import ConfigError, DataError
@@ -34,6 +35,7 @@ class GymVerifier:
     name: str
     parameters: dict[str, Any]
     answer_format: str
+    imports: ClassVar = ("reasoning_gym",)
 
     def __call__(self, columns: Any, text: str) -> float:
         answer = extract_answer(text, self.answer_format)
@@ -114,14 +116,17 @@ def make_dataset(name: str, parameters: dict[str, Any], *, seed: int) -> Any:
         return reasoning_gym.create_dataset(name, seed=seed, size=1, **parameters)
     except (ValueError, TypeError, AssertionError) as error:
         raise ConfigError(
-            f"task.name = {name!r} with task.parameters = {parameters}: {error}{_near(name)}"
+            f"task.name = {name!r} with task.parameters = {parameters}: {error}"
+            + _hint(name, parameters)
         ) from error
 
 
-def _near(name: str) -> str:
-    import difflib
-
+def _hint(name: str, parameters: dict[str, Any]) -> str:
+    """The nearest name of the task, or of a parameter, that reasoning-gym does not know."""
     from reasoning_gym.factory import DATASETS
 
-    near = difflib.get_close_matches(name, DATASETS, n=1)
-    return f"; did you mean {near[0]}?" if near and near[0] != name else ""
+    known, given = list(DATASETS), [name]
+    if name in DATASETS:
+        known, given = [f.name for f in fields(DATASETS[name][1])], list(parameters)
+    near = [n for g in given if g not in known for n in difflib.get_close_matches(g, known, n=1)]
+    return f"; did you mean {', '.join(near)}?" if near else ""

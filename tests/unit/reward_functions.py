@@ -1,0 +1,105 @@
+"""Reward functions under test. Workers are spawned and find them by their import path."""
+
+import os
+import sys
+import time
+from typing import Any
+
+from forkpoint.types import Completion, Problem
+
+NOT_A_FUNCTION = 3
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, but does not unpickle: its constructor takes more than the message."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+# ---- called by a scorer: (problem, completion) -> float | None -----------------------------------
+
+
+def length_of_text(problem: Problem, completion: Completion) -> float:
+    return float(len(completion.text))
+
+
+def one(problem: Problem, completion: Completion) -> float:
+    return 1.0
+
+
+def leaves_out_b(problem: Problem, completion: Completion) -> float | None:
+    return None if completion.text == "b" else 1.0
+
+
+def obeys(problem: Problem, completion: Completion) -> Any:
+    """Does what the completion says."""
+    match completion.text.split():
+        case ["hang"]:
+            while True:
+                pass
+        case ["compute"]:  # in C, where no Python signal handler runs
+            return float(9**9**9)
+        case ["exit", code]:
+            os._exit(int(code))
+        case ["sys.exit"]:
+            sys.exit(0)
+        case ["interrupt"]:
+            raise KeyboardInterrupt
+        case ["raise"]:
+            raise ZeroDivisionError("of the verifier")
+        case ["unpicklable"]:
+            raise TwoArgumentsError(1, 2)
+        case ["give", value]:
+            return {"None": None, "True": True, "text": "text", "complex": 1j}.get(
+                value, float(value) if value[-1] in "0123456789fn" else None
+            )
+    return None
+
+
+def pid(problem: Problem, completion: Completion) -> float:
+    return float(os.getpid())
+
+
+def sleeps(problem: Problem, completion: Completion) -> float:
+    time.sleep(float(completion.text))
+    return 1.0
+
+
+# ---- with TRL's signature ------------------------------------------------------------------------
+
+
+def remembers(
+    prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any
+) -> list[float]:
+    """1.0 if everything came as TRL passes it for a plain-text prompt."""
+    expected = (["3 + 4"], ["7"], [[5, 6, 1]], {"answer": [7], "tags": [["sum", "easy"]]})
+    return [float((prompts, completions, completion_ids, columns) == expected)]
+
+
+def remembers_chat(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    """1.0 if prompt and completion came as messages."""
+    question = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3 + 4"}]
+    answer = [{"role": "assistant", "content": "7"}]
+    return [float((prompts, completions) == ([question], [answer]))]
+
+
+def skips(completions: list[str], **columns: Any) -> list[float | None]:
+    return [None for _ in completions]
+
+
+def gives_a_number(completions: list[str], **columns: Any) -> float:
+    return 1.0
+
+
+def gives_two(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0, 1.0]
+
+
+def takes_no_columns(completions: list[str]) -> list[float]:
+    return [1.0]
+
+
+def overlong(completions: list[str], **columns: Any) -> list[float]:
+    """Bears the name of the length penalty."""
+    return [0.5]

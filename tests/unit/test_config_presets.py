@@ -1,0 +1,163 @@
+"""What presets fill in, which combinations cannot be, and that nothing is lost on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from forkpoint.config import RunConfig, load_config, parse_config
+from forkpoint.config.presets import LOSS_PRESETS, SELECTION_PRESETS
+from forkpoint.config.stages import SelectionConfig
+from tests.unit.test_config import NEEDED, fault, placed
+
+# ---- round trip ---------------------------------------------------------------------------------
+
+EXAMPLES: list[dict[str, Any]] = [
+    {},
+    *({"loss": {"preset": name}} for name in LOSS_PRESETS),
+    *(
+        {"selection": {"preset": name}, "training": {"micro_batch_sequences": 2}}
+        for name in SELECTION_PRESETS
+    ),
+    *(placed(member)[0] for member in NEEDED),
+    {"selection": {"rule": "threshold", "threshold_nats": 0.672}, "loss": {"dual_clip": 3}},
+]
+
+
+@pytest.mark.parametrize("raw", EXAMPLES, ids=lambda raw: str(raw)[:50])
+def test_what_is_written_is_what_is_read(raw: dict[str, Any], tmp_path: Path) -> None:
+    config = parse_config(raw)
+    text = config.model_dump_json(indent=2)
+    assert RunConfig.model_validate(json.loads(text)) == config
+    assert RunConfig.model_validate_json(text) == config
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    assert load_config(path) == config
+    assert load_config(path).model_dump_json(indent=2) == text
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = RunConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.loss.clip_low = 0.5  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# ---- presets ------------------------------------------------------------------------------------
+
+
+def test_each_preset_has_a_name_and_each_name_a_preset() -> None:
+    for section, table in (("selection", SELECTION_PRESETS), ("loss", LOSS_PRESETS)):
+        model: Any = RunConfig.model_fields[section].annotation
+        assert set(get_args(model.model_fields["preset"].annotation)) == set(table)
+
+
+@pytest.mark.parametrize("loss", LOSS_PRESETS)
+@pytest.mark.parametrize("selection", SELECTION_PRESETS)
+def test_presets_are_resolved(selection: str, loss: str) -> None:
+    # the dump names every value; where both presets have a word, the loss preset's holds
+    raw = {
+        "selection": {"preset": selection},
+        "loss": {"preset": loss},
+        "training": {"micro_batch_sequences": 2},
+    }
+    dump = parse_config(raw).model_dump()
+    for section in ("selection", "loss", "advantage"):
+        expected = {
+            **SELECTION_PRESETS[selection].get(section, {}),
+            **LOSS_PRESETS[loss].get(section, {}),
+        }
+        assert {key: dump[section][key] for key in expected} == expected
+
+
+def test_the_default_presets_are_the_defaults() -> None:
+    assert RunConfig() == parse_config({"selection": {"preset": "forkpoint"}})
+    assert RunConfig() == parse_config({"loss": {"preset": "dapo"}})
+    assert RunConfig().selection == SelectionConfig()
+
+
+def test_what_a_recipe_writes_wins_over_its_presets() -> None:
+    config = parse_config(
+        {
+            "selection": {"preset": "trl", "ties": "keep", "scope": "sequence"},
+            "loss": {"preset": "dr_grpo", "clip_high": 0.4, "denominator": "selected"},
+            "advantage": {"kind": "rloo"},
+        }
+    )
+    assert (config.selection.ties, config.selection.scope) == ("keep", "sequence")
+    assert config.selection.zero_advantage_in_pool  # the rest is still the preset's
+    assert (config.loss.clip_high, config.loss.denominator) == (0.4, "selected")
+    assert (config.loss.clip_low, config.advantage.kind) == (0.2, "rloo")
+
+
+def test_presets_do_not_write_into_what_they_are_given() -> None:
+    raw: dict[str, Any] = {"loss": {"preset": "grpo"}}
+    parse_config(raw)
+    assert raw == {"loss": {"preset": "grpo"}}
+
+
+# ---- combinations -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "words", "cure"),
+    [
+        (
+            {"selection": {"rule": "threshold"}},
+            "selection.rule = 'threshold' needs selection.threshold_nats",
+            {"selection": {"rule": "threshold", "threshold_nats": 0.5}},
+        ),
+        (
+            {"selection": {"threshold_nats": 0.5}},
+            "threshold_nats is read by selection.rule = 'threshold' only",
+            {"selection": {"threshold_nats": 0.5, "rule": "threshold"}},
+        ),
+        (
+            {"selection": {"entropy": "current"}},
+            "is known one mini-batch at a time: use selection.scope = 'minibatch', or",
+            {"selection": {"entropy": "current"}, "training": {"mini_batches": 1}},
+        ),
+        (
+            {"selection": {"scope": "microbatch"}},
+            "set training.micro_batch_sequences",
+            {"selection": {"scope": "microbatch"}, "training": {"micro_batch_sequences": 4}},
+        ),
+        (
+            {"loss": {"denominator": "microbatch_selected"}},
+            "'microbatch_selected' needs selection.scope = 'microbatch'",
+            {
+                "loss": {"denominator": "microbatch_selected"},
+                "selection": {"scope": "microbatch"},
+                "training": {"micro_batch_sequences": 4},
+            },
+        ),
+        (
+            {"overlong": {"buffer": 11}, "rollout": {"max_new_tokens": 10}},
+            "overlong.buffer is larger than rollout.max_new_tokens",
+            {"overlong": {"buffer": 10}, "rollout": {"max_new_tokens": 10}},
+        ),
+    ],
+)
+def test_combinations_that_cannot_be(raw: dict[str, Any], words: str, cure: dict[str, Any]) -> None:
+    message = fault(raw)
+    assert words in message
+    assert "Value error" not in message
+    assert parse_config(cure) != RunConfig()
+
+
+# ---- imports ------------------------------------------------------------------------------------
+
+
+def test_a_configuration_is_read_without_torch() -> None:
+    script = (
+        "import sys; from forkpoint.config import load_config; load_config(None, ['name=x']);"
+        "heavy = {'torch', 'transformers', 'numpy', 'pyarrow', 'scipy'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -41,7 +41,8 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     centre = p + z2 / (2 * n)
     half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     scale = 1 + z2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding may put p = 0 or 1 outside
 
 
 def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:

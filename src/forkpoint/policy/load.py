@@ -94,12 +94,15 @@ def _load_tokenizer(source: str, path: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise ModelError(
             f"model.path = {path!r} has no tokenizer that can be loaded (tokenizer.json is "
             f"missing?): {_first(error)}"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # for some models one is made up
+        raise ModelError(f"model.path = {path!r} has no tokenizer: tokenizer.json is missing")
+    return tokenizer
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:

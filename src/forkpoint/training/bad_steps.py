@@ -9,6 +9,7 @@ from forkpoint.types import TokenBatch
 
 ZERO_VARIANCE = "in every group all samples got the same reward"
 ALL_TRUNCATED = "every completion of the groups that teach something was cut by the token budget"
+NOT_SCORED = "no completion could be scored"
 
 _ADVICE = {
     ZERO_VARIANCE: (
@@ -16,6 +17,7 @@ _ADVICE = {
         "completions in rollouts/, then try an easier task, more samples per prompt "
         "(rollout.group_size) or more rounds (rollout.max_rounds)"
     ),
+    NOT_SCORED: "mend the reward function: every failure is in rollouts/, column error",
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
 _DEFAULT_ADVICE = "the batches are in bad_steps/; try a lower optim.lr, or model.dtype = 'float32'"
@@ -39,10 +41,11 @@ class BadSteps:
         """
         if fault is None or self.count < self._limit:
             return
-        kind = SelectionError if fault in _ADVICE else NumericalError
+        advice = [text for start, text in _ADVICE.items() if fault.startswith(start)]
+        kind = SelectionError if advice else NumericalError
         raise kind(
             f"{self.count} steps in a row could not be trained on, the last because {fault}; "
-            + _ADVICE.get(fault, _DEFAULT_ADVICE)
+            + (advice[0] if advice else _DEFAULT_ADVICE)
         )
 
 
@@ -62,4 +65,5 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     tensors["prompt_ids"] = torch.cat([*batch.prompts_B, torch.zeros(0, dtype=torch.int64)])
     tensors["prompt_lengths_B"] = torch.tensor([len(p) for p in batch.prompts_B])
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    # Cloned: two streams may be one tensor, which safetensors refuses.
+    save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path)

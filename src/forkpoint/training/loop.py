@@ -17,7 +17,13 @@ from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
 from forkpoint.runs.atomic import write_json
-from forkpoint.training.bad_steps import ALL_TRUNCATED, ZERO_VARIANCE, BadSteps, dump_batch
+from forkpoint.training.bad_steps import (
+    ALL_TRUNCATED,
+    NOT_SCORED,
+    ZERO_VARIANCE,
+    BadSteps,
+    dump_batch,
+)
 from forkpoint.training.checkpoint import (
     RunState,
     latest_checkpoint,
@@ -183,7 +189,7 @@ class _Run:
             truncated=config.rollout.truncated,
             zero_advantage_in_pool=config.selection.zero_advantage_in_pool,
         )
-        if fault := nothing_to_learn(batch):
+        if fault := nothing_scored(rollouts) or nothing_to_learn(batch):
             return rollouts, None, fault
         started = time.perf_counter()
         self.dirty = True
@@ -282,6 +288,15 @@ class _Run:
         )
         self.saved = self.state
         self.observer.note(f"saved {path.name}")
+
+
+def nothing_scored(rollouts: StepRollouts) -> str | None:
+    """Why no sample of a step has a reward, or None if one has."""
+    scores = [r.score for group in rollouts.groups for r in group.rollouts_G]
+    if any(score.reward is not None for score in scores):
+        return None
+    reasons = [score.error for score in scores if score.error is not None]
+    return f"{NOT_SCORED}: {reasons[0] if reasons else 'every reward function returned None'}"
 
 
 def nothing_to_learn(batch: TokenBatch) -> str | None:

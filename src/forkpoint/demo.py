@@ -13,9 +13,10 @@ from forkpoint.runs.atomic import write_json
 
 DEMO_SETTINGS = (
     'name="demo"',
-    "training.steps=25",
-    "optim.lr=2e-4",
-    "evaluation.every=25",
+    "training.steps=20",
+    "optim.lr=1e-4",
+    "rollout.max_new_tokens=168",
+    "evaluation.every=20",
     "evaluation.problems=1000",
     "checkpoint.every=10",
 )

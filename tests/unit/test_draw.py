@@ -43,6 +43,7 @@ def test_by_hand(uniform: float, token: int) -> None:
         ([0.0, 0.5, 0.5, 0.0, 0.0], 1, 2),
         ([1.0], 0, 0),
         ([1e-30, 1.0, 1e-30], 0, 1),  # 1 + 1e-30 is 1: the last token has no width
+        ([1.0, *[2**-30] * 4], 0, 4),  # widths that float32 would lose beside 1
         ([0.1] * 10, 0, 9),  # adds up to a little more than 1
         ([0.3, 0.3, 0.3, 0.0], 0, 2),  # adds up to 0.9: drawn in proportion
         ([2.0, 2.0, 0.0], 0, 1),

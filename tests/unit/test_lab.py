@@ -128,6 +128,21 @@ def test_a_try_in_words(verbosity: int) -> None:
     assert verify(LabWorld(verbosity=(verbosity + 1) % 3), columns, text) == 0
 
 
+def test_what_is_left_keeps_its_order_and_the_result_comes_last() -> None:
+    # 5, 4, 1, 6 without 5 and 1, and then 5 - 1: 4, 6, 4; another try starts from all of them
+    world = LabWorld(numbers=4)
+    first = "pick n5 and n1 : n5 - n1 = n4 ;"
+    rest = "left n4 n6 n4 | pick n4 and n4 : n4 - n4 = n0 ; left n6 n0 | "
+    rest += "pick n6 and n0 : n6 * n0 = n0 ; check n0 = n9 no again"
+    for before in ("", f"{first} {rest}"):
+        words: list[str] = []
+        for _ in range(5):
+            spoken = [*said(f"{before} {first}"), *words]
+            (word,) = next_words(world, (5, 4, 1, 6), 9, spoken)
+            words.append(word)
+        assert words == ["left", "n4", "n6", "n4", "|"]
+
+
 @pytest.mark.parametrize(
     ("prefix", "word"),
     [
@@ -211,7 +226,8 @@ def test_winning_demonstrations_are_accepted_and_others_are_not() -> None:
 def test_a_changed_word_is_refused_unless_the_game_is_still_won(
     data: st.DataObject, serial: int, position: int
 ) -> None:
-    world = LabWorld(max_tries=8, again_probability=0.9)
+    numbers_count = data.draw(st.integers(2, 4))
+    world = LabWorld(numbers=numbers_count, max_tries=8, again_probability=0.9)
     columns = draw_problem(world, seed=3, serial=serial, split="train").columns
     numbers, goal = columns["numbers"], columns["goal"]
     words = demonstrate(world, numbers, goal, stream(3, "test demonstration", serial))[:-1]
@@ -283,6 +299,7 @@ def test_training_and_held_out_problems_are_apart_in_any_order_of_their_numbers(
         for split in ("train", "held_out")
     }
     assert not seen["train"] & seen["held_out"]
+    assert min(goal for keys in seen.values() for _, goal in keys) == 1  # 0 is no goal
     assert min(map(len, seen.values())) > 150
     for split, keys in seen.items():
         for numbers, goal in keys:

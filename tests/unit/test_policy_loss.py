@@ -159,12 +159,14 @@ def test_nothing_kept_is_a_loss_of_zero_with_a_gradient_of_zero() -> None:
 
 
 @pytest.mark.parametrize("surrogate", ["ppo_clip", "reinforce", "cispo"])
-@pytest.mark.parametrize("logprob", [-1.0, -500.0])
-def test_a_row_that_does_not_count_may_be_infinite(surrogate: Any, logprob: float) -> None:
-    # The second row has ratio infinity and a KL of e^499 or so: times 0 that would be nan.
+@pytest.mark.parametrize(("old", "logprob"), [(-INF, -1.0), (-INF, -500.0), (-3.0, -INF)])
+def test_a_row_that_does_not_count_may_be_infinite(
+    surrogate: Any, old: float, logprob: float
+) -> None:
+    # The second row has a ratio of infinity or 0 and a KL of up to infinity: times 0 that is nan.
     batch = three_tokens(
         [0.5, 0.0, 0.25],
-        old_logprobs_T=[-2.0, -INF, -2.0],
+        old_logprobs_T=[-2.0, old, -2.0],
         advantages_T=[2.0, -2.0, 2.0],
         penalty_coefficients_T=[0.5, 0.0, 0.25],
         reference_logprobs_T=[-2.0, -1.0, -2.0],

@@ -126,12 +126,14 @@ def test_resume_may_change_what_touches_no_step_already_made(tmp_path: Path) -> 
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(new)
 
 
-def test_settings_that_an_older_version_did_not_know_count_as_unset() -> None:
-    from forkpoint.runs.directory import _leaves
-
-    old, new = {"a": {"b": 1}}, {"a": {"b": 1, "c": None}}
-    a, b = dict(_leaves(old)), dict(_leaves(new))
-    assert {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)} == set()
+def test_settings_that_an_older_version_did_not_know_count_as_unset(tmp_path: Path) -> None:
+    start(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["training"].pop("threads") is None
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    start(tmp_path, resume=True)
+    with pytest.raises(RunError, match=r"\(training.threads: None -> 2\)"):
+        start(tmp_path, config(threads=2), resume=True)
 
 
 def test_stored_configuration_that_is_broken(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkpoint.rewards.answers import extract_answer, last_boxed
@@ -37,6 +37,7 @@ def test_last_boxed(text: str, expected: str | None) -> None:
     assert last_boxed(text) == expected
 
 
+@settings(deadline=None)
 @given(st.recursive(st.text("ab1\\, ", max_size=3), lambda s: s.map(lambda t: "{" + t + "}")))
 def test_box_gives_back_what_was_put_in_if_its_braces_balance(inside: str) -> None:
     inside = inside.replace("\\", "")
@@ -77,6 +78,7 @@ def test_number(text: str, expected: str | None) -> None:
     assert extract_answer(text, "number") == expected
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**9), 10**9))
 def test_number_reads_thousands_separators(value: int) -> None:
     assert extract_answer(f"first 99, then {value:,}.", "number") == str(value)
@@ -153,6 +155,7 @@ def test_nested_columns() -> None:
         IntegerVerifier("reward_model.truth")(columns, r"\boxed{25}")
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**30), 10**30), st.integers(-(10**30), 10**30))
 def test_integers_are_compared_exactly(gold: int, given: int) -> None:
     verify = IntegerVerifier("answer")

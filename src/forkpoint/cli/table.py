@@ -6,19 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-COLUMNS = (
-    "step",
-    "reward",
-    "groups",
-    "H mean",
-    "H p80",
-    "kept",
-    "length",
-    "tok/s",
-    "ETA",
-    "held-out",
-)
-WIDTHS = (7, 7, 7, 7, 7, 6, 7, 7, 6, 22)
+COLUMNS = {
+    "step": 6, "reward": 6, "groups": 6, "H mean": 6, "H p80": 6, "kept": 5, "length": 6,
+    "tok/s": 5, "ETA": 5, "held-out": 17,
+}  # fmt: skip
+"""Name -> width; with single spaces between them less than 80, so that no line wraps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +27,7 @@ class _Cells:
             _groups(m),
             _number(m.get("entropy/mean"), "{:.3f}"),
             _number(m.get("entropy/p80"), "{:.3f}"),
-            _number(_percent(m.get("selection/kept_fraction")), "{:.0f} %"),
+            _number(_percent(m.get("selection/kept_fraction")), "{:.0f}%"),
             _number(m.get("completion/length_mean"), "{:.1f}"),
             _number(_rate(m), "{:.0f}"),
             self.eta,
@@ -54,7 +46,7 @@ class LiveTable:
 
     def __enter__(self) -> "LiveTable":
         self._console.print(f"\n[bold]{self._title}[/bold]")
-        self._console.print(_line(COLUMNS), style="dim", highlight=False)
+        self._console.print(_line(tuple(COLUMNS)), style="dim", highlight=False)
         if self._status:
             self._status.start()
             self._say("starting")
@@ -91,7 +83,7 @@ class LiveTable:
 
 
 def _line(texts: tuple[str, ...]) -> str:
-    return " ".join(t.rjust(w) for t, w in zip(texts, WIDTHS, strict=True)).rstrip()
+    return " ".join(t.rjust(w) for t, w in zip(texts, COLUMNS.values(), strict=True)).rstrip()
 
 
 def _number(value: float | None, pattern: str) -> str:
@@ -119,4 +111,4 @@ def _accuracy(metrics: dict[str, Any]) -> str:
     if "eval/accuracy" not in metrics:
         return ""
     value, low, high = (100 * metrics[f"eval/accuracy{s}"] for s in ("", "_low", "_high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f}% [{low:.1f},{high:.1f}]"

@@ -38,6 +38,10 @@ format: dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Dense against sparse in one run: ratios and medians, a few minutes.
+bench: dev
+	$(BIN)/python benchmarks/gradient.py
+
 smollm2: models/smollm2/config.json
 
 models/smollm2/config.json: .venv/dev

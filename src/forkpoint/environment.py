@@ -49,8 +49,9 @@ def package_version(name: str) -> str | None:
 
 
 def git_revision(folder: Path) -> str | None:
-    """``<commit>`` or ``<commit>+changes`` of the checkout that holds ``folder``, or None."""
+    """``<commit>`` or ``<commit>+changes`` of the checkout that ``folder`` is part of, or None."""
     try:
+        _git(folder, "ls-files", "--error-unmatch", ".")  # not installed into someone's checkout
         commit = _git(folder, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(folder, "status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):

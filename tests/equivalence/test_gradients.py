@@ -102,7 +102,8 @@ def test_gradient_is_exactly_zero_at_the_logits_of_unselected_tokens() -> None:
     output = policy_loss(batch, policy(batch, batch.pool_T), config.loss)
     output.loss.backward()
     grad_BLV = seen[0].grad
-    assert grad_BLV is not None and batch.weights_T is not None
+    assert grad_BLV is not None
+    assert batch.weights_T is not None
     expected = torch.zeros(grad_BLV.shape[:2], dtype=torch.bool)
     for token in batch.weights_T.nonzero().flatten().tolist():
         sequence = int(batch.sequence_T[token])

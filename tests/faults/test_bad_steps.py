@@ -126,14 +126,14 @@ def test_non_finite_logits_while_sampling(tmp_path: Path, monkeypatch: pytest.Mo
         return parts
 
     monkeypatch.setattr(loop, "build_parts", broken)
-    with pytest.raises(NumericalError, match="2 steps in a row .* logits that are not finite"):
+    with pytest.raises(NumericalError, match=r"2 steps in a row .* logits that are not finite"):
         train(small(), tmp_path / "run")
     assert [line["step/skipped"] for line in metrics(tmp_path / "run")] == [1.0, 1.0]
 
 
 def test_zero_variance_in_every_group(tmp_path: Path) -> None:
     config = small({"type": "format", "pattern": ".*"})  # right whatever is said
-    with pytest.raises(SelectionError, match="all samples got the same reward; the task is too"):
+    with pytest.raises(SelectionError, match=r"all samples got the same reward; the task is too"):
         train(config, tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["reward/accepted_groups"] for line in lines] == [0, 0]
@@ -151,7 +151,7 @@ def test_empty_pool_when_all_that_teaches_is_masked(tmp_path: Path) -> None:
 
 def test_a_reward_that_fails_on_every_sample_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     config = small({"type": "custom", "path": "tests.faults.broken_reward:broken"})
-    with pytest.raises(SelectionError, match="no completion could be scored.*ZeroDivisionError"):
+    with pytest.raises(SelectionError, match=r"no completion could be scored.*ZeroDivisionError"):
         train(config, tmp_path / "run")
     assert metrics(tmp_path / "run")[0]["reward/errors"] == 12
 
@@ -162,5 +162,5 @@ def test_a_good_step_starts_the_count_anew() -> None:
         bad.record(fault)
         bad.check(fault)
     bad.record("x")
-    with pytest.raises(NumericalError, match="2 steps in a row"):
+    with pytest.raises(NumericalError, match=r"2 steps in a row"):
         bad.check("x")

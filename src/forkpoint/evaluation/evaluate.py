@@ -95,8 +95,9 @@ def accuracy(groups: tuple[Group, ...], *, seed: int) -> Estimate:
     One sample per problem: Wilson's interval. Several: a bootstrap over problems, since samples
     of one problem are not independent. Samples a verifier failed on count as wrong.
     """
-    if all(r.score.error is not None for g in groups for r in g.rollouts_G):
-        first = groups[0].rollouts_G[0].score.error
+    scores = [r.score for g in groups for r in g.rollouts_G]
+    if all(next(iter(s.parts.values()), None) is None for s in scores):
+        first = next((s.error for s in scores if s.error), "none: the answers are unreadable")
         raise RewardError(f"no completion could be scored; the first verifier error: {first}")
     right_P = [
         sum(is_right(r) for r in group.rollouts_G) / len(group.rollouts_G) for group in groups

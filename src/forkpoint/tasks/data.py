@@ -38,6 +38,7 @@ class DataTask:
             _require(self.columns, config.id_column, "task.id_column", config.path)
 
     def problem(self, serial: int) -> Problem:
+        """See ``Task.problem``."""
         epoch, place = divmod(serial, len(self._rows))
         order = stream(self._config.seed, "data order", epoch).permutation(len(self._rows))
         return self._problem(self._config.path, self._rows, int(order[place]))

@@ -69,9 +69,11 @@ class GymTask:
             )
 
     def problem(self, serial: int) -> Problem:
+        """See ``Task.problem``."""
         return self._draw(self._config.seed, serial, held_out=False)
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
+        """See ``Task.held_out``."""
         return [self._draw(seed, serial, held_out=True) for serial in range(count)]
 
     def _draw(self, seed: int, serial: int, *, held_out: bool) -> Problem:

@@ -18,9 +18,11 @@ class LabTask:
         self._seed = config.seed
 
     def problem(self, serial: int) -> Problem:
+        """See ``Task.problem``."""
         return draw_problem(self.world, seed=self._seed, serial=serial, split="train")
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
+        """See ``Task.held_out``."""
         return [
             draw_problem(self.world, seed=seed, serial=serial, split="held_out")
             for serial in range(count)

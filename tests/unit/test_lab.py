@@ -211,14 +211,14 @@ def read_try(world: LabWorld, left: list[int], goal: int, text: str) -> int | No
 def test_winning_demonstrations_are_accepted_and_others_are_not() -> None:
     world = LabWorld()
     wins = 0
-    for numbers, goal, words in demonstrations(world, 300):
+    for numbers, goal, words in demonstrations(world, 200):
         text = " ".join(words[:-1])
         assert words[-1] == EOS
         expected = words[-2] == "yes"
         assert verify(world, {"numbers": numbers, "goal": goal}, text) == expected
         assert reread(world, numbers, goal, text) == expected
         wins += expected
-    assert 0 < wins < 300
+    assert 0 < wins < 200
 
 
 @settings(deadline=None, max_examples=60)
@@ -277,7 +277,7 @@ def reachable(numbers: tuple[int, ...], most: int) -> set[int]:
 
 def test_problems_can_be_solved_and_say_what_they_are() -> None:
     world = LabWorld()
-    for serial in range(60):
+    for serial in range(40):
         problem = draw_problem(world, seed=1, serial=serial, split="train")
         numbers, goal = problem.columns["numbers"], problem.columns["goal"]
         assert len(numbers) == world.numbers

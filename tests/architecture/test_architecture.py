@@ -1,0 +1,388 @@
+"""The shape of the code: imports go one way, files and functions stay short, nothing runs data."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "forkpoint"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
+
+LAYERS: tuple[set[str], ...] = (
+    {"errors", "types"},
+    {"config", "dotted", "randomness", "environment"},
+    {"runs", "advantages", "entropy"},
+    {"lab", "batching", "selection", "losses"},
+    {"tasks", "rewards"},
+    {"policy"},
+    {"rollouts"},
+    {"evaluation"},
+    {"training", "report", "demo"},
+    {"cli"},
+    {"__main__"},
+)
+"""A package imports from the layers above its own line only."""
+
+NEIGHBOURS = {("tasks", "rewards"), ("rewards", "tasks")}
+"""Same layer: a task extracts answers as rewards do, rewards are checked against their task."""
+
+LIBRARIES: dict[str, set[str]] = {
+    "torch": {
+        *("types", "environment", "entropy", "batching", "selection", "losses", "lab"),
+        *("policy", "rollouts", "training", "cli"),
+    },
+    "transformers": {"lab", "policy", "rollouts"},
+    "tokenizers": {"lab"},
+    "safetensors": {"training"},
+    "numpy": {"randomness", "lab", "selection", "rollouts", "evaluation", "training", "report"},
+    "scipy": {"evaluation"},
+    "pydantic": {"config"},
+    "pyarrow": {"runs", "tasks"},
+    "pebble": {"rewards"},
+    "math_verify": {"rewards"},
+    "latex2sympy2_extended": {"rewards"},
+    "reasoning_gym": {"tasks"},
+    "datasets": {"tasks"},
+    "jinja2": {"report"},
+    "markupsafe": {"report"},
+    "cyclopts": {"cli"},
+    "rich": {"cli"},
+}
+"""Who may import what is not ours and not Python's."""
+
+UNDOCUMENTED = {
+    *(f"config.stages.{stage}Config" for stage in ("Model", "Verifier", "Rollout", "Advantage")),
+    *(f"config.stages.{stage}Config" for stage in ("Loss", "Optim", "Training", "Checkpoint")),
+    "config.stages.EvaluationConfig",
+    "lab.base_policy.main",
+    *(f"losses.denominators.{name}" for name in ("sequence", "sequence_selected")),
+    "losses.denominators.microbatch_selected",
+    *(f"losses.surrogates.{name}" for name in ("Surrogate", "ppo_clip", "reinforce", "cispo")),
+    "report.tokens.Vocabulary.place",
+    "policy.load.LoadedModel",
+    "training.checkpoint.FoundCheckpoint",
+    "training.parts.RunParts",
+}
+"""Public and without a docstring: entries of tables and records whose fields are documented."""
+
+SNAPSHOT = (
+    "types",
+    "errors",
+    "config",
+    "selection",
+    "losses",
+    "entropy",
+    "batching",
+    "rollouts",
+    "rewards",
+    "tasks",
+    "runs",
+    "evaluation.evaluate",
+)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def dotted(path: Path) -> str:
+    """``src/forkpoint/rewards/build.py`` -> ``rewards.build``; a package is its folder's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def home(path: Path) -> str:
+    """The folder or file directly under ``forkpoint`` that a module belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def checked_only(module: ast.Module) -> set[ast.AST]:
+    """What stands under ``if TYPE_CHECKING``: seen by type checkers, never run."""
+    return {
+        inner
+        for node in ast.walk(module)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+
+
+def imported(path: Path, nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """The modules named by import statements among ``nodes``, those in functions included."""
+    skipped = checked_only(tree(path))
+    for node in nodes:
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in OUR_MODULES else str(node.module)
+
+
+OUR_MODULES = {f"forkpoint.{dotted(path)}".rstrip(".") for path in MODULES}
+
+
+def everything_imported(path: Path) -> set[str]:
+    return set(imported(path, ast.walk(tree(path))))
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """What is imported when the module is, and not later by a function of it."""
+    return set(imported(path, iter(tree(path).body)))
+
+
+# ---- imports -------------------------------------------------------------------------------------
+
+
+def test_every_package_has_its_layer() -> None:
+    layered = [name for layer in LAYERS for name in layer]
+    assert sorted(layered) == sorted({home(path) for path in MODULES} - {"__init__"})
+
+
+def test_packages_import_from_the_layers_above_only() -> None:
+    layer_of = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    layer_of[""] = -1  # the version, from forkpoint/__init__.py
+    wrong = [
+        f"{dotted(path)} imports {name}"
+        for path in MODULES
+        for name in everything_imported(path)
+        if name.split(".")[0] == "forkpoint"
+        and (other := name.partition(".")[2].partition(".")[0]) != (mine := home(path))
+        and (mine, other) not in NEIGHBOURS
+        and layer_of[other] >= layer_of[mine]
+    ]
+    assert wrong == []
+
+
+def test_no_module_is_imported_in_a_circle() -> None:
+    graph = {
+        f"forkpoint.{dotted(path)}".rstrip("."): {
+            name for name in imported_at_once(path) if name in OUR_MODULES
+        }
+        for path in MODULES
+    }
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order.index("forkpoint.types") < order.index("forkpoint.training.loop")
+
+
+def test_only_the_command_line_knows_the_report() -> None:
+    importers = {
+        home(path)
+        for path in MODULES
+        if any(name.startswith("forkpoint.report") for name in everything_imported(path))
+    }
+    assert importers == {"report", "cli"}
+
+
+def test_rollouts_know_of_the_policy_how_to_load_it_only() -> None:
+    known = {
+        name
+        for path in MODULES
+        if home(path) == "rollouts"
+        for name in everything_imported(path)
+        if name.startswith("forkpoint.policy")
+    }
+    assert known == {"forkpoint.policy.load"}
+
+
+def test_libraries_are_imported_where_they_belong() -> None:
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        for name in everything_imported(path):
+            library = name.split(".")[0]
+            if library != "forkpoint" and library not in sys.stdlib_module_names:
+                found.setdefault(library, set()).add(home(path))
+    assert found.keys() == LIBRARIES.keys()
+    strangers = {library: homes - LIBRARIES[library] for library, homes in found.items()}
+    assert {library: homes for library, homes in strangers.items() if homes} == {}
+
+
+def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
+    optional = {"math_verify", "reasoning_gym", "datasets", "scipy", "transformers"}
+    homes: dict[str, set[str]] = {}
+    for path in MODULES:
+        roots = {name.split(".")[0] for name in everything_imported(path)} & optional
+        for root in roots:
+            homes.setdefault(root, set()).add(dotted(path))
+        assert not {name.split(".")[0] for name in imported_at_once(path)} & optional
+    assert {root: len(files) for root, files in homes.items() if root != "transformers"} == {
+        "math_verify": 1,
+        "reasoning_gym": 1,
+        "datasets": 1,
+        "scipy": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (("config",), ("torch", "transformers", "numpy", "pyarrow")),
+        (("tasks.data", "tasks.gym", "tasks.lab", "rewards", "runs"), ("torch", "transformers")),
+        (("report", "demo"), ("torch", "transformers", "forkpoint.training", "forkpoint.policy")),
+        (("advantages", "batching", "entropy", "selection", "losses"), ("transformers", "pebble")),
+        (("cli.main",), ("torch", "transformers", "numpy", "pydantic", "forkpoint.config")),
+    ],
+)
+def test_importing_loads_nothing_heavier(modules: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    # the statements above are not all: what a module imports imports more
+    code = (
+        "import json, sys\n"
+        + "".join(f"import forkpoint.{module}\n" for module in modules)
+        + "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert {f"forkpoint.{module}" for module in modules} <= loaded
+    assert not loaded & set(absent)
+
+
+# ---- size and words ------------------------------------------------------------------------------
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_files_have_400_lines_at_most() -> None:
+    files = [*MODULES, *ROOT.glob("scripts/*.py"), *ROOT.glob("examples/*.py")]
+    lengths = {str(path): len(path.read_text().splitlines()) for path in files}
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_functions_have_80_lines_at_most_and_half_of_them_12() -> None:
+    lengths = {
+        f"{dotted(path)}.{node.name}": lines_of(node)
+        for path in MODULES
+        for node in functions(path)
+    }
+    assert {name: length for name, length in lengths.items() if length > 80} == {}
+    assert sorted(lengths.values())[len(lengths) // 2] <= 12
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [dotted(path) for path in MODULES if not ast.get_docstring(tree(path))] == []
+
+
+Documented: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def public(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, Documented]]:
+    """Public functions and classes, and the methods of the latter."""
+    for child in node.body:
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if child.name.startswith("_"):
+            continue
+        yield f"{prefix}.{child.name}", child
+        if isinstance(child, ast.ClassDef):
+            yield from public(child, f"{prefix}.{child.name}")
+
+
+def speaks_for_itself(node: Documented) -> bool:
+    """A function of one statement."""
+    return not isinstance(node, ast.ClassDef) and len(node.body) == 1
+
+
+def test_what_is_public_says_what_it_does() -> None:
+    silent = {
+        name
+        for path in MODULES
+        for name, node in public(tree(path), dotted(path))
+        if not ast.get_docstring(node) and not speaks_for_itself(node)
+    }
+    assert silent - UNDOCUMENTED == set()
+
+
+# ---- safety --------------------------------------------------------------------------------------
+
+
+def dangers(path: Path) -> Iterator[str]:
+    for name in everything_imported(path):
+        if name.split(".")[0] in {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}:
+            yield f"import {name}"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in {"eval", "exec", "compile", "os.system", "torch.load", "pickle.loads"}:
+                yield f"{called}()"
+            for keyword in node.keywords:
+                given = ast.unparse(keyword.value)
+                if keyword.arg in {"trust_remote_code", "shell"} and given != "False":
+                    yield f"{keyword.arg}={given}"
+
+
+def test_nothing_that_was_read_is_run() -> None:
+    found = {dotted(path): list(dangers(path)) for path in MODULES}
+    assert {name: what for name, what in found.items() if what} == {}
+
+
+def test_dangers_would_be_seen(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(
+        "import pickle\nfrom torch import load\nmodel.eval()\n"
+        "def f(x):\n    import dill\n    eval(x)\n    torch.load(x)\n"
+        "    g(trust_remote_code=True)\n    g(trust_remote_code=False)\n"
+    )
+    assert sorted(dangers(path)) == [
+        "eval()",
+        "import dill",
+        "import pickle",
+        "torch.load()",
+        "trust_remote_code=True",
+    ]
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def public_names(module: str) -> list[str]:
+    """``__all__`` of a package; what a plain module defines itself and does not hide."""
+    path = PACKAGE.joinpath(*module.split("."))
+    if path.is_dir():
+        for node in tree(path / "__init__.py").body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                return sorted(ast.literal_eval(node.value))
+        raise AssertionError(f"{module} has no __all__")
+    names = []
+    for node in tree(path.with_suffix(".py")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [ast.unparse(target) for target in node.targets]
+        elif isinstance(node, ast.AnnAssign):
+            names.append(ast.unparse(node.target))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def test_public_names_are_the_agreed_ones() -> None:
+    # a name that goes breaks someone's import: change public_names.txt only together with CHANGELOG
+    now = [f"{module}.{name}" for module in SNAPSHOT for name in public_names(module)]
+    assert now == PUBLIC_NAMES.read_text(encoding="utf-8").splitlines()
+
+
+def test_public_names_are_there() -> None:
+    import importlib
+
+    for line in PUBLIC_NAMES.read_text(encoding="utf-8").splitlines():
+        module, _, name = line.rpartition(".")
+        assert hasattr(importlib.import_module(f"forkpoint.{module}"), name), line

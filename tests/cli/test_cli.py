@@ -1,0 +1,357 @@
+"""The command line as a user meets it: quick help, errors in one line, exit codes."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkpoint.cli import main as main_module
+from forkpoint.config import load_config, parse_config
+from forkpoint.demo import demo_configs
+from forkpoint.evaluation.statistics import bootstrap_interval
+from forkpoint.lab import BASE_POLICY
+from forkpoint.runs import RunDirectory, read_rollouts
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+
+USER_ERROR = 2
+
+
+def forkpoint(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "forkpoint", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class Here:
+    """The same in this process, which has torch already: (exit code, output, errors)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["forkpoint", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main_module.main()
+        out, err = self._capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Here:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    return Here(monkeypatch, capsys)
+
+
+# ---- help ----------------------------------------------------------------------------------------
+
+
+def user_seconds_of_help() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert forkpoint("--help").returncode == 0
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+
+def test_help_is_quick() -> None:
+    # the best of three: a busy machine is not our doing
+    assert min(user_seconds_of_help() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(arguments: list[str], here: Here) -> None:
+    code, out, _ = here(*arguments)
+    assert code == 0
+    for command in ("demo", "train", "eval", "report", "doctor"):
+        assert re.search(rf"│ {command} +\S", out)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom forkpoint.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(done.stderr.replace("'", '"')))
+    assert {"forkpoint", "cyclopts"} <= loaded
+    heavy = {"torch", "transformers", "numpy", "scipy", "pyarrow", "pebble", "jinja2", "pydantic"}
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "report"])
+def test_every_option_is_explained(command: str, here: Here) -> None:
+    _, out, _ = here(command, "--help")
+    lines = [line.strip("│ ") for line in out.splitlines() if re.match("│ .*--[a-z]", line)]
+    options = {name: text for name, *text in (re.split("  +", line, maxsplit=1) for line in lines)}
+    assert any(name.startswith(("--run-dir", "--out")) for name in options)
+    assert [name for name, text in options.items() if not text] == []
+
+
+def test_version_and_entry_point(here: Here) -> None:
+    import forkpoint as package
+
+    assert here("--version")[:2] == (0, f"{package.__version__}\n")
+    (script,) = entry_points(group="console_scripts", name="forkpoint")
+    assert script.load() is main_module.main
+
+
+# ---- errors of the user's ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tran"], 'Unknown command "tran". Did you mean "train"?'),
+        (["train", "--resum"], "Unknown option: --resum. Did you mean --resume?"),
+        (["train", "--run-dri", "x"], "Unknown option: --run-dri. Did you mean --run-dir?"),
+        (["eval", "--problem", "3"], "Unknown option: --problem. Did you mean --problems?"),
+        (["eval", "--problems", "many"], 'unable to convert "many" into int'),
+        (["train", "a.toml", "b.toml"], "Unused Tokens: ['b.toml']"),
+        (
+            ["train", "--dry-run", "--set", "selection.keep_fractoin=0.1"],
+            "error: the command line: unknown key selection.keep_fractoin; "
+            "did you mean selection.keep_fraction?",
+        ),
+        (["train", "--set", "optim.lr"], "error: --set 'optim.lr': expected section.key=value"),
+        (
+            ["train", "--set", "training.steps=many"],
+            "training.steps: Input should be a valid integer, unable to parse string as an "
+            "integer (given 'many')",
+        ),
+        (
+            ["train", "recipes/lab_dem.toml"],
+            "error: there is no file recipes/lab_dem.toml; did you mean recipes/lab_demo.toml?",
+        ),
+        (["train", "--resume"], "error: --resume needs the run to go on with: --run-dir DIR"),
+        (["train", "--resume", "--run-dir", "nowhere"], "there is no file nowhere/config.json"),
+        (["report"], "error: name at least one run directory: forkpoint report RUN -o report.html"),
+        (["report", "nowhere"], "nowhere: no such run directory"),
+    ],
+)
+def test_mistakes_are_named_with_what_was_meant(
+    arguments: list[str], message: str, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, err = here(*arguments)
+    assert (code, out) == (USER_ERROR, "")
+    assert message in err
+    if err.startswith("error: "):
+        assert len(err.splitlines()) == 1
+
+
+def test_mistakes_end_a_process_with_2_and_no_traceback() -> None:
+    for arguments in (["trian"], ["train", "--set", "a"]):
+        done = forkpoint(*arguments)
+        assert done.returncode == USER_ERROR
+        assert done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_run_directory_that_exists(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("mine")
+    code, _, err = here("train", "--run-dir", "run")
+    assert code == USER_ERROR
+    assert err == (
+        "error: run exists already: go on with it by --resume, or choose another --run-dir\n"
+    )
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "mine"
+
+
+def copy_of_lab(folder: Path) -> Path:
+    return Path(shutil.copytree(BASE_POLICY, folder))
+
+
+def test_start_that_failed_can_be_repeated(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for model, message in (("./empty", "cannot be loaded"), ("./nowhere", "no such folder")):
+        code, _, err = here("train", "--set", f"model.path={model}", "--run-dir", "run")
+        assert code == USER_ERROR
+        assert message in err
+
+
+def test_model_without_a_tokenizer(here: Here, tmp_path: Path) -> None:
+    folder = copy_of_lab(tmp_path / "model")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    code, _, err = here("eval", "--model", folder)
+    assert code == USER_ERROR
+    assert (
+        err == f"error: model.path = {str(folder)!r} has no tokenizer: tokenizer.json is missing\n"
+    )
+
+
+def test_model_without_a_chat_template(here: Here) -> None:
+    code, _, err = here("eval", "--model", "lab", "--task", "chain_sum")
+    assert code == USER_ERROR
+    assert "the tokenizer has none (a base model?): set task.chat = false, or use an inst" in err
+
+
+def test_vocabulary_larger_than_the_head(here: Here, tmp_path: Path) -> None:
+    folder = copy_of_lab(tmp_path / "model")
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    while len(vocabulary) <= rows:
+        vocabulary[f"more{len(vocabulary)}"] = len(vocabulary)
+    file.write_text(json.dumps(content))
+    code, _, err = here("eval", "--model", folder)
+    assert code == USER_ERROR
+    assert f"the tokenizer knows {rows + 1} tokens but the model's head has {rows} rows" in err
+
+
+@pytest.mark.parametrize("name", ['quote"', "back\\slash", "sp ace", "'"])
+def test_model_path_of_any_spelling(name: str, here: Here) -> None:
+    code, _, err = here("eval", "--model", f"./{name}")
+    assert code == USER_ERROR
+    assert err == f"error: model.path = {f'./{name}'!r}: there is no such folder\n"
+
+
+def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
+    def broken(arguments: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main_module, "app", broken)
+    monkeypatch.setattr(sys, "argv", ["forkpoint"])
+    with pytest.raises(ZeroDivisionError):
+        main_module.main()
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_says_what_to_expect(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem or path.stem == "lab_demo"
+    text = path.read_text()
+    header = text.partition("\n\n")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    # what a recipe sets is what runs: presets fill in the rest only
+    written = tomllib.loads(text)
+    resolved = json.loads(config.model_dump_json())
+    for section, settings in written.items():
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            assert resolved[section][key] == value
+
+
+def test_there_are_recipes() -> None:
+    assert {"lab_demo", "smollm2_chain_sum", "qwen3_8b_paper"} <= {path.stem for path in RECIPES}
+
+
+def test_the_demo_is_its_recipe() -> None:
+    assert load_config(ROOT / "recipes" / "lab_demo.toml") == demo_configs()[0]
+
+
+def test_the_demos_control_trains_on_what_is_left_over() -> None:
+    main, control = (c.model_dump() for c in demo_configs(["training.steps=3"]))
+    changed = {
+        (section, key)
+        for section, settings in main.items()
+        if isinstance(settings, dict)
+        for key in settings
+        if settings[key] != control[section][key]
+    }
+    assert changed == {
+        ("selection", "rule"),
+        ("selection", "keep_fraction"),
+        ("evaluation", "at_start"),
+    }
+    assert (main["selection"]["rule"], control["selection"]["rule"]) == ("top", "bottom")
+    fractions = main["selection"]["keep_fraction"] + control["selection"]["keep_fraction"]
+    assert fractions == pytest.approx(1.0)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_and_writes_nothing(here: Here, tmp_path: Path) -> None:
+    code, out, _ = here(
+        *("train", ROOT / "recipes" / "qwen3_8b_paper.toml", "--dry-run", "--run-dir", "out"),
+        *("--set", "rollout.group_size=8", "--set", "optim.lr=3e-6"),
+    )
+    assert code == 0
+    config, end = json.JSONDecoder().raw_decode(out)
+    assert parse_config(config).rollout.group_size == 8
+    description = out[end:].strip()
+    assert "would train Qwen/Qwen3-8B-Base (bfloat16) on task data into out" in description
+    assert "85 steps of 512 prompts x 8 = 4096 completions of at most 20480 tokens" in description
+    assert "(ppo_clip, sparse) on top 20% of the tokens: scope minibatch" in description
+    assert "16 optimizer updates a step, lr 3e-06" in description
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_what_runs_here(here: Here) -> None:
+    code, out, _ = here("doctor")
+    assert code == 0
+    for name in ("torch", "transformers", "reasoning-gym"):
+        assert re.search(rf"^  {name} +\d+\.\d+", out, re.MULTILINE)
+    assert "laboratory policy shipped: forkpoint demo will run" in out
+
+
+@pytest.mark.parametrize(("missing", "code"), [("math-verify", 0), ("torch", USER_ERROR)])
+def test_doctor_says_what_is_missing(
+    missing: str, code: int, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "forkpoint.environment.package_version", lambda name: None if name == missing else "1.0"
+    )
+    found, out, _ = here("doctor")
+    assert found == code
+    expected = {
+        "math-verify": "not installed: pip install 'forkpoint[math]'  (rewards.type = 'math')",
+        "torch": "missing",
+    }
+    assert re.search(rf"{missing} +{re.escape(expected[missing])}", out)
+
+
+def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
+    arguments = ["--model", "lab", "--task", "lab", "--problems", "8", "--samples", "2"]
+    # a busy machine may need long for what is quick
+    patient = ["--set", 'rewards=[{type="task", timeout_s=60}]', "--run-dir", "out"]
+    done = forkpoint("eval", *arguments, *patient, cwd=tmp_path)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    printed: dict[str, Any] = json.loads(done.stdout)
+    rows = read_rollouts(tmp_path / "out" / "eval" / "step_00000.parquet")
+    assert len(rows) == 16
+    right = [sum(r.reward or 0 for r in rows if r.serial == serial) / 2 for serial in range(8)]
+    low, high = bootstrap_interval(right, seed=20_000)
+    assert printed == {
+        "model": "lab",
+        "accuracy": {"value": sum(right) / 8, "low": low, "high": high, "n": 8},
+        "samples": 2,
+        "length_mean": sum(len(r.token_ids) for r in rows) / 16,
+    }
+    directory = RunDirectory(tmp_path / "out")
+    assert json.loads((directory.eval_dir / "summary.json").read_text()) == printed
+    assert json.loads(directory.env_json.read_text())["command"][1:] == [
+        "eval",
+        *arguments,
+        *patient,
+    ]
+    assert load_config(directory.config_json).evaluation.problems == 8

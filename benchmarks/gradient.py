@@ -113,7 +113,7 @@ def gradient(model: Any, batch: TokenBatch, config: RunConfig, kind: str) -> tor
     """The whole batch's policy gradient, flat."""
     policy = PolicyModule(model, gradient=kind, temperature=1.0)
     model.zero_grad()
-    for sequences in split_microbatches(batch, max_tokens=config.training.micro_batch_tokens // 8):
+    for sequences in split_microbatches(batch, max_tokens=2048):
         micro = batch.take(sequences)
         wanted_T = needed_rows(micro, config.loss)
         if wanted_T.any() or kind == "dense":

@@ -228,7 +228,7 @@ class TrainingConfig(Stage):
     gradient: Literal["dense", "sparse"] = "sparse"
     mini_batches: int = Field(default=4, ge=1)
     """Optimizer updates per step; the paper: 16."""
-    micro_batch_tokens: int = Field(default=16384, ge=1)
+    micro_batch_tokens: int = Field(default=4096, ge=1)
     """Padded tokens in one forward pass; changes memory and speed, never the result."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""

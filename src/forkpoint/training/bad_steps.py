@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from forkpoint.errors import NumericalError, SelectionError
+from forkpoint.runs.atomic import write_atomically
 from forkpoint.types import TokenBatch
 
 ZERO_VARIANCE = "in every group all samples got the same reward"
@@ -53,9 +54,12 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     """Write every tensor of a batch as safetensors, for whoever looks into the fault.
 
     Ragged fields are laid end to end, with their lengths beside them.
+
+    Raises:
+        RunError: the disk is full.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {
         name: value
@@ -64,6 +68,10 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     }
     tensors["prompt_ids"] = torch.cat([*batch.prompts_B, torch.zeros(0, dtype=torch.int64)])
     tensors["prompt_lengths_B"] = torch.tensor([len(p) for p in batch.prompts_B])
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Cloned: two streams may be one tensor, which safetensors refuses.
-    save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path)
+    data = save({k: v.clone().contiguous() for k, v in tensors.items()})
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(data)
+
+    write_atomically(path, write)

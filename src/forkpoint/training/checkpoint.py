@@ -48,6 +48,7 @@ def save_checkpoint(
     Raises:
         RunError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     final = root / f"step_{state.step:05d}"
@@ -67,7 +68,7 @@ def save_checkpoint(
             shutil.rmtree(final)
         partial.rename(final)
         _sync(root)
-    except (OSError, RuntimeError) as error:  # safetensors reports a failed write as its own
+    except (OSError, SafetensorError) as error:  # a failed write of tensors is the latter
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
             f"cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make "

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from forkpoint.batching import build_batch
 from forkpoint.policy.load import LoadedModel
@@ -18,6 +19,10 @@ from forkpoint.types import (
     Score,
     TokenBatch,
 )
+
+# No deadline: a loaded machine is not a fault.
+settings.register_profile("forkpoint", deadline=None, max_examples=60)
+settings.load_profile("forkpoint")
 
 VOCABULARY = 61
 EOS = 1

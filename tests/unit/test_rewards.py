@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ from forkpoint.config.stages import OverlongConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rewards import build as build_module
+from forkpoint.rewards import scorer as scorer_module
+from forkpoint.rewards.build import OfColumns
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
-from forkpoint.rewards.verifiers import FormatVerifier
+from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier
 from forkpoint.types import Completion, FinishReason, Problem, Score
 from tests.unit import reward_functions as functions
 
@@ -115,6 +118,38 @@ def test_whatever_a_verifier_does_costs_its_own_sample_only(make_scorer: MakeSco
     assert [s.reward for s in scores] == [2.0, 1.0, None, *[None] * 9, 5.0]
     assert type(scores[1].reward) is float
     assert score_texts(scorer, "give 1")[0].reward == 1.0
+
+
+def test_verifier_that_cannot_travel_to_a_worker(make_scorer: MakeScorer) -> None:
+    scorer = make_scorer(lambda problem, completion: 1.0)
+    (score,) = score_texts(scorer, "a")
+    assert score.reward is None
+    assert "part0: " in (score.error or "")
+    assert "pickle" in (score.error or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("give 2", (2.0, None)),
+        ("give None", (None, None)),
+        ("raise", (None, "ZeroDivisionError: of the verifier")),
+        ("sys.exit", (None, "SystemExit: 0")),
+        ("give nan", (None, "ValueError: the reward nan is not finite")),
+    ],
+)
+def test_a_part_or_why_there_is_none(text: str, part: tuple[float | None, str | None]) -> None:
+    # what a worker does, in this process
+    assert scorer_module._run(functions.obeys, problem(), answer(text)) == part
+
+
+def test_workers_start_with_imports_and_default_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    scorer_module._start_worker(["no_such_module_of_ours", "this"])
+    assert "this" in sys.modules
+    assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
 
 
 def test_hanging_verifiers_are_killed_in_time(make_scorer: MakeScorer) -> None:
@@ -269,6 +304,12 @@ def test_parts_have_names_of_their_own() -> None:
     assert built_names({"type": "custom", "path": f"{HERE}:overlong"}, task=task()) == [
         "overlong_1"
     ]
+
+
+def test_verifier_as_a_reward_function_sees_columns_and_text() -> None:
+    call = OfColumns(IntegerVerifier("answer"))
+    assert call(problem(answer=7), answer(r"\boxed{7}")) == 1.0
+    assert call(problem(answer=8), answer(r"\boxed{7}")) == 0.0
 
 
 def test_everything_together() -> None:

@@ -17,6 +17,8 @@ class Stage(BaseModel):
 
 
 class ModelConfig(Stage):
+    """Which model, and how it is held."""
+
     path: str = "lab"
     """``lab`` (the shipped laboratory policy), a folder, or a hub id. Safetensors only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -88,6 +90,8 @@ TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(dis
 
 
 class VerifierConfig(Stage):
+    """What every reward has: its weight in the sum and a time limit."""
+
     weight: float = 1.0
     timeout_s: float = Field(default=4.0, gt=0)
     """Per completion; the process of a verifier that hangs is killed."""
@@ -151,6 +155,8 @@ class OverlongConfig(Stage):
 
 
 class RolloutConfig(Stage):
+    """How completions are sampled."""
+
     engine: str = "transformers"
     """``transformers`` or ``package.module:factory`` (see ``rollouts.base.Engine``)."""
     prompts_per_step: int = Field(default=24, ge=1)
@@ -168,6 +174,8 @@ class RolloutConfig(Stage):
 
 
 class AdvantageConfig(Stage):
+    """What a sample was worth within its group; see ``forkpoint.advantages``."""
+
     kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
 
 
@@ -192,6 +200,8 @@ class SelectionConfig(Stage):
 
 
 class LossConfig(Stage):
+    """The objective; see ``forkpoint.losses`` and docs/selection.md."""
+
     preset: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = "dapo"
     surrogate: Literal["ppo_clip", "reinforce", "gspo", "cispo"] = "ppo_clip"
     clip_low: float = Field(default=0.2, ge=0, le=1)
@@ -212,6 +222,8 @@ class LossConfig(Stage):
 
 
 class OptimConfig(Stage):
+    """AdamW, warm-up, clipping."""
+
     lr: float = Field(default=1e-4, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer updates over which the rate rises linearly to ``lr``; constant afterwards."""
@@ -223,6 +235,8 @@ class OptimConfig(Stage):
 
 
 class TrainingConfig(Stage):
+    """How many steps, and how a step is cut into updates and passes."""
+
     steps: int = Field(default=30, ge=0)
     seed: int = Field(default=0, ge=0)
     gradient: Literal["dense", "sparse"] = "sparse"
@@ -239,12 +253,16 @@ class TrainingConfig(Stage):
 
 
 class CheckpointConfig(Stage):
+    """When the run is saved."""
+
     every: int = Field(default=10, ge=0)
     """Steps; 0: only at the end and on SIGTERM."""
     keep_last: int = Field(default=2, ge=1)
 
 
 class EvaluationConfig(Stage):
+    """When and on what accuracy is measured."""
+
     every: int = Field(default=0, ge=0)
     """Steps; 0 = never. Runs on held-out problems of the task, and after the last step."""
     at_start: bool = True

@@ -25,6 +25,8 @@ LOG_RATIO_BOUND = 20.0
 
 
 class Surrogate(NamedTuple):
+    """What a surrogate function returns for R rows."""
+
     values_R: Tensor
     """[R], with gradient; to be maximised."""
     clipped_R: Tensor

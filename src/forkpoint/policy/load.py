@@ -12,6 +12,8 @@ from forkpoint.errors import ModelError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
+    """A model with what belongs to it. Made by ``load_model``; eaten by engines and ``policy``."""
+
     model: Any
     """A transformers causal LM in eval mode (no dropout: the policy must be one function)."""
     tokenizer: Any

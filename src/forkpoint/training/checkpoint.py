@@ -36,6 +36,8 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundCheckpoint:
+    """A whole checkpoint on disk. Made by ``latest_checkpoint``."""
+
     path: Path
     state: RunState
 

@@ -12,6 +12,8 @@ from forkpoint.training.optimizer import Optimizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
+    """Made by ``build_parts``; eaten by ``training.loop``."""
+
     sampling: SamplingParts
     policy: PolicyModule
     optimizer: Optimizer

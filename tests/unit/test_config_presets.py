@@ -161,3 +161,9 @@ def test_a_configuration_is_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_section_without_a_type_is_the_default_one() -> None:
+    config = parse_config({"task": {"seed": 3}, "rewards": [{"timeout_s": 9}]})
+    assert (config.task.type, config.task.seed) == ("lab", 3)
+    assert (config.rewards[0].type, config.rewards[0].timeout_s) == ("task", 9)

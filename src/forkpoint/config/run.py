@@ -44,7 +44,7 @@ class RunConfig(Stage):
     @model_validator(mode="before")
     @classmethod
     def _resolve_presets(cls, raw: Any) -> Any:
-        return apply_presets(raw) if isinstance(raw, dict) else raw
+        return apply_presets(_with_types(raw)) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
@@ -72,3 +72,13 @@ class RunConfig(Stage):
         if self.overlong.buffer > self.rollout.max_new_tokens:
             raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
         return self
+
+
+def _with_types(raw: dict[str, Any]) -> dict[str, Any]:
+    """``type`` filled in where it was left out: ``--set task.seed=3`` means the default task."""
+    out = dict(raw)
+    if isinstance(task := raw.get("task"), dict):
+        out["task"] = {"type": "lab", **task}
+    if isinstance(rewards := raw.get("rewards"), list):
+        out["rewards"] = [{"type": "task", **r} if isinstance(r, dict) else r for r in rewards]
+    return out

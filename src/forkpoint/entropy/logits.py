@@ -24,4 +24,4 @@ def entropy_of_logprobs(logp_RV: Tensor) -> Tensor:
     replaced by the lowest finite number, so that its term is 0 and not nan.
     """
     finite_RV = logp_RV.clamp(min=torch.finfo(logp_RV.dtype).min)
-    return -(logp_RV.exp() * finite_RV).sum(-1)
+    return 0.0 - (logp_RV.exp() * finite_RV).sum(-1)  # not -0.0 where one word is certain

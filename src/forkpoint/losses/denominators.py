@@ -11,7 +11,8 @@ cut. With w_t the weight of token t, and N the number of sequences:
     microbatch_selected   w_t / sum_{t in m} w * N_m / N  the authors' accumulation of micro-batches
     constant              w_t / (N L)                     Dr. GRPO: L = the longest allowed
 
-Sequences masked as truncated count neither in N nor in |o_i|.
+Sequences masked as truncated count neither in N nor in |o_i|; ``microbatch_selected`` counts them
+in N and N_m, as the authors' code does.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from forkpoint.config.stages import LossConfig
 from forkpoint.losses.penalties import KL_ESTIMATORS
-from forkpoint.losses.surrogates import NEEDS_WHOLE_SEQUENCES, SURROGATES
+from forkpoint.losses.surrogates import LOG_RATIO_BOUND, NEEDS_WHOLE_SEQUENCES, SURROGATES
 from forkpoint.types import LossOutput, Metric, TokenBatch, TokenStats
 
 
@@ -57,7 +57,9 @@ def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Los
     count = float(kept_R.sum())
     metrics = {
         "loss/clip_fraction_kept": float(surrogate.clipped_R[kept_R].sum()),
-        "loss/ratio_mean_kept": float(log_ratio_R.exp().sum()),
+        "loss/ratio_mean_kept": float(
+            log_ratio_R.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().sum()
+        ),
         "loss/entropy_mean_kept": float(stats.entropies_R.detach()[kept_R].sum()),
     }
     return LossOutput(

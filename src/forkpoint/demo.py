@@ -13,10 +13,10 @@ from forkpoint.runs.atomic import write_json
 
 DEMO_SETTINGS = (
     'name="demo"',
-    "training.steps=20",
-    "optim.lr=1e-4",
+    "training.steps=16",
+    "optim.lr=1.5e-4",
     "rollout.max_new_tokens=168",
-    "evaluation.every=20",
+    "evaluation.every=16",
     "evaluation.problems=1000",
     "checkpoint.every=10",
 )

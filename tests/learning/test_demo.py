@@ -50,12 +50,12 @@ def test_forks_end_clearly_above_the_control(summary: dict[str, dict[str, Any]])
 def test_the_run_directory_says_what_was_trained(demo: Path) -> None:
     for root, kept, rule in ((demo, 0.2, "top"), (demo / "control", 0.8, "bottom")):
         config = json.loads((root / "config.json").read_text())
-        assert (config["selection"]["rule"], config["training"]["steps"]) == (rule, 20)
+        assert (config["selection"]["rule"], config["training"]["steps"]) == (rule, 16)
         lines = [m for m in read_metrics(root / "metrics.jsonl") if m["step"] > 0]
-        assert len(lines) == 20
+        assert len(lines) == 16
         assert all(abs(m["selection/kept_fraction"] - kept) < 1e-3 for m in lines)
         assert all(m["mismatch/kl"] < 1e-6 for m in lines)
-        rows = [r for r in read_rollouts(root / "rollouts" / "step_00020.parquet") if r.accepted]
+        rows = [r for r in read_rollouts(root / "rollouts" / "step_00016.parquet") if r.accepted]
         tokens = sum(len(r.token_ids) for r in rows)
         assert sum(sum(r.selected) for r in rows) == lines[-1][
             "selection/pool_tokens"
@@ -63,4 +63,4 @@ def test_the_run_directory_says_what_was_trained(demo: Path) -> None:
         assert lines[-1]["selection/pool_tokens"] == tokens
     assert (demo / "report.html").stat().st_size > 50_000
     assert (demo / "env.json").exists()
-    assert (demo / "checkpoints" / "step_00020" / "manifest.json").exists()
+    assert (demo / "checkpoints" / "step_00016" / "manifest.json").exists()

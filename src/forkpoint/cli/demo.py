@@ -27,6 +27,8 @@ def demo(
     resume
         Go on with a demo that was stopped.
     """
+    import time
+
     from rich.console import Console
 
     from forkpoint.cli.table import LiveTable
@@ -35,6 +37,7 @@ def demo(
     from forkpoint.training.loop import train
     from forkpoint.training.stop import StopFlag
 
+    started = time.perf_counter()
     root = run_dir or _free(Path("runs") / "demo")
     config, control = demo_configs(set_ or [])
     titles = (
@@ -61,7 +64,9 @@ def demo(
         ("trained on the rest", summary.control),
     ):
         console.print(f"  {label:<22}{estimate.percent()}   n = {estimate.n}", highlight=False)
+    minutes = (time.perf_counter() - started) / 60
     console.print(f"\nreport: {report}", highlight=False, soft_wrap=True)
+    console.print(f"in {minutes:.1f} minutes", highlight=False)
     return 0
 
 

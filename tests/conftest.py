@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny random language model, and batches of made-up rollouts."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from forkpoint.types import (
     Score,
     TokenBatch,
 )
+
+# As the command line does; read once, when the library is first imported.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 # No deadline: a loaded machine is not a fault.
 settings.register_profile("forkpoint", deadline=None, max_examples=60)

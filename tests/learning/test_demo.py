@@ -13,6 +13,8 @@ from forkpoint.runs import read_metrics, read_rollouts
 
 pytestmark = pytest.mark.slow
 
+SET_BY_TESTS = {"OMP_NUM_THREADS", "HF_HUB_DISABLE_PROGRESS_BARS"}
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,7 +23,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "forkpoint", "demo", "--run-dir", str(root)],
         capture_output=True,
         text=True,
-        env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"},
+        env={k: v for k, v in os.environ.items() if k not in SET_BY_TESTS},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "accuracy on held-out problems, 95 % interval" in done.stdout

@@ -47,8 +47,8 @@ class Candidates:
     def num_kept(self) -> int:
         """k = ceil(keep_fraction * N), or max(1, floor(..)); 0 of 0.
 
-        The product is taken of the decimal fraction that was written: in binary, 0.2 * 15 is a
-        little more than 3, and its ceiling would be 4.
+        The product is taken of the decimal fraction that was written: in binary, 0.07 * 100 is
+        a little more than 7, and its ceiling would be 8.
         """
         n = len(self.entropies_N)
         exact = Fraction(str(self.keep_fraction)) * n

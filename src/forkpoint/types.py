@@ -198,7 +198,11 @@ class TokenStats:
     entropies_R: "Tensor"
     """float32 [R] nats."""
     body_tokens: int
-    """Tokens the transformer's layers ran on to get them, padding included."""
+    """Tokens the transformer's layers ran on with gradient, padding included."""
+    cached_tokens: int = 0
+    """Tokens they ran on without gradient."""
+    flops: float = 0.0
+    """Floating-point operations, backward included where there is gradient; an estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

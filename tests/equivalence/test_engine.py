@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from forkpoint.batching import build_batch, split_microbatches
+from forkpoint.batching import build_batch
 from forkpoint.config.stages import ModelConfig
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import Interrupted, NumericalError
@@ -107,9 +107,10 @@ def test_captured_statistics_are_those_of_a_teacher_forced_pass(
     assert len({len(c.token_ids) for c in made}) > 1
     batch = build_batch(as_groups(requests, made), advantage="grpo")
     module = PolicyModule(policy.model, gradient=gradient, temperature=temperature)
-    cut = split_microbatches(batch, max_tokens=200)
-    assert len(cut) > 1
-    logprobs_T, entropies_T = module.annotate(batch, cut)
+    every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
+    assert len(module.passes(batch, every_T, max_tokens=200)) > 1
+    stats = module.annotate(batch, max_tokens=200)
+    logprobs_T, entropies_T = stats.logprobs_R, stats.entropies_R
     assert batch.rollout_entropies_T is not None
     assert batch.rollout_entropies_T.max() > 0.3
     torch.testing.assert_close(batch.rollout_logprobs_T, logprobs_T, rtol=0, atol=2e-5)

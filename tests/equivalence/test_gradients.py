@@ -8,9 +8,11 @@ import torch
 from forkpoint.batching import split_microbatches
 from forkpoint.config import parse_config
 from forkpoint.config.run import RunConfig
+from forkpoint.errors import ModelError
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
+from forkpoint.policy.load import enable_checkpointing
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import TokenBatch
 from tests.conftest import make_batch, tiny_model
@@ -30,7 +32,7 @@ def prepared(batch: TokenBatch, config: RunConfig, temperature: float = 1.0) -> 
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(2, batch.num_tokens, generator=generator) * 0.3
     policy = PolicyModule(tiny_model(tied=True), gradient="dense", temperature=temperature)
-    logprobs, _ = policy.annotate(batch, [list(range(batch.num_sequences))])
+    logprobs = policy.annotate(batch, max_tokens=10_000).logprobs_R
     batch = batch.with_streams(
         old_logprobs_T=logprobs + noise[0], reference_logprobs_T=logprobs + noise[1]
     )
@@ -39,10 +41,15 @@ def prepared(batch: TokenBatch, config: RunConfig, temperature: float = 1.0) -> 
 
 
 def gradient(
-    batch: TokenBatch, config: RunConfig, cut: list[list[int]], kind: str, temperature: float
+    batch: TokenBatch,
+    config: RunConfig,
+    cut: list[list[int]],
+    kind: str,
+    temperature: float,
+    rows: str = "auto",
 ) -> tuple[float, torch.Tensor]:
     model = tiny_model(tied=True)
-    policy = PolicyModule(model, gradient=kind, temperature=temperature)
+    policy = PolicyModule(model, gradient=kind, temperature=temperature, rows=rows)
     total = 0.0
     for sequences in cut:
         micro = batch.take(sequences)
@@ -80,8 +87,8 @@ def test_sparse_equals_dense_for_any_cut(loss: dict[str, Any], temperature: floa
     cuts = [whole, [[b] for b in range(9)], [[8, 0, 3], [5, 4], [1, 2, 7, 6]]]
     cuts.append(split_microbatches(batch, max_tokens=40))
     for cut in cuts:
-        for kind in ("sparse", "dense"):
-            other, grad = gradient(batch, config, cut, kind, temperature)
+        for kind, rows in (("sparse", "tree"), ("sparse", "padded"), ("dense", "padded")):
+            other, grad = gradient(batch, config, cut, kind, temperature, rows)
             assert other == pytest.approx(value, rel=1e-5, abs=1e-7)
             assert (grad - exact).norm() / exact.norm() < 1e-5
 
@@ -112,23 +119,113 @@ def test_gradient_is_exactly_zero_at_the_logits_of_unselected_tokens() -> None:
     assert torch.equal(grad_BLV.abs().amax(-1) != 0, expected)
 
 
-def test_sparse_runs_no_dead_sequence_no_tail_and_no_other_head_row() -> None:
+def small_wanted() -> tuple[TokenBatch, torch.Tensor]:
     config = parse_config({"selection": {"keep_fraction": 0.1}})
     batch = prepared(make_batch(), config)
-    wanted = needed_rows(batch, config.loss)
+    return batch, needed_rows(batch, config.loss)
+
+
+def body_shapes(model: Any) -> list[torch.Size]:
+    """Filled with the shape of every pass through the layers."""
+    shapes: list[torch.Size] = []
+    model.base_model.register_forward_hook(lambda m, i, o: shapes.append(o.last_hidden_state.shape))
+    return shapes
+
+
+def ends_of(batch: TokenBatch, rows: list[int]) -> dict[int, int]:
+    """Sequence -> completion tokens before its last wanted one."""
+    ends: dict[int, int] = {}
+    for row in rows:
+        ends[int(batch.sequence_T[row])] = int(batch.position_T[row])
+    return ends
+
+
+def test_padded_rows_hold_no_dead_sequence_no_tail_and_no_other_head_row() -> None:
+    batch, wanted = small_wanted()
     model = tiny_model()
-    body_shapes: list[torch.Size] = []
-    model.base_model.register_forward_hook(
-        lambda m, i, o: body_shapes.append(o.last_hidden_state.shape)
-    )
-    stats = PolicyModule(model, gradient="sparse", temperature=1.0)(batch, wanted)
+    shapes = body_shapes(model)
+    stats = PolicyModule(model, gradient="sparse", temperature=1.0, rows="padded")(batch, wanted)
     rows = stats.rows_R.tolist()
     assert rows == wanted.nonzero().flatten().tolist()
-    alive = {int(batch.sequence_T[r]) for r in rows}
-    ends = {
-        b: max(int(batch.position_T[r]) for r in rows if int(batch.sequence_T[r]) == b)
-        for b in alive
-    }
-    width = max(len(batch.prompts_B[b]) + ends[b] for b in alive)
-    assert body_shapes == [torch.Size([len(alive), width, 32])]
-    assert stats.body_tokens == len(alive) * width
+    ends = ends_of(batch, rows)
+    width = max(len(batch.prompts_B[b]) + end for b, end in ends.items())
+    assert shapes == [torch.Size([len(ends), width, 32])]
+    assert stats.body_tokens == len(ends) * width
+
+
+def test_tree_rows_hold_each_prompt_once_and_nothing_else_twice() -> None:
+    batch, wanted = small_wanted()
+    model = tiny_model()
+    policy = PolicyModule(model, gradient="sparse", temperature=1.0, rows="tree")
+    shapes = body_shapes(model)
+    stats = policy(batch, wanted)
+    assert stats.rows_R.tolist() == wanted.nonzero().flatten().tolist()
+    ends = ends_of(batch, stats.rows_R.tolist())
+    prompts = {tuple(batch.prompts_B[b].tolist()) for b in ends}
+    assert len(prompts) < len(ends)  # something is shared
+    tokens = sum(map(len, prompts)) + sum(ends.values())
+    assert shapes == [torch.Size([1, tokens, 32])]
+    assert stats.body_tokens == tokens
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_trees_are_taken_by_every_attention_that_takes_a_mask(attention: str) -> None:
+    model = tiny_model()
+    model.set_attn_implementation(attention)
+    assert PolicyModule(model, gradient="sparse", temperature=1.0).rows == "tree"
+    batch, wanted = small_wanted()
+    stats = PolicyModule(model, gradient="sparse", temperature=1.0)(batch, wanted)
+    exact = PolicyModule(model, gradient="dense", temperature=1.0)(batch, wanted)
+    torch.testing.assert_close(stats.logprobs_R, exact.logprobs_R[wanted], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow  # it is compiled
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+def test_flex_attention_takes_tree_rows() -> None:
+    # forward alone: FlexAttention has no backward on a CPU
+    model = tiny_model()
+    exact = PolicyModule(model, gradient="dense", temperature=1.0)
+    batch, wanted = small_wanted()
+    expected = exact(batch, wanted).logprobs_R[wanted]
+    model.set_attn_implementation("flex_attention")
+    policy = PolicyModule(model, gradient="sparse", temperature=1.0)
+    assert policy.rows == "tree"
+    with torch.no_grad():
+        got = policy(batch, wanted).logprobs_R
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_with_sliding_windows_gets_padded_rows() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = MistralConfig(vocab_size=61, sliding_window=4, **shape, **heads)
+    model = MistralForCausalLM(config).eval()
+    assert PolicyModule(model, gradient="sparse", temperature=1.0).rows == "padded"
+    with pytest.raises(ModelError, match="needs tree rows, which MistralForCausalLM"):
+        PolicyModule(model, gradient="local", temperature=1.0)
+
+
+def test_checkpointed_layers_give_the_same_gradient_and_are_run_twice() -> None:
+    config = parse_config({"selection": {"keep_fraction": 0.3}})
+    batch = prepared(make_batch(), config)
+    wanted = needed_rows(batch, config.loss)
+    found = []
+    for checkpointing in (False, True):
+        model = tiny_model(tied=True)
+        runs: list[int] = []
+        model.base_model.layers[0].mlp.register_forward_pre_hook(lambda m, i, r=runs: r.append(1))
+        if checkpointing:
+            enable_checkpointing(model)
+        policy = PolicyModule(
+            model, gradient="sparse", temperature=1.0, rows="tree", checkpointing=checkpointing
+        )
+        policy_loss(batch, policy(batch, wanted), config.loss).loss.backward()
+        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((flat, len(runs)))
+        assert not model.training  # sampling needs its cache back
+    (plain, once), (checkpointed, twice) = found
+    assert (once, twice) == (1, 2)
+    assert (plain - checkpointed).norm() / plain.norm() < 1e-6

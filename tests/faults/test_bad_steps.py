@@ -54,13 +54,16 @@ def weights(root: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, in_calls: set[int], *, where: str) -> None:
-    """Make the policy's statistics (or only their gradient) not finite in some of its calls."""
+    """Make the policy's statistics (or only their gradient) not finite in some of its calls
+    with gradient."""
     original = PolicyModule.forward
     calls = 0
 
     def forward(self: PolicyModule, *arguments: Any) -> TokenStats:
         nonlocal calls
         stats = original(self, *arguments)
+        if not torch.is_grad_enabled():
+            return stats
         calls += 1
         if calls not in in_calls:
             return stats

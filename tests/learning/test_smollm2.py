@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forkpoint.batching import build_batch, split_microbatches
+from forkpoint.batching import build_batch
 from forkpoint.config import load_config
 from forkpoint.policy import PolicyModule
 from forkpoint.rollouts import build_sampling, collect_groups
@@ -65,7 +65,8 @@ def test_entropies_captured_while_sampling_are_the_teacher_forced_ones() -> None
         parts.close()
     batch = build_batch(rollouts.groups, advantage="grpo")
     policy = PolicyModule(parts.loaded.model, gradient="sparse", temperature=1.0)
-    logprobs_T, entropies_T = policy.annotate(batch, split_microbatches(batch, max_tokens=512))
+    stats = policy.annotate(batch, max_tokens=512)
+    logprobs_T, entropies_T = stats.logprobs_R, stats.entropies_R
     assert batch.rollout_entropies_T is not None
     assert torch.allclose(entropies_T, batch.rollout_entropies_T, atol=2e-3)
     assert torch.allclose(logprobs_T, batch.rollout_logprobs_T, atol=2e-3)

@@ -2,12 +2,14 @@
 
 import math
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forkpoint.rollouts import draw as module
 from forkpoint.rollouts.draw import draw_tokens
 
 LAST_BELOW_ONE = math.nextafter(1.0, 0.0)
@@ -62,10 +64,14 @@ def test_both_ends(probabilities: list[float], first: int, last: int) -> None:
         max_size=30,
     ).filter(any),
     uniform=st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, LAST_BELOW_ONE]),
+    block=st.sampled_from([1, 4, 7, 128]),  # of one token, of some and a rest, of all
 )
-def test_never_a_token_of_probability_zero(weights: list[float], uniform: float) -> None:
+def test_never_a_token_of_probability_zero(
+    weights: list[float], uniform: float, block: int
+) -> None:
     p_V = torch.tensor(weights) / torch.tensor(weights).sum()
-    token = draw(p_V.tolist(), uniform)
+    with mock.patch.object(module, "BLOCK", block):
+        token = draw(p_V.tolist(), uniform)
     assert p_V[token] > 0
     # and it is the one whose stretch of the exact cumulative distribution holds u
     exact = [Fraction(p) for p in p_V.tolist()]
@@ -93,3 +99,15 @@ def test_evenly_spaced_numbers_give_tokens_in_proportion() -> None:
     uniforms_B = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     counts = draw_tokens(p_V.expand(1000, 5), uniforms_B).bincount(minlength=5)
     assert counts.tolist() == pytest.approx([100, 30, 500, 2, 368], abs=1)
+
+
+def test_a_wide_vocabulary_is_drawn_in_blocks() -> None:
+    # 7 blocks of 128 tokens and one of 104: the same tokens as accumulated in one go
+    generator = torch.Generator().manual_seed(5)
+    p_BV = (torch.randn(300, 1000, generator=generator) * 2).softmax(-1)
+    uniforms_B = torch.rand(300, generator=generator, dtype=torch.float64)
+    cumulative_BV = p_BV.cumsum(-1, dtype=torch.float64)
+    target_B = uniforms_B * cumulative_BV[:, -1]
+    expected_B = (cumulative_BV <= target_B[:, None]).sum(-1)
+    assert draw_tokens(p_BV, uniforms_B).tolist() == expected_B.tolist()
+    assert set((expected_B // 128).tolist()) == set(range(8))

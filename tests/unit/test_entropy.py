@@ -18,8 +18,18 @@ from forkpoint.entropy import (
     reference_entropy,
     reference_logprob,
 )
+from forkpoint.entropy.head import HeadShape
 
 INF = math.inf
+
+BLOCKS = [(1, 1), (4, 20), (5, 10_000), (10_000, 7), (10_000, 10_000)]
+"""(rows, words) that meet at once: single logits, remainders in both ways, everything."""
+
+
+def in_blocks(monkeypatch: pytest.MonkeyPatch, rows: int, words: int) -> None:
+    """Let the head work on ``rows`` x ``words`` logits at once."""
+    monkeypatch.setattr(head, "ROWS", rows)
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", rows * words)
 
 
 def both(logits: list[float], token: int, temperature: float = 1.0) -> tuple[float, float]:
@@ -151,18 +161,17 @@ def test_logits_stats_are_the_definition(
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 2), (13, 61), (11, 509)])
-@pytest.mark.parametrize("rows_at_once", [0, 1, 4, 10_000])
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_head_stats_are_the_definition(
     monkeypatch: pytest.MonkeyPatch,
     temperature: float,
     rows: int,
     vocabulary: int,
-    rows_at_once: int,
+    block: tuple[int, int],
     bias: bool,
 ) -> None:
-    # one element short of a further row; 0: a vocabulary that alone is over the budget
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", (rows_at_once + 1) * vocabulary - 1)
+    in_blocks(monkeypatch, *block)
     hidden_RD, weight_VD, bias_V = random_head(rows, vocabulary, bias=bias)
     token_ids_R = random_tokens(rows, vocabulary)
     logprobs_R, entropies_R = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, temperature)
@@ -174,11 +183,11 @@ def test_head_stats_are_the_definition(
     torch.testing.assert_close(entropies_R.double(), expected_R, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 4, 10_000])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_bfloat16_head_rounds_the_logits_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+    monkeypatch: pytest.MonkeyPatch, block: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", rows_at_once * 61)
+    in_blocks(monkeypatch, *block)
     hidden_RD, weight_VD, bias_V = (
         x.bfloat16() for x in random_head(13, 61, bias=True) if x is not None
     )
@@ -196,22 +205,54 @@ def test_bfloat16_head_rounds_the_logits_and_nothing_else(
 
 
 def test_no_chunk_is_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 4 * 61 + 60)
+    in_blocks(monkeypatch, 8, 20)
     seen: list[tuple[int, ...]] = []
-    whole = head._logprobs
+    whole = head._logits
 
-    def spy(*arguments: Any) -> Tensor:
-        logp_RV = whole(*arguments)
-        seen.append(tuple(logp_RV.shape))
-        return logp_RV
+    def spy(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+        z, slope = whole(*arguments)
+        seen.append(tuple(z.shape))
+        return z, slope
 
-    monkeypatch.setattr(head, "_logprobs", spy)
+    monkeypatch.setattr(head, "_logits", spy)
     hidden_RD, weight_VD, _ = random_head(13, 61, bias=False)
     hidden_RD.requires_grad_()
     logprobs_R, _ = head_stats(hidden_RD, weight_VD, None, random_tokens(13, 61), 1.0)
     logprobs_R.sum().backward()
-    # 13 rows, 4 at once: 4 + 4 + 4 + 1, forwards and again backwards
-    assert seen == [(4, 61), (4, 61), (4, 61), (1, 61)] * 2
+    # at most 8 rows and 8 x 20 logits: 61 = 20 + 20 + 20 + 1 words for 8 rows, then for 5 rows
+    # 160 // 5 = 32 words at once; forwards and again backwards
+    once = [(8, 20), (8, 20), (8, 20), (8, 1), (5, 32), (5, 29)]
+    assert seen == once * 2
+
+
+@pytest.mark.parametrize("shape", [HeadShape(scale=0.3), HeadShape(softcap=3.0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_scaled_and_capped_heads_are_the_definition(
+    monkeypatch: pytest.MonkeyPatch, shape: HeadShape, bias: bool
+) -> None:
+    in_blocks(monkeypatch, 5, 20)
+    hidden_RD, weight_VD, bias_V = inputs = leaves(*random_head(13, 61, bias=bias))
+    assert hidden_RD is not None
+    assert weight_VD is not None
+    token_ids_R = random_tokens(13, 61)
+    g_R, e_R = torch.linspace(-1, 2, 13), torch.linspace(2, -1, 13)
+    outputs = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 0.8, shape)
+    (g_R @ outputs[0] + e_R @ outputs[1]).backward()
+
+    copies = leaves(*inputs, dtype=torch.float64)
+    logits_RV = shape.scale * (copies[0] @ copies[1].T + (0 if bias_V is None else copies[2]))
+    if shape.softcap is not None:
+        logits_RV = shape.softcap * (logits_RV / shape.softcap).tanh()
+    expected = (
+        reference_logprob(logits_RV, token_ids_R, 0.8),
+        reference_entropy(logits_RV, 0.8),
+    )
+    for got, exact in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+    value = g_R.double() @ expected[0] + e_R.double() @ expected[1]
+    exact = torch.autograd.grad(value, [t for t in copies if t is not None])
+    for leaf, gradient in zip((t for t in inputs if t is not None), exact, strict=True):
+        assert relative_error(leaf.grad, gradient) < 1e-5
 
 
 # ---- gradients ----------------------------------------------------------------------------------
@@ -252,19 +293,19 @@ PULLS = {"logprob": (1.0, 0.0), "entropy": (0.0, 1.0), "both": (1.0, 1.0)}
 
 @pytest.mark.parametrize("pull", PULLS)
 @pytest.mark.parametrize("temperature", [0.6, 1.3])
-@pytest.mark.parametrize("rows_at_once", [1, 4, 10_000])
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_head_gradients_are_those_of_the_definition(
     monkeypatch: pytest.MonkeyPatch,
     pull: str,
     temperature: float,
-    rows_at_once: int,
+    block: tuple[int, int],
     bias: bool,
     dtype: torch.dtype,
     bound: float,
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", rows_at_once * 61)
+    in_blocks(monkeypatch, *block)
     given_inputs = random_head(13, 61, bias=bias)
     inputs = leaves(*given_inputs, dtype=dtype)
     hidden_RD, weight_VD, bias_V = inputs
@@ -285,7 +326,7 @@ def test_bfloat16_weight_gradient_does_not_stall_over_many_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # 1000 equal rows, one at a time: a running sum of 8 bits stops growing near the 256th
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 5)
+    in_blocks(monkeypatch, 1, 5)
     hidden_RD = torch.ones(1, 2).bfloat16()
     weight_VD = torch.zeros(5, 2).bfloat16().requires_grad_()
     many = hidden_RD.expand(1000, 2)

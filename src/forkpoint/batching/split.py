@@ -1,6 +1,7 @@
 """Where a batch is cut. A cut may change memory and speed; the loss does not depend on it."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 from forkpoint.types import TokenBatch
 
@@ -20,7 +21,7 @@ def split_minibatches(batch: TokenBatch, count: int) -> list[list[int]]:
 def split_microbatches(
     batch: TokenBatch, *, max_tokens: int, sequences: int | None = None
 ) -> list[list[int]]:
-    """Parts that each fit in one forward pass.
+    """Parts that each fit in one forward pass over whole sequences.
 
     Args:
         max_tokens: bound on sequences x longest (prompt + completion); a sequence that alone
@@ -30,14 +31,35 @@ def split_microbatches(
     """
     total = batch.num_sequences
     if sequences is not None:
-        return [list(range(a, min(a + sequences, total))) for a in range(0, total, sequences)]
+        return _runs(range(total), sequences)
     lengths = [len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)]
-    # Longest first: neighbours have similar lengths, so there is little padding, and the pass
-    # that needs most memory comes first.
+    return longest_first(dict(enumerate(lengths)), max_tokens)
+
+
+def longest_first(lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
+    """Sequences in parts whose padded rectangle holds at most ``max_tokens`` (or one sequence).
+
+    Longest first: neighbours have similar lengths, so there is little padding, and the pass that
+    needs most memory comes first.
+    """
     parts: list[list[int]] = []
-    for index in sorted(range(total), key=lambda b: (-lengths[b], b)):
+    for index in sorted(lengths, key=lambda b: (-lengths[b], b)):
         if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
             parts[-1].append(index)
         else:
             parts.append([index])
     return parts
+
+
+def fill_passes(
+    rows: Sequence[Sequence[int]], rows_per_pass: int, max_sequences: int | None
+) -> list[list[int]]:
+    """Runs of ``rows_per_pass`` rows, each cut at ``max_sequences`` sequences if that is given."""
+    passes = [list(itertools.chain.from_iterable(run)) for run in _runs(rows, rows_per_pass)]
+    if max_sequences is None:
+        return passes
+    return [part for one in passes for part in _runs(one, max_sequences)]
+
+
+def _runs(items: Sequence, size: int) -> list[list]:
+    return [list(items[a : a + size]) for a in range(0, len(items), size)]

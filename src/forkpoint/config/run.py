@@ -69,6 +69,13 @@ class RunConfig(Stage):
             raise ValueError(
                 "loss.denominator = 'microbatch_selected' needs selection.scope = 'microbatch'"
             )
+        if training.gradient == "local" and self.model.gradient_checkpointing:
+            raise ValueError(
+                "training.gradient = 'local' reads a cache of keys and values, which "
+                "model.gradient_checkpointing turns off: use one of them"
+            )
+        if training.rows == "tree" and training.gradient == "dense":
+            raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
         if self.overlong.buffer > self.rollout.max_new_tokens:
             raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
         return self

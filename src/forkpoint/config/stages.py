@@ -24,8 +24,10 @@ class ModelConfig(Stage):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    """Tree rows are cheapest by ``flex_attention`` on a GPU; ``flash_attention_2`` takes none."""
     gradient_checkpointing: bool = False
+    """Run each layer again in backward instead of keeping its activations."""
 
 
 # ---- tasks --------------------------------------------------------------------------------------
@@ -239,7 +241,12 @@ class TrainingConfig(Stage):
 
     steps: int = Field(default=30, ge=0)
     seed: int = Field(default=0, ge=0)
-    gradient: Literal["dense", "sparse"] = "sparse"
+    gradient: Literal["dense", "sparse", "local"] = "sparse"
+    """``sparse`` is exact and skips what is zero; ``local`` is cheaper and biased; ``dense`` is the
+    oracle. See docs/performance.md."""
+    rows: Literal["auto", "tree", "padded"] = "auto"
+    """How ``sparse`` lays sequences out: ``tree`` runs a prompt once for several completions;
+    ``auto`` does where the model takes the mask."""
     mini_batches: int = Field(default=4, ge=1)
     """Optimizer updates per step; the paper: 16."""
     micro_batch_tokens: int = Field(default=4096, ge=1)

@@ -1,22 +1,44 @@
 """Entropy and log-probability straight from hidden states, without ever storing the logits.
 
 The language-model head is the widest matrix of a model: for R rows its logits are R x V numbers
-(V is 150 thousand for Qwen3). Here rows go through it a chunk at a time; the forward pass keeps
-two numbers per row, and the backward pass computes a chunk's logits again to get their gradient:
+(V is 150 thousand for Qwen3). Here a block of rows meets the vocabulary a chunk at a time, in one
+pass, with a running maximum m and two running sums (Milakov & Gimelshein 2018, with a second sum):
 
-    z = (h W^T + b) / T,   p = softmax(z)
+    s = sum_v e^(z_v - m)      t = sum_v e^(z_v - m) (z_v - m)      H = ln s - t / s
+
+Both terms of H are non-negative, so a near-certain token loses no digits to cancellation. The
+backward pass keeps a few numbers per row and computes a chunk's logits again:
+
+    z = cap( a (h W^T + b) ) / T,   p = softmax(z),   cap(x) = c tanh(x / c) if the model has one
     d ln p_y / dz = onehot(y) - p          d H / dz = -p (ln p + H)
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from forkpoint.entropy.logits import entropy_of_logprobs
+ROWS = 1024
+"""Rows that meet the vocabulary together: each block walks over the whole weight once."""
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once (64 MiB of float32). Changes memory and speed, results only by rounding."""
+CHUNK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
+"""Logits held at once: on a CPU they stay in its cache. Changes memory and speed, results only by
+rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShape:
+    """What a model does to its head's output before the softmax."""
+
+    scale: float = 1.0
+    """a: logits are multiplied by it (Cohere, Granite, Falcon-H1)."""
+    softcap: float | None = None
+    """c: logits are squeezed into (-c, c) (Gemma)."""
+
+
+PLAIN = HeadShape()
 
 
 def head_stats(
@@ -25,6 +47,7 @@ def head_stats(
     bias_V: Tensor | None,
     token_ids_R: Tensor,
     temperature: float,
+    shape: HeadShape = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """ln p(token) and H of each row, float32 [R] in nats.
 
@@ -34,7 +57,7 @@ def head_stats(
         hidden_RD: what the head reads, in the head's dtype; softmax is done in float32.
         temperature: of sampling; logits are divided by it.
     """
-    outputs: Any = _HeadStats.apply(hidden_RD, weight_VD, bias_V, token_ids_R, temperature)
+    outputs: Any = _HeadStats.apply(hidden_RD, weight_VD, bias_V, token_ids_R, temperature, shape)
     return outputs
 
 
@@ -47,74 +70,145 @@ class _HeadStats(torch.autograd.Function):
         bias_V: Tensor | None,
         token_ids_R: Tensor,
         temperature: float,
+        shape: HeadShape,
     ) -> tuple[Tensor, Tensor]:
-        logprobs_R = hidden_RD.new_empty(len(hidden_RD), dtype=torch.float32)
-        entropies_R = torch.empty_like(logprobs_R)
-        for rows in _chunks(len(hidden_RD), len(weight_VD)):
-            logp_RV = _logprobs(hidden_RD[rows], weight_VD, bias_V, temperature)
-            logprobs_R[rows] = logp_RV.gather(-1, token_ids_R[rows, None])[:, 0]
-            entropies_R[rows] = entropy_of_logprobs(logp_RV)
-        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, token_ids_R, entropies_R)
-        ctx.temperature = temperature
+        stats = hidden_RD.new_empty(3, len(hidden_RD), dtype=torch.float32)
+        for rows in _blocks(len(hidden_RD), ROWS):
+            stats[:, rows] = _online_stats(
+                hidden_RD[rows], weight_VD, bias_V, token_ids_R[rows], temperature, shape
+            )
+        logprobs_R, entropies_R, normalizers_R = stats
+        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, token_ids_R, entropies_R, normalizers_R)
+        ctx.temperature, ctx.shape = temperature, shape
         return logprobs_R, entropies_R
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logprobs_R, grad_entropies_R = grad_outputs
-        hidden_RD, weight_VD, bias_V, token_ids_R, entropies_R = ctx.saved_tensors
-        grad_hidden_RD = torch.empty_like(hidden_RD)
+        hidden_RD, weight_VD, bias_V, token_ids_R, *kept = ctx.saved_tensors
         # Sums over chunks are kept in float32: a bfloat16 running sum would lose small terms.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_hidden_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
+        trained = ctx.needs_input_grad[1]
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trained else None
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        for rows in _chunks(len(hidden_RD), len(weight_VD)):
-            logp_RV = _logprobs(hidden_RD[rows], weight_VD, bias_V, ctx.temperature)
-            grad_z_RV = _logits_gradient(
-                logp_RV,
-                token_ids_R[rows],
-                entropies_R[rows],
-                grad_logprobs_R[rows],
-                grad_entropies_R[rows],
-            )
-            grad_z_RV = (grad_z_RV / ctx.temperature).to(hidden_RD.dtype)
-            grad_hidden_RD[rows] = grad_z_RV @ weight_VD
-            if ctx.needs_input_grad[1]:
-                grad_weight_VD += grad_z_RV.T @ hidden_RD[rows]
-            if grad_bias_V is not None:
-                grad_bias_V += grad_z_RV.float().sum(0)
+        for rows in _blocks(len(hidden_RD), ROWS):
+            per_row = (token_ids_R[rows], *(x[rows] for x in (*kept, *grad_outputs)))
+            for words in _chunks(hidden_RD[rows], weight_VD):
+                bias = None if bias_V is None else bias_V[words]
+                grad_z = _logits_gradient(
+                    hidden_RD[rows], weight_VD[words], bias, words.start, per_row, ctx
+                )
+                grad_hidden_RD[rows] += grad_z @ weight_VD[words]
+                if grad_weight_VD is not None:
+                    grad_weight_VD[words] += grad_z.T @ hidden_RD[rows]
+                if grad_bias_V is not None:
+                    grad_bias_V[words] += grad_z.float().sum(0)
         return (
-            grad_hidden_RD,
-            grad_weight_VD.to(weight_VD.dtype) if ctx.needs_input_grad[1] else None,
+            grad_hidden_RD.to(hidden_RD.dtype),
+            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
             None if bias_V is None or grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
+            None,
             None,
             None,
         )
 
 
-def _logprobs(
-    hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, temperature: float
+def _online_stats(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    token_ids_R: Tensor,
+    temperature: float,
+    shape: HeadShape,
 ) -> Tensor:
-    """log softmax of a chunk of rows: float32 [rows, V]."""
-    logits_RV = torch.nn.functional.linear(hidden_RD, weight_VD, bias_V)
-    return (logits_RV.float() / temperature).log_softmax(-1)
+    """ln p(token), H and ln sum e^z of a block of rows: float32 [3, R]."""
+    count = len(hidden_RD)
+    largest_R = hidden_RD.new_full((count,), torch.finfo(torch.float32).min, dtype=torch.float32)
+    sum_R, weighted_R, chosen_R = torch.zeros(3, count, device=hidden_RD.device)
+    for words in _chunks(hidden_RD, weight_VD):
+        bias = None if bias_V is None else bias_V[words]
+        z, _ = _logits(hidden_RD, weight_VD[words], bias, temperature, shape)
+        _take(chosen_R, z, token_ids_R, words.start)
+        previous_R, largest_R = largest_R, torch.maximum(largest_R, z.amax(1))
+        shift_R = previous_R - largest_R
+        decay_R = shift_R.exp()
+        weighted_R = decay_R * (weighted_R + shift_R * sum_R)
+        z -= largest_R[:, None]
+        if bias is not None:  # a forbidden word's -inf must add 0 and not 0 * inf
+            z.clamp_(min=torch.finfo(torch.float32).min)
+        exp = z.exp()
+        sum_R = decay_R * sum_R + exp.sum(1)
+        weighted_R += exp.mul_(z).sum(1)
+    normalizers_R = largest_R + sum_R.log()
+    entropies_R = sum_R.log() - weighted_R / sum_R
+    return torch.stack([chosen_R - normalizers_R, entropies_R, normalizers_R])
 
 
 def _logits_gradient(
-    logp_RV: Tensor,
-    token_ids_R: Tensor,
-    entropies_R: Tensor,
-    grad_logprobs_R: Tensor,
-    grad_entropies_R: Tensor,
+    hidden_RD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor | None,
+    first: int,
+    per_row: tuple[Tensor, ...],
+    ctx: Any,
 ) -> Tensor:
-    """d loss / dz of a chunk: g (onehot - p) - e p (ln p + H), with g, e the rows' gradients."""
-    p_RV = logp_RV.exp()
-    grad_z_RV = -p_RV * grad_logprobs_R[:, None]
-    grad_z_RV.scatter_add_(1, token_ids_R[:, None], grad_logprobs_R[:, None])
-    if grad_entropies_R.count_nonzero():  # most losses leave the entropy alone
-        finite_RV = logp_RV.clamp(min=torch.finfo(torch.float32).min)
-        grad_z_RV -= p_RV * (finite_RV + entropies_R[:, None]) * grad_entropies_R[:, None]
-    return grad_z_RV
+    """d loss / d (h W^T + b) of one chunk, in the head's dtype.
+
+    With g, e the gradients of a row's two results: g (onehot - p) - e p (ln p + H), times what
+    scale, cap and temperature add to the chain.
+    """
+    token_ids_R, entropies_R, normalizers_R, grad_logprobs_R, grad_entropies_R = per_row
+    z, slope = _logits(hidden_RD, weight_CD, bias_C, ctx.temperature, ctx.shape)
+    factor = ctx.shape.scale / ctx.temperature
+    g_R, e_R = factor * grad_logprobs_R, factor * grad_entropies_R
+    z -= normalizers_R[:, None]  # ln p
+    if e_R.count_nonzero():  # most losses leave the entropy alone
+        p = z.exp()
+        z.clamp_(min=torch.finfo(torch.float32).min)
+        grad_z = p.mul_(-(g_R[:, None] + e_R[:, None] * (z + entropies_R[:, None])))
+    else:
+        grad_z = z.exp_().mul_(-g_R[:, None])
+    inside = _inside(token_ids_R, first, grad_z.shape[1])
+    grad_z[inside, token_ids_R[inside] - first] += g_R[inside]
+    if slope is not None:
+        grad_z *= slope
+    return grad_z.to(hidden_RD.dtype)
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+def _logits(
+    hidden_RD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor | None,
+    temperature: float,
+    shape: HeadShape,
+) -> tuple[Tensor, Tensor | None]:
+    """z of a chunk, float32 [R, C], and the slope of the cap there, 1 - tanh^2."""
+    z = torch.nn.functional.linear(hidden_RD, weight_CD, bias_C).float()
+    slope = None
+    if shape.scale != 1:
+        z *= shape.scale
+    if shape.softcap is not None:
+        z = z.div_(shape.softcap).tanh_()
+        slope = 1 - z.square()
+        z *= shape.softcap
+    if temperature != 1:
+        z /= temperature
+    return z, slope
+
+
+def _take(chosen_R: Tensor, z: Tensor, token_ids_R: Tensor, first: int) -> None:
+    """Write down the logits of the tokens that lie in this chunk."""
+    inside = _inside(token_ids_R, first, z.shape[1])
+    chosen_R[inside] = z[inside, token_ids_R[inside] - first]
+
+
+def _inside(token_ids_R: Tensor, first: int, size: int) -> Tensor:
+    return ((token_ids_R >= first) & (token_ids_R < first + size)).nonzero()[:, 0]
+
+
+def _chunks(hidden_RD: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+    elements = CHUNK_ELEMENTS.get(hidden_RD.device.type, CHUNK_ELEMENTS["other"])
+    return _blocks(len(weight_VD), max(1, elements // max(1, len(hidden_RD))))
+
+
+def _blocks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))

@@ -56,6 +56,8 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     torch.nn.Module.to(model, _device(config.device)).eval()
+    if config.gradient_checkpointing:
+        enable_checkpointing(model)
     return LoadedModel(
         model=model, tokenizer=tokenizer, eos_ids=_eos_ids(model, tokenizer, config.path)
     )
@@ -72,24 +74,13 @@ def model_source(path: str) -> str:
     return str(Path(path).expanduser())
 
 
-def check_head(model: Any) -> None:
-    """Refuse a model whose logits are not its head's output: sparse gradients would be wrong.
-
-    Raises:
-        ModelError: for models that scale or cap their logits, naming the class.
-    """
-    ids = torch.arange(4, device=model.device)[None]
-    head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
-        raise ModelError(f"{type(model).__name__} has no separate head: use gradient = 'dense'")
-    with torch.no_grad():
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        difference = (head(hidden) - model(input_ids=ids, use_cache=False).logits).abs().max()
-    if not difference <= 1e-3:
-        raise ModelError(
-            f"{type(model).__name__} changes its logits after the head (a scale or a cap): "
-            "sparse gradients would be wrong; use --set training.gradient=dense"
-        )
+def enable_checkpointing(model: Any) -> None:
+    """Layers are run again in backward; works in training mode, where dropout would strike."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        for name in ("p", "attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _load_tokenizer(source: str, path: str) -> Any:

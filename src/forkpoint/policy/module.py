@@ -5,49 +5,133 @@ model from outside of it.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from forkpoint.policy.dense import dense_stats
-from forkpoint.policy.sparse import sparse_stats
+from forkpoint.errors import ModelError
+from forkpoint.policy.attention import takes_trees
+from forkpoint.policy.dense import dense_passes, dense_stats
+from forkpoint.policy.keys import KeptKeys
+from forkpoint.policy.local import local_stats
+from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.types import TokenBatch, TokenStats
 
-Gradient: TypeAlias = Callable[[nn.Module, TokenBatch, Tensor, float], TokenStats]
+Passes: TypeAlias = Callable[[TokenBatch, Tensor, int, int | None], list[list[int]]]
+"""(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
 
-GRADIENTS: dict[str, Gradient] = {"dense": dense_stats, "sparse": sparse_stats}
-"""``training.gradient`` -> how token statistics, and so their gradient, are computed."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """One way to get token statistics, and so their gradient."""
+
+    passes: Passes
+    stats: Callable[..., TokenStats]
+    """(model, batch, wanted_T, temperature): with gradient."""
+    look: Callable[..., TokenStats]
+    """The same without gradient."""
+
+
+GRADIENTS: dict[tuple[str, str], Gradient] = {
+    ("dense", "padded"): Gradient(passes=dense_passes, stats=dense_stats, look=dense_stats),
+    ("sparse", "tree"): Gradient(passes=tree_passes, stats=tree_stats, look=tree_stats),
+    ("sparse", "padded"): Gradient(passes=padded_passes, stats=padded_stats, look=padded_stats),
+    ("local", "tree"): Gradient(passes=tree_passes, stats=local_stats, look=tree_stats),
+}
+"""(``training.gradient``, layout of rows) -> how."""
 
 
 class PolicyModule(nn.Module):
     """TokenBatch -> TokenStats."""
 
-    def __init__(self, model: nn.Module, *, gradient: str, temperature: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        gradient: str,
+        temperature: float,
+        rows: str = "auto",
+        checkpointing: bool = False,
+    ) -> None:
         """
         Args:
             model: a causal language model of transformers.
-            gradient: a key of ``GRADIENTS``.
+            gradient: ``dense``, ``sparse`` or ``local``.
             temperature: of sampling; entropies and log-probabilities are those of softmax(z / T).
+            rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
+            checkpointing: run layers again in backward instead of keeping their activations; the
+                model must have it enabled.
+
+        Raises:
+            ModelError: local gradients of a model that takes no mask.
         """
         super().__init__()
         self.model = model
-        self.gradient = gradient
         self.temperature = temperature
+        self.rows = rows
+        self._checkpointing = checkpointing
+        if rows == "auto":
+            self.rows = "tree" if gradient != "dense" and takes_trees(model) else "padded"
+        if (gradient, self.rows) not in GRADIENTS:
+            raise ModelError(
+                f"training.gradient = {gradient!r} needs tree rows, which {type(model).__name__} "
+                "with its attention does not take; use --set training.gradient=sparse"
+            )
+        self._gradient = GRADIENTS[gradient, self.rows]
 
-    def forward(self, batch: TokenBatch, wanted_T: Tensor) -> TokenStats:
-        """Statistics of at least the tokens ``wanted_T`` (bool [T]), differentiable, on the CPU."""
-        return GRADIENTS[self.gradient](self.model, batch, wanted_T, self.temperature)
+    def passes(
+        self,
+        batch: TokenBatch,
+        wanted_T: Tensor,
+        *,
+        max_tokens: int,
+        max_sequences: int | None = None,
+    ) -> list[list[int]]:
+        """The sequences of each forward pass; those that need none are left out."""
+        return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences)
+
+    def forward(
+        self, batch: TokenBatch, wanted_T: Tensor, kept: KeptKeys | None = None
+    ) -> TokenStats:
+        """Statistics of at least the tokens ``wanted_T`` (bool [T]), differentiable, on the CPU.
+
+        Args:
+            kept: keys and values of the same weights; read by ``local`` alone.
+        """
+        extra: dict[str, Any] = {} if kept is None else {"kept": kept}
+        learns = torch.is_grad_enabled()
+        stats = self._gradient.stats if learns else self._gradient.look
+        # transformers checkpoints layers in training mode only; dropout is off (see load_model).
+        self.model.train(self._checkpointing and learns)
+        try:
+            return stats(self.model, batch, wanted_T, self.temperature, **extra)
+        finally:
+            self.model.eval()
 
     @torch.no_grad()
-    def annotate(self, batch: TokenBatch, microbatches: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of every token, without gradient: both float32 [T] nats."""
-        logprobs_T = torch.empty(batch.num_tokens)
-        entropies_T = torch.empty(batch.num_tokens)
-        for sequences in microbatches:
+    def annotate(
+        self, batch: TokenBatch, *, max_tokens: int, max_sequences: int | None = None
+    ) -> TokenStats:
+        """Statistics of every token, without gradient."""
+        every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
+        logprobs_T, entropies_T = torch.empty(2, batch.num_tokens)
+        tokens, flops = 0, 0.0
+        for sequences in self.passes(
+            batch, every_T, max_tokens=max_tokens, max_sequences=max_sequences
+        ):
             part = batch.take(sequences)
             stats = self(part, torch.ones(part.num_tokens, dtype=torch.bool))
             rows = batch.rows_of(sequences)
             logprobs_T[rows] = stats.logprobs_R
             entropies_T[rows] = stats.entropies_R
-        return logprobs_T, entropies_T
+            tokens, flops = tokens + stats.body_tokens, flops + stats.flops
+        return TokenStats(
+            rows_R=torch.arange(batch.num_tokens),
+            logprobs_R=logprobs_T,
+            entropies_R=entropies_T,
+            body_tokens=0,
+            cached_tokens=tokens,
+            flops=flops,
+        )

@@ -3,6 +3,7 @@
 * A sequence without a wanted token is not run.
 * A sequence is cut before its last wanted token: under causal attention nothing after a token has
   a part in predicting it.
+* The prompt of several completions is run once: they stand behind it in a tree row.
 * The language-model head, forward and backward, runs on the wanted rows alone.
 
 Nothing is approximated: what is left out would have been multiplied by zero.
@@ -10,29 +11,78 @@ Nothing is approximated: what is left out would have been multiplied by zero.
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from forkpoint.batching.padding import pad_rows
-from forkpoint.entropy.head import head_stats
+from forkpoint.batching.split import fill_passes, longest_first
+from forkpoint.batching.tree import lay_trees, pack_trees
+from forkpoint.policy.attention import attention_mask
+from forkpoint.policy.flops import body_flops, head_flops
+from forkpoint.policy.head import head_of
 from forkpoint.types import TokenBatch, TokenStats
 
+ROW_TOKENS = 512
+"""Width of a tree row: attention costs its square, whoever may see whom."""
 
-def sparse_stats(
-    model: nn.Module, batch: TokenBatch, wanted_T: Tensor, temperature: float
-) -> TokenStats:
-    """Statistics of the tokens ``wanted_T`` (bool [T])."""
-    padded = pad_rows(batch, wanted_T, drop_and_cut=True)
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    device = head.weight.device
+
+def tree_passes(
+    batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None
+) -> list[list[int]]:
+    """Which sequences share a forward pass: as many tree rows as ``max_tokens`` holds."""
+    rows = pack_trees(batch, wanted_T, min(ROW_TOKENS, max_tokens))
+    return fill_passes(rows, max(1, max_tokens // ROW_TOKENS), max_sequences)
+
+
+def tree_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
+    """Statistics of the tokens ``wanted_T`` (bool [T]), in tree rows."""
+    rows = lay_trees(batch, wanted_T, ROW_TOKENS)
     body: Any = model.base_model  # the transformer without its head, by transformers' own interface
-    hidden_BLD = body(input_ids=padded.input_ids_BL.to(device), use_cache=False).last_hidden_state
-    hidden_RD = hidden_BLD[padded.line_R.to(device), padded.column_R.to(device)]
-    token_ids_R = batch.token_ids_T[padded.rows_R].to(device)
-    bias_V = getattr(head, "bias", None)
-    logprobs_R, entropies_R = head_stats(hidden_RD, head.weight, bias_V, token_ids_R, temperature)
+    hidden_BLD = body(
+        input_ids=rows.input_ids_BL.to(model.device),
+        position_ids=rows.position_ids_BL.to(model.device),
+        attention_mask=attention_mask(model, rows.visible_BLL()),
+        use_cache=False,
+    ).last_hidden_state
+    return _stats(model, batch, rows, hidden_BLD, temperature)
+
+
+def padded_passes(
+    batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None
+) -> list[list[int]]:
+    """Which sequences share a padded rectangle of ``max_tokens``."""
+    ends: dict[int, int] = {}
+    for row in wanted_T.nonzero().flatten().tolist():
+        b = int(batch.sequence_T[row])
+        ends[b] = len(batch.prompts_B[b]) + int(batch.position_T[row])
+    return fill_passes(longest_first(ends, max_tokens), 1, max_sequences)
+
+
+def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
+    """The same in padded rows, each with its own prompt: for models that take no mask."""
+    rows = pad_rows(batch, wanted_T, drop_and_cut=True)
+    body: Any = model.base_model
+    hidden_BLD = body(
+        input_ids=rows.input_ids_BL.to(model.device), use_cache=False
+    ).last_hidden_state
+    return _stats(model, batch, rows, hidden_BLD, temperature)
+
+
+def _stats(
+    model: Any, batch: TokenBatch, rows: Any, hidden_BLD: Tensor, temperature: float
+) -> TokenStats:
+    device = hidden_BLD.device
+    hidden_RD = hidden_BLD[rows.line_R.to(device), rows.column_R.to(device)]
+    token_ids_R = batch.token_ids_T[rows.rows_R].to(device)
+    logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
+    lines, width = rows.input_ids_BL.shape
+    body = body_flops(model, lines * width, lines * width * width)
+    head = head_flops(model, len(token_ids_R))
+    learns = torch.is_grad_enabled()  # backward computes the head's logits once more
     return TokenStats(
-        rows_R=padded.rows_R,
+        rows_R=rows.rows_R,
         logprobs_R=logprobs_R.cpu(),
         entropies_R=entropies_R.cpu(),
-        body_tokens=padded.input_ids_BL.numel(),
+        body_tokens=lines * width,
+        flops=(3 if learns else 1) * body + (4 if learns else 1) * head,
     )

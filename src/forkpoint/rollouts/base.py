@@ -1,10 +1,15 @@
 """What an engine is: prompts in, completions out."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from forkpoint.errors import ConfigError
 from forkpoint.types import Completion, Prompt
+
+LEAST_TEMPERATURE = 0.001
+"""Above greedy: logits divided by less might leave float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +22,30 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitTemperature:
+    """Two decoding temperatures: T' = ``above`` where H > ``threshold_nats``, else ``below``.
+
+    The paper's Eq. 5. H is the entropy at temperature 1; 0 is greedy: the first most likely token.
+
+    Raises:
+        ConfigError: a threshold or temperature that cannot be.
+    """
+
+    threshold_nats: float
+    above: float
+    below: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold_nats) and self.threshold_nats >= 0):
+            raise ConfigError(f"a threshold of {self.threshold_nats} nats; entropies are >= 0")
+        for value in (self.above, self.below):
+            if value != 0 and not (math.isfinite(value) and value >= LEAST_TEMPERATURE):
+                raise ConfigError(
+                    f"a temperature of {value}; it is 0 (greedy) or at least {LEAST_TEMPERATURE}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
     """How all completions of one call are drawn."""
 
@@ -26,6 +55,15 @@ class SamplingSettings:
     step: int
     purpose: str = "sample"
     """The first word of the random stream: training and evaluation never share draws."""
+    split: SplitTemperature | None = None
+    """Needs ``temperature`` 1. Each token is drawn at its T'; its log-probability is that of the
+    distribution it was drawn from, its entropy the H at temperature 1 that decided on T'."""
+
+    def __post_init__(self) -> None:
+        if self.split is not None and self.temperature != 1:
+            raise ConfigError(
+                f"split temperatures go by the entropy at temperature 1, not {self.temperature:g}"
+            )
 
 
 class Engine(Protocol):
@@ -40,6 +78,8 @@ class Engine(Protocol):
     same_weights: bool
     """Whether its log-probabilities are the training model's own (the model is shared in process),
     so that no pass is needed to get them before the first update."""
+    splits_temperatures: bool
+    """Whether ``SamplingSettings.split`` is obeyed; an engine that does not say so does not."""
 
     def sample(
         self,

@@ -9,6 +9,7 @@ from forkpoint.dotted import resolve
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rollouts.base import Engine
+from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.prompting import Prompter
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.tasks import Task, build_task
@@ -41,18 +42,26 @@ def build_sampling(config: RunConfig, *, weights: Path | None = None) -> Samplin
     """
     task = build_task(config.task)
     loaded = load_model(config.model, weights=weights)
+    keeps_keys = config.training.gradient == "local"
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
     return SamplingParts(
         loaded=loaded,
         task=task,
         prompter=Prompter(loaded.tokenizer, max_positions=positions),
-        engine=build_engine(loaded, config.rollout),
+        engine=build_engine(loaded, config.rollout, keeps_keys=keeps_keys),
         scorer=build_scorer(config, task),
     )
 
 
-def build_engine(loaded: LoadedModel, config: RolloutConfig) -> Engine:
-    """The engine a recipe names, drawing from ``loaded``."""
+def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool = False) -> Engine:
+    """The engine a recipe names, drawing from ``loaded``.
+
+    ``keeps_keys``: the in-process engine keeps keys and values for local gradients.
+    """
     if config.engine == "transformers":
-        return TransformersEngine(loaded, batch_sequences=config.batch_sequences)
+        return TransformersEngine(
+            loaded,
+            batch_sequences=config.batch_sequences,
+            keeper=KeyKeeper() if keeps_keys else None,
+        )
     return resolve(config.engine, key="rollout.engine")(loaded, config)

@@ -12,6 +12,7 @@ class ScriptedEngine:
 
     captures_entropy = True
     same_weights = False
+    splits_temperatures = False
 
     def __init__(self, script: Mapping[tuple[str, int], Completion]) -> None:
         self._script = script

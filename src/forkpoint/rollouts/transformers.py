@@ -6,8 +6,7 @@ same logits the token was drawn from: no later pass can get them wrong, and none
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,16 +18,15 @@ from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
 from forkpoint.rollouts.draw import draw_tokens
+from forkpoint.rollouts.key_keeper import KeyKeeper
+from forkpoint.rollouts.tempering import split_logprobs
 from forkpoint.types import Completion, FinishReason
 
+CHUNK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
+"""Logits that softmax, entropy and draw go through at a time: on a CPU they stay in its cache."""
 
-@dataclass(slots=True)
-class _Row:
-    """A completion as it grows."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
+_Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Of some rows, one position each: token ids, their ln p, and H."""
 
 
 class TransformersEngine:
@@ -36,13 +34,18 @@ class TransformersEngine:
 
     captures_entropy = True
     same_weights = True
+    splits_temperatures = True
 
-    def __init__(self, loaded: LoadedModel, *, batch_sequences: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, batch_sequences: int, keeper: KeyKeeper | None = None
+    ) -> None:
         """
         Args:
             batch_sequences: most rows side by side; bounds the cache's memory.
+            keeper: gets the keys and values of what is sampled to train on.
         """
         self._loaded = loaded
+        self.keeper = keeper
         self._batch_sequences = batch_sequences
 
     @torch.no_grad()
@@ -68,16 +71,26 @@ class TransformersEngine:
         settings: SamplingSettings,
         should_stop: Callable[[], bool],
     ) -> list[Completion]:
-        rows = [_Row() for _ in requests]
         uniforms_BL = _uniforms(requests, settings)
         logits_BV, cache, mask_BL = self._read_prompts(requests)
+        prompt_width = mask_BL.shape[1]
         alive_B = torch.arange(len(requests))
+        eos_ids = torch.tensor(self._loaded.eos_ids)
+        steps: list[tuple[Tensor, _Drawn]] = []
         for position in range(settings.max_new_tokens):
             if should_stop():
                 raise Interrupted("stopped while sampling")
-            tokens_B = _draw(logits_BV, uniforms_BL[alive_B, position], settings, rows, alive_B)
-            going_B = ~torch.isin(tokens_B, torch.tensor(self._loaded.eos_ids))
-            if position + 1 == settings.max_new_tokens or not going_B.any():
+            drawn = _draw(logits_BV, uniforms_BL[alive_B, position], settings)
+            steps.append((alive_B, drawn))
+            tokens_B = drawn[0].cpu()
+            going_B = ~torch.isin(tokens_B, eos_ids)
+            if position + 1 == settings.max_new_tokens:
+                going_B = torch.zeros_like(going_B)
+            if self.keeper is not None and settings.purpose == "sample":
+                leaving = (~going_B).nonzero().flatten().tolist()
+                gone = [requests[i] for i in alive_B[~going_B].tolist()]
+                self.keeper.keep(gone, leaving, cache, prompt_width)
+            if not going_B.any():
                 break
             if not going_B.all():
                 alive_B, tokens_B = alive_B[going_B], tokens_B[going_B]
@@ -85,7 +98,7 @@ class TransformersEngine:
                 cache.batch_select_indices(kept_B)
                 mask_BL = mask_BL[kept_B]
             logits_BV, mask_BL = self._next_logits(tokens_B, cache, mask_BL)
-        return [self._completion(row) for row in rows]
+        return [self._completion(*row) for row in _rows(steps, len(requests))]
 
     def _read_prompts(self, requests: Sequence[SampleRequest]) -> tuple[Tensor, Any, Tensor]:
         """Logits after each request's prompt, the cache and its mask; prompts read once each."""
@@ -125,14 +138,16 @@ class TransformersEngine:
         )
         return output.logits[:, -1], mask_BL
 
-    def _completion(self, row: _Row) -> Completion:
-        stopped = row.token_ids[-1] in self._loaded.eos_ids
+    def _completion(
+        self, token_ids: list[int], logprobs: list[float], entropies: list[float]
+    ) -> Completion:
+        stopped = token_ids[-1] in self._loaded.eos_ids
         return Completion(
-            token_ids=tuple(row.token_ids),
-            logprobs=tuple(row.logprobs),
-            entropies=tuple(row.entropies),
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
+            entropies=tuple(entropies),
             finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
-            text=self._loaded.tokenizer.decode(row.token_ids, skip_special_tokens=True),
+            text=self._loaded.tokenizer.decode(token_ids, skip_special_tokens=True),
         )
 
 
@@ -147,23 +162,37 @@ def _uniforms(requests: Sequence[SampleRequest], settings: SamplingSettings) -> 
     return torch.from_numpy(np.stack(draws))
 
 
-def _draw(
-    logits_BV: Tensor,
-    uniforms_B: Tensor,
-    settings: SamplingSettings,
-    rows: list[_Row],
-    alive_B: Tensor,
-) -> Tensor:
-    """Draw one token per living row and note it down: int64 [B] on the CPU."""
-    logp_BV = (logits_BV.float() / settings.temperature).log_softmax(-1)
-    entropies_B = entropy_of_logprobs(logp_BV)
-    if not entropies_B.isfinite().all():
+def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> _Drawn:
+    """One token per row, as many rows at a time as ``CHUNK_ELEMENTS`` allows."""
+    device = logits_BV.device
+    elements = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["other"])
+    size = max(1, elements // logits_BV.shape[1])
+    parts = zip(logits_BV.split(size), uniforms_B.to(device).split(size), strict=True)
+    drawn = [_draw_rows(*part, settings) for part in parts]
+    tokens_B, logprobs_B, entropies_B = map(torch.cat, zip(*drawn, strict=True))
+    return tokens_B, logprobs_B, entropies_B
+
+
+def _draw_rows(logits_RV: Tensor, uniforms_R: Tensor, settings: SamplingSettings) -> _Drawn:
+    logp_RV = (logits_RV.float() / settings.temperature).log_softmax(-1)
+    p_RV = logp_RV.exp()
+    entropies_R = entropy_of_logprobs(logp_RV, p_RV)
+    if not entropies_R.isfinite().all():
         raise NumericalError("the model gave logits that are not finite while sampling")
-    tokens_B = draw_tokens(logp_BV.exp(), uniforms_B.to(logp_BV.device))
-    logprobs_B = logp_BV.gather(1, tokens_B[:, None])[:, 0]
-    columns = (alive_B, tokens_B, logprobs_B, entropies_B)
-    for index, token, logprob, entropy in zip(*(c.tolist() for c in columns), strict=True):
-        rows[index].token_ids.append(token)
-        rows[index].logprobs.append(logprob)
-        rows[index].entropies.append(entropy)
-    return tokens_B.cpu()
+    if settings.split is not None:
+        logp_RV = split_logprobs(logits_RV, entropies_R, settings.split)
+        p_RV = logp_RV.exp()
+    tokens_R = draw_tokens(p_RV, uniforms_R)
+    return tokens_R, logp_RV.gather(1, tokens_R[:, None])[:, 0], entropies_R
+
+
+def _rows(
+    steps: Sequence[tuple[Tensor, _Drawn]], count: int
+) -> list[tuple[list[int], list[float], list[float]]]:
+    """What was drawn, step by step, as the tokens, ln p and H of each of ``count`` rows."""
+    row_T = torch.cat([alive_B for alive_B, _ in steps])
+    order_T = row_T.argsort(stable=True)
+    lengths = row_T.bincount(minlength=count).tolist()
+    streams = zip(*(drawn for _, drawn in steps), strict=True)
+    cut = [torch.cat(stream).cpu()[order_T].split(lengths) for stream in streams]
+    return [tuple(piece.tolist() for piece in row) for row in zip(*cut, strict=True)]

@@ -16,10 +16,21 @@ from forkpoint.config.run import RunConfig
 from forkpoint.errors import NumericalError
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.policy.dense import dense_flops
+from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.module import PolicyModule
 from forkpoint.selection import scope_groups, select
 from forkpoint.training.optimizer import Optimizer
-from forkpoint.types import Metric, Selection, TokenBatch
+from forkpoint.types import Metric, Selection, TokenBatch, TokenStats
+
+SAME_NUMBERS_NATS = 1e-3
+"""How far a sampler's log-probabilities and entropies may be from the policy's to serve as them."""
+
+SAVINGS = (
+    ("work/tokens_saved_fraction", "work/body_tokens", "work/dense_tokens"),
+    ("work/flops_saved_fraction", "work/flops", "work/dense_flops"),
+)
+"""A metric -> 1 - what was run over what the dense way runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +55,27 @@ def train_step(
     step: int,
     same_weights: bool,
     reference: PolicyModule | None = None,
+    kept: KeptKeys | None = None,
 ) -> StepResult:
     """Up to ``training.mini_batches`` optimizer updates on the rollouts of one step.
 
     Args:
         batch: from ``build_batch``.
-        same_weights: the sampler's log-probabilities are the policy's own.
+        same_weights: the sampler claims to hold the policy's own weights.
         reference: the frozen model of the KL penalty.
+        kept: keys and values from sampling with these weights, for local gradients.
 
     Raises:
         SelectionError: the pool is empty. NumericalError: entropies are not finite.
     """
-    batch = annotate(policy, batch, config, same_weights=same_weights, reference=reference)
-    meter = _Meter()
+    meter = Meter()
+    batch = annotate(policy, batch, config, meter, same_weights=same_weights, reference=reference)
     weights_T = torch.zeros(batch.num_tokens)
     entropies_T = torch.zeros(batch.num_tokens)
     fault = None
     once = _selected_at_once(config)
     if once:
-        entropies_T = _entropies(policy, batch, [], config)
+        entropies_T = _entropies(policy, batch, config, meter)
         groups_T = scope_groups(batch, "batch", [])
         chosen = _select(batch, entropies_T, groups_T, config, step, meter)
         weights_T = chosen.weights_T
@@ -72,13 +85,24 @@ def train_step(
         cut = _cut(part, config)
         groups_T = scope_groups(part, config.selection.scope, cut)
         if not once:
-            entropies_T[rows] = _entropies(policy, part, cut, config)
+            entropies_T[rows] = _entropies(policy, part, config, meter)
             if part.pool_T.any():
                 chosen = _select(part, entropies_T[rows], groups_T, config, step, meter)
                 weights_T[rows] = chosen.weights_T
         part = with_coefficients(part, weights_T[rows], groups_T, config)
         on_policy = index == 0
-        fault = _update(policy, optimizer, part, cut, config, meter, on_policy=on_policy) or fault
+        fault = (
+            _update(
+                policy,
+                optimizer,
+                part,
+                config,
+                meter,
+                on_policy=on_policy,
+                kept=kept if on_policy else None,
+            )
+            or fault
+        )
     return StepResult(
         batch=batch.with_streams(weights_T=weights_T),
         entropies_T=entropies_T,
@@ -91,38 +115,68 @@ def annotate(
     policy: PolicyModule,
     batch: TokenBatch,
     config: RunConfig,
+    meter: "Meter",
     *,
     same_weights: bool,
     reference: PolicyModule | None = None,
 ) -> TokenBatch:
     """The batch with ``old_*`` streams (and the reference's), before the first update.
 
-    The sampler's own log-probabilities serve when it holds the same weights; else, or when the
-    entropies are wanted and the sampler has none, one pass without gradient gets both.
+    The sampler's own log-probabilities serve when it holds the same weights and a look at two
+    sequences finds its numbers equal to the policy's; else, or when the entropies are wanted and
+    the sampler has none, one pass without gradient gets both.
     """
     wants_old = config.selection.entropy == "old" or (
         config.selection.entropy == "auto" and batch.rollout_entropies_T is None
     )
-    if wants_old or not same_weights:
-        logprobs_T, entropies_T = policy.annotate(batch, _cut(batch, config))
-        batch = batch.with_streams(old_logprobs_T=logprobs_T, old_entropies_T=entropies_T)
+    if wants_old or not (same_weights and _same_numbers(policy, batch, config, meter)):
+        stats = _look(policy, batch, config, meter)
+        batch = batch.with_streams(
+            old_logprobs_T=stats.logprobs_R, old_entropies_T=stats.entropies_R
+        )
     else:
         batch = batch.with_streams(old_logprobs_T=batch.rollout_logprobs_T)
     if reference is not None:
-        logprobs_T, _ = reference.annotate(batch, _cut(batch, config))
-        batch = batch.with_streams(reference_logprobs_T=logprobs_T)
+        stats = _look(reference, batch, config, meter)
+        batch = batch.with_streams(reference_logprobs_T=stats.logprobs_R)
     return batch
+
+
+def _same_numbers(
+    policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: "Meter"
+) -> bool:
+    """Whether the sampler's numbers are the policy's on the batch's first and last sequence."""
+    part = batch.take(sorted({0, batch.num_sequences - 1}))
+    stats = _look(policy, part, config, meter)
+    gap_T = (stats.logprobs_R - part.rollout_logprobs_T).abs()
+    if part.rollout_entropies_T is not None:
+        gap_T = torch.maximum(gap_T, (stats.entropies_R - part.rollout_entropies_T).abs())
+    gap = float(gap_T.max())
+    meter.add("mismatch/probe_max_nats", Metric(gap, 1))
+    return gap <= SAME_NUMBERS_NATS
+
+
+def _look(policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: "Meter") -> TokenStats:
+    """Every token's statistics without gradient, accounted for."""
+    stats = policy.annotate(
+        batch,
+        max_tokens=config.training.micro_batch_tokens,
+        max_sequences=config.training.micro_batch_sequences,
+    )
+    meter.add_sum("work/nograd_tokens", stats.cached_tokens)
+    meter.add_sum("work/flops", stats.flops)
+    return stats
 
 
 def _update(
     policy: PolicyModule,
     optimizer: Optimizer,
     part: TokenBatch,
-    cut: list[list[int]],
     config: RunConfig,
-    meter: "_Meter",
+    meter: "Meter",
     *,
     on_policy: bool,
+    kept: KeptKeys | None,
 ) -> str | None:
     """Gradient of a mini-batch, then one update; why it was skipped, if it was.
 
@@ -130,13 +184,19 @@ def _update(
     the trainer's log-probabilities is numerical mismatch.
     """
     shares: defaultdict[str, float] = defaultdict(float)
-    for sequences in cut:
+    needed_T = needed_rows(part, config.loss)
+    _count_dense_work(policy, part, config, meter)
+    for sequences in policy.passes(
+        part,
+        needed_T,
+        max_tokens=config.training.micro_batch_tokens,
+        max_sequences=config.training.micro_batch_sequences,
+    ):
         micro = part.take(sequences)
-        wanted_T = needed_rows(micro, config.loss)
-        meter.add_sum("work/dense_tokens", _rectangle(micro))
+        wanted_T = needed_T[part.rows_of(sequences)]
         if not wanted_T.any():
             continue  # a loss of zero with a gradient of zero
-        stats = policy(micro, wanted_T)
+        stats = policy(micro, wanted_T, kept)
         output = policy_loss(micro, stats, config.loss)
         if not output.loss.isfinite():
             optimizer.zero_grad()
@@ -149,7 +209,9 @@ def _update(
         if on_policy:
             meter.add("mismatch/kl", _mismatch(micro, stats.rows_R, stats.logprobs_R))
         meter.add_sum("work/body_tokens", stats.body_tokens)
+        meter.add_sum("work/nograd_tokens", stats.cached_tokens)
         meter.add_sum("work/head_rows", len(stats.rows_R))
+        meter.add_sum("work/flops", stats.flops)
     if not shares:
         return None  # no token of this mini-batch was selected: nothing to learn from it
     meter.add("optim/lr", Metric(optimizer.lr, 1))
@@ -168,13 +230,13 @@ def _selected_at_once(config: RunConfig) -> bool:
 
 
 def _entropies(
-    policy: PolicyModule, batch: TokenBatch, cut: list[list[int]], config: RunConfig
+    policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: "Meter"
 ) -> Tensor:
     """The entropies to select by: float32 [T] nats."""
     source = config.selection.entropy
     if source == "current":
         # The selection must be known before the pass with gradient: one more pass without.
-        return policy.annotate(batch, cut)[1]
+        return _look(policy, batch, config, meter).entropies_R
     if source == "auto":
         source = "old" if batch.rollout_entropies_T is None else "rollout"
     entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
@@ -191,7 +253,7 @@ def _select(
     groups_T: Tensor,
     config: RunConfig,
     step: int,
-    meter: "_Meter",
+    meter: "Meter",
 ) -> Selection:
     selection = select(
         batch, entropies_T, groups_T, config.selection, seed=config.training.seed, step=step
@@ -211,10 +273,14 @@ def _cut(batch: TokenBatch, config: RunConfig) -> list[list[int]]:
     )
 
 
-def _rectangle(batch: TokenBatch) -> int:
-    """Tokens a dense forward pass of the batch runs on."""
-    lengths = [len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)]
-    return len(lengths) * max(lengths)
+def _count_dense_work(
+    policy: PolicyModule, part: TokenBatch, config: RunConfig, meter: "Meter"
+) -> None:
+    """What the dense way would run: every sequence in padded rectangles, every logit."""
+    for sequences in _cut(part, config):
+        width = max(len(part.prompts_B[b]) + len(part.completions_B[b]) for b in sequences)
+        meter.add_sum("work/dense_tokens", len(sequences) * width)
+        meter.add_sum("work/dense_flops", 3 * dense_flops(policy.model, len(sequences), width))
 
 
 def _mismatch(batch: TokenBatch, rows_R: Tensor, logprobs_R: Tensor) -> Metric:
@@ -223,7 +289,7 @@ def _mismatch(batch: TokenBatch, rows_R: Tensor, logprobs_R: Tensor) -> Metric:
     return Metric(float((difference_R.exp() - difference_R - 1).sum()), len(rows_R))
 
 
-class _Meter:
+class Meter:
     """Adds up the metrics of a step."""
 
     def __init__(self) -> None:
@@ -237,7 +303,8 @@ class _Meter:
         self._metrics[name] = Metric(self._metrics.get(name, Metric(0.0, 1)).sum + value, 1)
 
     def means(self) -> dict[str, float]:
-        dense = self._metrics.pop("work/dense_tokens", Metric(0.0, 1)).sum
-        run = self._metrics.get("work/body_tokens", Metric(0.0, 1)).sum
+        """Every metric's mean, and the shares of the dense way's work that were not done."""
         means = {name: metric.mean for name, metric in self._metrics.items()}
-        return means | {"work/tokens_saved_fraction": 1 - run / dense if dense else 0.0}
+        for saved, run, dense in SAVINGS:
+            means[saved] = 1 - means.get(run, 0.0) / means[dense] if means.get(dense) else 0.0
+        return means

@@ -1,0 +1,112 @@
+"""The engine against ``model.generate``, and what capturing entropies costs; a line of JSON.
+
+Both sample the same prompts from the same distribution (temperature 1, no truncation of it). Their
+random numbers differ, so their lengths do: seconds are compared per token of a completion.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.workloads import RECORDED
+from forkpoint.config.stages import ModelConfig
+from forkpoint.policy import load_model
+from forkpoint.rollouts import transformers as engines
+from forkpoint.rollouts.base import SampleRequest, SamplingSettings
+from forkpoint.types import Problem, Prompt
+
+SAMPLES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    loaded = load_model(ModelConfig(path="models/smollm2"))
+    requests = recorded_requests(options.sequences)
+    engine = engines.TransformersEngine(loaded, batch_sequences=options.sequences)
+    found: dict[str, list[float]] = {"engine": [], "blind": [], "generate": []}
+    lengths: list[int] = []
+    for repeat in range(options.repeats):
+        settings = SamplingSettings(
+            max_new_tokens=options.max_new_tokens, temperature=1.0, seed=repeat, step=0
+        )
+        seconds, lengths = timed_engine(engine, requests, settings)
+        found["engine"].append(seconds)
+        found["blind"].append(without_capture(engine, requests, settings))
+        found["generate"].append(timed_generate(loaded, requests, settings))
+    print(json.dumps({"seconds_per_token": found, "last_lengths": lengths}))
+
+
+def recorded_requests(sequences: int) -> list[SampleRequest]:
+    groups = json.loads(RECORDED.read_text())["groups"][: sequences // SAMPLES]
+    return [
+        SampleRequest(
+            prompt=Prompt(
+                problem=Problem(id=str(serial), prompt=group["prompt"]),
+                token_ids=tuple(group["prompt_ids"]),
+            ),
+            serial=serial,
+            sample=sample,
+        )
+        for serial, group in enumerate(groups)
+        for sample in range(SAMPLES)
+    ]
+
+
+def timed_engine(
+    engine: Any, requests: list[SampleRequest], settings: SamplingSettings
+) -> tuple[float, list[int]]:
+    started = time.perf_counter()
+    completions = engine.sample(requests, settings)
+    seconds = time.perf_counter() - started
+    lengths = [len(c.token_ids) for c in completions]
+    return seconds / sum(lengths), lengths
+
+
+def without_capture(
+    engine: Any, requests: list[SampleRequest], settings: SamplingSettings
+) -> float:
+    """The same draws with nothing computed for the entropies."""
+    whole = engines.entropy_of_logprobs
+    engines.entropy_of_logprobs = lambda logp_RV, *_: logp_RV.new_zeros(len(logp_RV))
+    try:
+        return timed_engine(engine, requests, settings)[0]
+    finally:
+        engines.entropy_of_logprobs = whole
+
+
+@torch.no_grad()
+def timed_generate(loaded: Any, requests: list[SampleRequest], settings: SamplingSettings) -> float:
+    """transformers' own sampling of the same prompts, left-padded."""
+    prompts = [list(r.prompt.token_ids) for r in requests]
+    width = max(map(len, prompts))
+    pad = loaded.eos_ids[0]
+    ids_BL = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+    mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    torch.manual_seed(settings.seed)
+    started = time.perf_counter()
+    made_BL = loaded.model.generate(
+        ids_BL,
+        attention_mask=mask_BL,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=list(loaded.eos_ids),
+        pad_token_id=pad,
+    )
+    seconds = time.perf_counter() - started
+    ended_BL = torch.isin(made_BL[:, width:], torch.tensor(loaded.eos_ids))
+    before_BL = ended_BL.cumsum(1) - ended_BL.long()  # ends seen before this token
+    return seconds / int((before_BL == 0).sum())
+
+
+if __name__ == "__main__":
+    main()

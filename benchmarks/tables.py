@@ -1,0 +1,89 @@
+"""The results of ``bench.py`` as Markdown."""
+
+import statistics
+from typing import Any
+
+BARS = {
+    "trl_over_sparse_time_half_zero": "at least 7",
+    "trl_over_sparse_time_no_zero": "at least 3.5",
+    "trl_over_sparse_peak_memory": "at least 3",
+    "dense_over_sparse_time": "at least 1",
+    "dense_over_sparse_time_keep_all": "at least 1",
+    "sparse_over_local_time": "at least 1.7",
+    "generate_over_engine_time": "at least 1.5",
+    "entropy_capture_overhead": "under 0.03",
+    "flop_rate_fraction_152k": "at least 0.6",
+    "gradient_relative_error": "under 1e-5",
+}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Headline, raw medians, growth."""
+    raw = result["raw"]
+    parts = [
+        f"Made by `make bench` on {result['date']} in {result['minutes']} minutes: "
+        f"{result['machine']['cpu_count']} cores, {result['machine']['threads']} threads, "
+        f"{result['machine']['cpu_capability']}, torch {result['versions']['torch']}.",
+        _table(
+            ("ratio", "measured", "bar"),
+            [(f"`{k}`", _short(v), BARS.get(k, "")) for k, v in result.items() if _plain(v)],
+        ),
+        "Seconds of one optimizer step on SmolLM2-135M, 32 sequences, medians:",
+        _steps(raw),
+        "Memory of a step beyond weights, gradients and optimizer, GB, 8 sequences in a pass:",
+        _memory(raw),
+        "Random Qwen3, 152k words, 4 layers of 1024, no zero-variance group:",
+        _wide(raw),
+        "Growth, 4 layers of 256: seconds (GB) of one gradient",
+        _growth(raw["growth"]["points"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _steps(raw: dict[str, Any]) -> str:
+    ways = ("trl", "dense", "sparse", "local")
+    rows = [
+        (name, *(_short(statistics.median(sides[way]["seconds"])) for way in ways))
+        for name, sides in raw["steps"].items()
+    ]
+    return _table(("workload", *ways), rows)
+
+
+def _memory(raw: dict[str, Any]) -> str:
+    ways = ("dense", "sparse", "local")
+    trl = raw["trl_batch_sizes"]["8"]["memory_gb"]
+    values = (trl, *(raw["memory"][way]["memory_gb"] for way in ways))
+    return _table(("trl", *ways), [tuple(_short(v) for v in values)])
+
+
+def _wide(raw: dict[str, Any]) -> str:
+    sides = {"trl": raw["wide_trl"], **raw["wide"]}
+    rows = [
+        (name, _short(statistics.median(side["seconds"])), _short(side["memory_gb"]))
+        for name, side in sides.items()
+    ]
+    return _table(("way", "seconds", "GB"), rows)
+
+
+def _growth(points: list[dict[str, Any]]) -> str:
+    rows = []
+    for point in points:
+        cells = [
+            f"{_short(way['seconds'])} ({_short(way['memory_gb'])})"
+            for way in point["ways"].values()
+        ]
+        rows.append((f"{point['axis']} = {point[point['axis']]:g}", *cells))
+    return _table(("size", *points[0]["ways"]), rows)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, float) and not isinstance(value, bool)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,147 @@
+"""Tree rows: laid out by hand, who sees whom, and what packing promises."""
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import given
+
+from forkpoint.batching import build_batch
+from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, pack_trees
+from forkpoint.types import TokenBatch
+from tests.conftest import make_batch, make_group
+
+
+def wanted_at(batch: TokenBatch, places: list[tuple[int, int]]) -> torch.Tensor:
+    """True at the given (sequence, position)."""
+    wanted_T = torch.zeros(batch.num_tokens, dtype=torch.bool)
+    for sequence, position in places:
+        wanted_T |= (batch.sequence_T == sequence) & (batch.position_T == position)
+    return wanted_T
+
+
+def two_groups() -> TokenBatch:
+    """Sequences 0, 1 with prompt A of 2 tokens; 2, 3 with prompt B of 3."""
+    first = make_group(0, rewards=[1.0, 0.0], lengths=[3, 4], prompt_length=2)
+    second = make_group(1, rewards=[1.0, 0.0], lengths=[5, 2], prompt_length=3)
+    return build_batch([first, second], advantage="grpo")
+
+
+def test_a_row_by_hand() -> None:
+    batch = two_groups()
+    # 0: last wanted at 2, two of its tokens run; 1: at 0, none; 2: at 3, three; 3: dead
+    rows = lay_trees(batch, wanted_at(batch, [(0, 0), (0, 2), (1, 0), (2, 3)]), width=20)
+    a, b = batch.prompts_B[0].tolist(), batch.prompts_B[2].tolist()
+    c0, c2 = batch.completions_B[0].tolist(), batch.completions_B[2].tolist()
+    # B's tree of 3 + 3 is longer than A's of 2 + 0 + 2, so it comes first
+    assert rows.input_ids_BL.tolist() == [b + c2[:3] + a + c0[:2]]
+    assert rows.position_ids_BL.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]]
+    assert rows.tree_BL.tolist() == [[0] * 6 + [1] * 4]
+    assert rows.branch_BL.tolist() == [[PROMPT] * 3 + [2] * 3 + [PROMPT] * 2 + [0] * 2]
+    # wanted rows in the batch's order: (0, 0) and (1, 0) after A's last token, at column 7
+    assert rows.column_R.tolist() == [7, 9, 7, 5]
+    assert rows.line_R.tolist() == [0, 0, 0, 0]
+
+
+def test_who_sees_whom_by_hand() -> None:
+    batch = two_groups()
+    rows = lay_trees(batch, wanted_at(batch, [(0, 1), (1, 2), (2, 1)]), width=20)
+    # A, A, 0 (1 token), 1 (2 tokens), B, B, B, 2 (1 token)
+    assert rows.branch_BL.tolist() == [[PROMPT, PROMPT, 0, 1, 1, PROMPT, PROMPT, PROMPT, 2]]
+    assert rows.visible_BLL()[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1, 1],
+    ]
+
+
+def test_padding_sees_itself_and_nobody_sees_it() -> None:
+    batch = two_groups()
+    rows = lay_trees(batch, wanted_at(batch, [(1, 3), (2, 4)]), width=7)
+    assert rows.tree_BL.tolist() == [[0] * 7, [0] * 5 + [NOTHING] * 2]
+    visible = rows.visible_BLL()
+    assert not visible[1, :5, 5:].any()
+    assert visible[1, 5:].any(dim=1).all()  # a row of nothing visible would be nan
+
+
+def test_nothing_wanted_leaves_one_empty_row() -> None:
+    batch = two_groups()
+    rows = lay_trees(batch, torch.zeros(batch.num_tokens, dtype=torch.bool), width=8)
+    assert rows.input_ids_BL.tolist() == [[0]]
+    assert rows.tree_BL.tolist() == [[NOTHING]]
+    assert rows.rows_R.tolist() == []
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[TokenBatch, torch.Tensor]:
+    """Several groups, some wanted tokens."""
+    groups = []
+    for serial in range(draw(st.integers(1, 4))):
+        lengths = draw(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+        rewards = [float(i % 2) for i in range(len(lengths))]
+        prompt = draw(st.integers(1, 6))
+        groups.append(make_group(serial, rewards, lengths, prompt_length=prompt))
+    batch = build_batch(groups, advantage="grpo")
+    share = draw(st.floats(0, 1))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    return batch, torch.rand(batch.num_tokens, generator=generator) < share
+
+
+@given(batches(), st.integers(1, 40))
+def test_rows_are_a_partition_of_the_live_sequences_within_the_width(
+    made: tuple[TokenBatch, torch.Tensor], width: int
+) -> None:
+    batch, wanted_T = made
+    packed = pack_trees(batch, wanted_T, width)
+    alive = batch.sequence_T[wanted_T].unique().tolist()
+    assert sorted(b for row in packed for b in row) == alive
+    rows = lay_trees(batch, wanted_T, width)
+    for line, row in enumerate(packed):
+        used = int((rows.tree_BL[line] != NOTHING).sum())
+        assert used <= width or len(row) == 1
+
+
+@given(batches(), st.integers(1, 40), st.data())
+def test_the_rows_of_some_rows_sequences_are_these_rows(
+    made: tuple[TokenBatch, torch.Tensor], width: int, data: st.DataObject
+) -> None:
+    batch, wanted_T = made
+    packed = pack_trees(batch, wanted_T, width)
+    if not packed:
+        return
+    some = data.draw(st.lists(st.sampled_from(packed), min_size=1, unique_by=lambda row: row[0]))
+    chosen = [b for row in packed if row in some for b in row]
+    part = batch.take(chosen)
+    again = pack_trees(part, wanted_T[batch.rows_of(chosen)], width)
+    assert [[chosen[b] for b in row] for row in again] == [row for row in packed if row in some]
+
+
+@given(batches(), st.integers(1, 40))
+def test_each_wanted_token_is_read_behind_exactly_what_stands_before_it(
+    made: tuple[TokenBatch, torch.Tensor], width: int
+) -> None:
+    batch, wanted_T = made
+    rows = lay_trees(batch, wanted_T, width)
+    visible = rows.visible_BLL()
+    for row, line, column in zip(
+        rows.rows_R.tolist(), rows.line_R.tolist(), rows.column_R.tolist(), strict=True
+    ):
+        b, position = int(batch.sequence_T[row]), int(batch.position_T[row])
+        before = torch.cat([batch.prompts_B[b], batch.completions_B[b][:position]])
+        seen = visible[line, column]
+        assert rows.input_ids_BL[line, seen].tolist() == before.tolist()
+        assert rows.position_ids_BL[line, seen].tolist() == list(range(len(before)))
+
+
+def test_prompts_are_shared_in_the_batch_that_gradients_are_tested_on() -> None:
+    batch = make_batch()
+    every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
+    rows = lay_trees(batch, every_T, width=10_000)
+    prompts = {tuple(p.tolist()) for p in batch.prompts_B}
+    assert len(prompts) < batch.num_sequences
+    run = sum(len(p) for p in prompts) + sum(len(c) - 1 for c in batch.completions_B)
+    assert rows.input_ids_BL.numel() == run

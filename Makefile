@@ -38,9 +38,9 @@ format: dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Dense against sparse in one run: ratios and medians, a few minutes.
-bench: dev
-	$(BIN)/python benchmarks/gradient.py
+# Every benchmark side by side in one run, TRL among them: ratios and medians, under an hour.
+bench: dev smollm2
+	$(BIN)/python -m benchmarks.bench
 
 smollm2: models/smollm2/config.json
 

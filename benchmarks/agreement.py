@@ -1,4 +1,7 @@
-"""How far sparse and local gradients are from the dense one on SmolLM2; a line of JSON."""
+"""How far sparse and local gradients are from the dense one; a line of JSON.
+
+On recorded completions of SmolLM2, or on a step that a policy of the laboratory samples itself.
+"""
 
 import argparse
 import json
@@ -12,6 +15,8 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
+from forkpoint.rollouts import build_sampling, collect_groups
+from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import TokenBatch
 
@@ -21,10 +26,10 @@ SEQUENCES = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keep-fraction", type=float, default=0.2)
+    parser.add_argument("--lab", help="``lab``, or a checkpoint folder; default: SmolLM2.")
     options = parser.parse_args()
     config = parse_config({"selection": {"keep_fraction": options.keep_fraction}})
-    batch = build_batch(records(workload("no_zero")), advantage="grpo").take(range(SEQUENCES))
-    model = load("smollm2")
+    model, batch = lab_step(options.lab) if options.lab else recorded_step()
     batch = selected(batch, config)
     exact = gradients(model, batch, config, "dense")
     whole = torch.cat([g.flatten() for g in exact.values()])
@@ -37,6 +42,31 @@ def main() -> None:
         found[f"{way}_norm_ratio"] = float(flat.norm() / whole.norm())
         found[f"{way}_by_layer"] = by_layer(got, exact)
     print(json.dumps(found))
+
+
+def recorded_step() -> tuple[Any, TokenBatch]:
+    """SmolLM2 and some of its completions."""
+    batch = build_batch(records(workload("no_zero")), advantage="grpo")
+    return load("smollm2"), batch.take(range(SEQUENCES))
+
+
+def lab_step(path: str) -> tuple[Any, TokenBatch]:
+    """A policy of the laboratory and a step's accepted groups."""
+    config = parse_config({"model": {"path": path}, "rollout": {"prompts_per_step": 12}})
+    parts = build_sampling(config)
+    try:
+        rollouts = collect_groups(
+            task=parts.task,
+            prompter=parts.prompter,
+            engine=parts.engine,
+            scorer=parts.scorer,
+            config=config.rollout,
+            settings=SamplingSettings(max_new_tokens=160, temperature=1.0, seed=0, step=1),
+            first_serial=0,
+        )
+    finally:
+        parts.close()
+    return parts.loaded.model, build_batch(rollouts.accepted, advantage="grpo")
 
 
 def selected(batch: TokenBatch, config: RunConfig) -> TokenBatch:

@@ -1,0 +1,107 @@
+"""Heads that scale or cap their logits, heads that are refused, and the work that is counted."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from forkpoint.errors import ModelError
+from forkpoint.policy import PolicyModule
+from forkpoint.policy.flops import body_flops, head_flops
+from forkpoint.policy.head import check_head, head_of
+from tests.conftest import make_batch, tiny_model
+
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+
+
+def scaled_model(kind: str) -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "Gemma2": {"final_logit_softcapping": 2.0, "head_dim": 8},
+        "Cohere": {"logit_scale": 0.25},
+        "Granite": {"logits_scaling": 4.0},
+    }
+    config = getattr(transformers, f"{kind}Config")(**SHAPE, **settings[kind])
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Cohere", "Granite"])
+def test_scaled_and_capped_heads_give_the_dense_statistics_and_gradient(kind: str) -> None:
+    model = scaled_model(kind)
+    check_head(model)
+    batch = make_batch()
+    wanted = batch.pool_T & (batch.position_T % 2 == 0)
+    found = []
+    for gradient in ("dense", "sparse"):
+        model.zero_grad()
+        stats = PolicyModule(model, gradient=gradient, temperature=0.8)(batch, wanted)
+        keep = wanted[stats.rows_R]
+        value = stats.logprobs_R[keep].sum() + stats.entropies_R[keep].sum()
+        value.backward()
+        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((value.item(), flat))
+    (value, exact), (other, got) = found
+    assert other == pytest.approx(value, rel=1e-5)
+    assert (got - exact).norm() / exact.norm() < 1e-5
+
+
+def test_a_head_whose_logits_are_changed_otherwise_is_refused_by_name() -> None:
+    model = tiny_model()
+    head = model.get_output_embeddings()
+
+    class Shifted(nn.Module):
+        weight = head.weight
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return head(hidden) ** 3
+
+    model.lm_head = Shifted()
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM changes its logits after the head"):
+        check_head(model)
+
+
+def test_a_plain_head_is_plain() -> None:
+    head = head_of(tiny_model())
+    assert (head.shape.scale, head.shape.softcap, head.bias_V) == (1.0, None, None)
+
+
+def test_floating_point_operations_by_hand() -> None:
+    model = tiny_model()
+    # a layer: q 32 x 32, k and v 32 x 16 each, o 32 x 32, three matrices 32 x 48
+    matrices = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)
+    # attention: 2 layers, 4 heads of 8; scores and weighted values, 2 operations each
+    assert body_flops(model, 10, 0) == 2 * 10 * matrices
+    assert body_flops(model, 0, 7) == 4 * 7 * 2 * 32
+    assert head_flops(model, 3) == 2 * 3 * 61 * 32
+
+
+def test_work_is_that_of_the_rectangles_that_were_run() -> None:
+    model = tiny_model()
+    batch = make_batch().take([0, 1])  # prompts of 3 tokens, completions of 3 and 9
+    wanted = (batch.sequence_T == 1) & (batch.position_T == 4)
+    sparse = PolicyModule(model, gradient="sparse", temperature=1.0)(batch, wanted)
+    # one row of 3 + 4 tokens, one row of the head whose logits are computed again in backward
+    assert sparse.body_tokens == 7
+    assert sparse.flops == 3 * body_flops(model, 7, 49) + 4 * head_flops(model, 1)
+    dense = PolicyModule(model, gradient="dense", temperature=1.0)(batch, wanted)
+    # two rows of 12, every logit
+    assert dense.flops == 3 * (body_flops(model, 24, 24 * 12) + head_flops(model, 24))
+    local = PolicyModule(model, gradient="local", temperature=1.0)(batch, wanted)
+    # the same row without gradient, then one query over 7 cached tokens and itself
+    assert (local.cached_tokens, local.body_tokens) == (7, 1)
+    cost = body_flops(model, 7, 49) + 3 * body_flops(model, 1, 8) + 4 * head_flops(model, 1)
+    assert local.flops == cost

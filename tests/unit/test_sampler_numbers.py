@@ -1,0 +1,42 @@
+"""That the sampler's numbers are the policy's own is looked at, not assumed."""
+
+import pytest
+import torch
+
+from forkpoint.config import parse_config
+from forkpoint.policy import PolicyModule
+from forkpoint.training.step import Meter, annotate
+from tests.conftest import make_batch, tiny_model
+
+CONFIG = parse_config({})
+
+
+@pytest.mark.parametrize("stream", ["rollout_logprobs_T", "rollout_entropies_T"])
+@pytest.mark.parametrize(("off", "trusted"), [(0.0, True), (5e-4, True), (2e-3, False)])
+def test_numbers_that_are_off_are_not_used(stream: str, off: float, trusted: bool) -> None:
+    policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    batch = make_batch()
+    exact = policy.annotate(batch, max_tokens=1000)
+    batch = batch.with_streams(
+        rollout_logprobs_T=exact.logprobs_R, rollout_entropies_T=exact.entropies_R
+    )
+    wrong = getattr(batch, stream).clone()
+    wrong[0] += off  # a token of the first sequence, which is looked at
+    batch = batch.with_streams(**{stream: wrong})
+    meter = Meter()
+    noted = annotate(policy, batch, CONFIG, meter, same_weights=True)
+    assert meter.means()["mismatch/probe_max_nats"] == pytest.approx(off, abs=1e-5)
+    assert (noted.old_entropies_T is None) == trusted
+    assert noted.old_logprobs_T is not None
+    expected = noted.rollout_logprobs_T if trusted else exact.logprobs_R
+    torch.testing.assert_close(noted.old_logprobs_T, expected, rtol=0, atol=1e-6)
+
+
+def test_an_engine_with_other_weights_is_not_even_looked_at() -> None:
+    policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    meter = Meter()
+    noted = annotate(policy, make_batch(), CONFIG, meter, same_weights=False)
+    assert "mismatch/probe_max_nats" not in meter.means()
+    assert noted.old_entropies_T is not None
+    # prompts of 3 + 5 + 7 tokens once each, 56 tokens of 9 completions without their last ones
+    assert meter.means()["work/nograd_tokens"] == 15 + 56 - 9

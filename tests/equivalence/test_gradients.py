@@ -157,6 +157,7 @@ def test_tree_rows_hold_each_prompt_once_and_nothing_else_twice() -> None:
     batch, wanted = small_wanted()
     model = tiny_model()
     policy = PolicyModule(model, gradient="sparse", temperature=1.0, rows="tree")
+    policy.row_tokens = 512
     shapes = body_shapes(model)
     stats = policy(batch, wanted)
     assert stats.rows_R.tolist() == wanted.nonzero().flatten().tolist()

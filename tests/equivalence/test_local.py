@@ -100,7 +100,9 @@ def test_each_predicting_position_runs_once_with_gradient() -> None:
     wanted = needed_rows(batch, config.loss)
     rows = lay_trees(batch, wanted, 512)
     places = set(zip(rows.line_R.tolist(), rows.column_R.tolist(), strict=True))
-    stats = PolicyModule(tiny_model(), gradient="local", temperature=1.0)(batch, wanted)
+    policy = PolicyModule(tiny_model(), gradient="local", temperature=1.0)
+    policy.row_tokens = 512
+    stats = policy(batch, wanted)
     assert stats.body_tokens == len(places)  # one line, so no empty slots
     assert stats.cached_tokens == rows.input_ids_BL.numel()
 

@@ -34,6 +34,7 @@ def test_numbers_that_are_off_are_not_used(stream: str, off: float, trusted: boo
 
 def test_an_engine_with_other_weights_is_not_even_looked_at() -> None:
     policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    policy.row_tokens = 512
     meter = Meter()
     noted = annotate(policy, make_batch(), CONFIG, meter, same_weights=False)
     assert "mismatch/probe_max_nats" not in meter.means()

@@ -5,6 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.policy.flops import body_shape
+
+ATTENTION_SHARE = 0.2
+"""Scores may cost this share of what a layer's matrices cost: a dense mask saves nothing."""
+
+BLOCK_MASK_WIDTH = 8192
+"""Width of a tree row where the mask's empty blocks are skipped."""
+
 TREE_ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of their caller's."""
 
@@ -22,6 +30,17 @@ def attention_mask(model: Any, visible_BQK: Tensor) -> Any:
     hidden = torch.finfo(model.dtype).min
     mask = torch.zeros(visible_BQK.shape, dtype=model.dtype, device=device)
     return mask.masked_fill_(~visible_BQK, hidden)[:, None]
+
+
+def row_width(model: Any) -> int:
+    """Tokens in a tree row: the attention of a row of W tokens computes W^2 pairs.
+
+    4 W A = ATTENTION_SHARE x 2 M,    M weights of a layer's matrices, A attention width
+    """
+    if model.config._attn_implementation == "flex_attention":
+        return BLOCK_MASK_WIDTH
+    matrices, attention = body_shape(model.base_model)
+    return max(1, round(ATTENTION_SHARE * matrices / (2 * attention)))
 
 
 def takes_trees(model: Any) -> bool:

@@ -19,7 +19,7 @@ def body_flops(model: Any, tokens: int, pairs: int) -> float:
         tokens: padding included.
         pairs: query-key pairs the attention computes, masked ones included.
     """
-    matrices, attention = _body_shape(model.base_model)
+    matrices, attention = body_shape(model.base_model)
     return 2.0 * tokens * matrices + 4.0 * pairs * attention
 
 
@@ -30,7 +30,8 @@ def head_flops(model: Any, rows: int) -> float:
 
 
 @cache
-def _body_shape(body: Any) -> tuple[int, int]:
+def body_shape(body: Any) -> tuple[int, int]:
+    """Weights of the layers' matrices, and layers x attention width."""
     embedding = body.get_input_embeddings()
     matrices = sum(
         module.weight.numel() for module in body.modules() if isinstance(module, torch.nn.Linear)

@@ -19,7 +19,6 @@ from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
 from forkpoint.policy.keys import KeptKeys, row_cache
-from forkpoint.policy.sparse import ROW_TOKENS
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -41,13 +40,15 @@ def local_stats(
     wanted_T: Tensor,
     temperature: float,
     kept: KeptKeys | None = None,
+    *,
+    width: int,
 ) -> TokenStats:
     """Statistics of the tokens ``wanted_T`` (bool [T]), with the local gradient.
 
     Args:
         kept: keys and values of these weights for every sequence with a wanted token.
     """
-    rows = lay_trees(batch, wanted_T, ROW_TOKENS)
+    rows = lay_trees(batch, wanted_T, width)
     visible_BLL = rows.visible_BLL()
     body: Any = model.base_model
     cache = _run(body, model, rows, visible_BLL) if kept is None else row_cache(rows, batch, kept)
@@ -65,16 +66,16 @@ def local_stats(
     hidden_RD = hidden_BSD[rows.line_R.to(device), queries.slot_R.to(device)]
     token_ids_R = batch.token_ids_T[rows.rows_R].to(device)
     logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
-    (lines, width), slots = rows.input_ids_BL.shape, ids_BS.shape[1]
-    cached = lines * width if kept is None else 0
+    (lines, longest), slots = rows.input_ids_BL.shape, ids_BS.shape[1]
+    cached = lines * longest if kept is None else 0
     return TokenStats(
         rows_R=rows.rows_R,
         logprobs_R=logprobs_R.cpu(),
         entropies_R=entropies_R.cpu(),
         body_tokens=lines * slots,
         cached_tokens=cached,
-        flops=body_flops(model, cached, cached * width)
-        + 3 * body_flops(model, lines * slots, lines * slots * (width + slots))
+        flops=body_flops(model, cached, cached * longest)
+        + 3 * body_flops(model, lines * slots, lines * slots * (longest + slots))
         + 4 * head_flops(model, len(token_ids_R)),
     )
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.errors import ModelError
-from forkpoint.policy.attention import takes_trees
+from forkpoint.policy.attention import row_width, takes_trees
 from forkpoint.policy.dense import dense_passes, dense_stats
 from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.types import TokenBatch, TokenStats
 
-Passes: TypeAlias = Callable[[TokenBatch, Tensor, int, int | None], list[list[int]]]
+Passes: TypeAlias = Callable[..., list[list[int]]]
 """(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
 
 
@@ -80,6 +80,8 @@ class PolicyModule(nn.Module):
                 "with its attention does not take; use --set training.gradient=sparse"
             )
         self._gradient = GRADIENTS[gradient, self.rows]
+        self.row_tokens = row_width(model)
+        """Width of a tree row."""
 
     def passes(
         self,
@@ -90,7 +92,8 @@ class PolicyModule(nn.Module):
         max_sequences: int | None = None,
     ) -> list[list[int]]:
         """The sequences of each forward pass; those that need none are left out."""
-        return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences)
+        layout = self._layout()
+        return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 
     def forward(
         self, batch: TokenBatch, wanted_T: Tensor, kept: KeptKeys | None = None
@@ -100,7 +103,7 @@ class PolicyModule(nn.Module):
         Args:
             kept: keys and values of the same weights; read by ``local`` alone.
         """
-        extra: dict[str, Any] = {} if kept is None else {"kept": kept}
+        extra = self._layout() if kept is None else self._layout() | {"kept": kept}
         learns = torch.is_grad_enabled()
         stats = self._gradient.stats if learns else self._gradient.look
         # transformers checkpoints layers in training mode only; dropout is off (see load_model).
@@ -109,6 +112,9 @@ class PolicyModule(nn.Module):
             return stats(self.model, batch, wanted_T, self.temperature, **extra)
         finally:
             self.model.eval()
+
+    def _layout(self) -> dict[str, Any]:
+        return {"width": self.row_tokens} if self.rows == "tree" else {}
 
     @torch.no_grad()
     def annotate(

@@ -22,21 +22,20 @@ from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
 from forkpoint.types import TokenBatch, TokenStats
 
-ROW_TOKENS = 512
-"""Width of a tree row: attention costs its square, whoever may see whom."""
-
 
 def tree_passes(
-    batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None
+    batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None, *, width: int
 ) -> list[list[int]]:
     """Which sequences share a forward pass: as many tree rows as ``max_tokens`` holds."""
-    rows = pack_trees(batch, wanted_T, min(ROW_TOKENS, max_tokens))
-    return fill_passes(rows, max(1, max_tokens // ROW_TOKENS), max_sequences)
+    rows = pack_trees(batch, wanted_T, width)
+    return fill_passes(rows, max(1, max_tokens // width), max_sequences)
 
 
-def tree_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
+def tree_stats(
+    model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float, *, width: int
+) -> TokenStats:
     """Statistics of the tokens ``wanted_T`` (bool [T]), in tree rows."""
-    rows = lay_trees(batch, wanted_T, ROW_TOKENS)
+    rows = lay_trees(batch, wanted_T, width)
     body: Any = model.base_model  # the transformer without its head, by transformers' own interface
     hidden_BLD = body(
         input_ids=rows.input_ids_BL.to(model.device),

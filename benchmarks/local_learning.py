@@ -56,7 +56,7 @@ def train(options: argparse.Namespace, seed: int, arm: str) -> None:
         "training.gradient": gradient,
         "training.threads": 1,
         "selection.keep_fraction": keep_fraction,
-        "evaluation.every": 10,
+        "evaluation.every": 8,
         "evaluation.at_start": "false",
         "evaluation.problems": options.problems,
         "checkpoint.every": 0,

@@ -26,6 +26,7 @@ LAYERS: tuple[set[str], ...] = (
     {"policy"},
     {"rollouts"},
     {"evaluation"},
+    {"analysis"},
     {"training", "report", "demo"},
     {"cli"},
     {"__main__"},
@@ -38,15 +39,18 @@ NEIGHBOURS = {("tasks", "rewards"), ("rewards", "tasks")}
 LIBRARIES: dict[str, set[str]] = {
     "torch": {
         *("types", "environment", "entropy", "batching", "selection", "losses", "lab"),
-        *("policy", "rollouts", "training", "cli"),
+        *("policy", "rollouts", "analysis", "training", "cli"),
     },
-    "transformers": {"lab", "policy", "rollouts"},
+    "transformers": {"lab", "policy", "rollouts", "analysis"},
     "tokenizers": {"lab"},
-    "safetensors": {"training"},
-    "numpy": {"randomness", "lab", "selection", "rollouts", "evaluation", "training", "report"},
+    "safetensors": {"policy", "training"},
+    "numpy": {
+        *("randomness", "lab", "selection", "rollouts", "evaluation", "analysis", "training"),
+        "report",
+    },
     "scipy": {"evaluation"},
     "pydantic": {"config"},
-    "pyarrow": {"runs", "tasks"},
+    "pyarrow": {"runs", "tasks", "analysis"},
     "pebble": {"rewards"},
     "math_verify": {"rewards"},
     "latex2sympy2_extended": {"rewards"},
@@ -54,6 +58,7 @@ LIBRARIES: dict[str, set[str]] = {
     "datasets": {"tasks"},
     "jinja2": {"report"},
     "markupsafe": {"report"},
+    "matplotlib": {"analysis"},
     "cyclopts": {"cli"},
     "rich": {"cli"},
 }
@@ -64,7 +69,6 @@ UNDOCUMENTED = {
     *(f"losses.denominators.{name}" for name in ("sequence", "sequence_selected")),
     "losses.denominators.microbatch_selected",
     "losses.surrogates.cispo",
-    "report.tokens.Vocabulary.place",
 }
 """Public and without a docstring: entries of tables and records whose fields are documented."""
 
@@ -181,7 +185,7 @@ def test_only_the_command_line_knows_the_report() -> None:
     assert importers == {"report", "cli"}
 
 
-def test_rollouts_know_of_the_policy_how_to_load_it_only() -> None:
+def test_rollouts_know_of_the_policy_how_to_load_it_and_its_keys_only() -> None:
     known = {
         name
         for path in MODULES
@@ -189,7 +193,7 @@ def test_rollouts_know_of_the_policy_how_to_load_it_only() -> None:
         for name in everything_imported(path)
         if name.startswith("forkpoint.policy")
     }
-    assert known == {"forkpoint.policy.load"}
+    assert known == {"forkpoint.policy.load", "forkpoint.policy.keys"}
 
 
 def test_libraries_are_imported_where_they_belong() -> None:
@@ -205,7 +209,7 @@ def test_libraries_are_imported_where_they_belong() -> None:
 
 
 def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
-    optional = {"math_verify", "reasoning_gym", "datasets", "scipy", "transformers"}
+    optional = {"math_verify", "reasoning_gym", "datasets", "scipy", "matplotlib", "transformers"}
     homes: dict[str, set[str]] = {}
     for path in MODULES:
         roots = {name.split(".")[0] for name in everything_imported(path)} & optional
@@ -217,6 +221,7 @@ def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
         "reasoning_gym": 1,
         "datasets": 1,
         "scipy": 1,
+        "matplotlib": 1,
     }
 
 

@@ -1,174 +1,200 @@
-"""The report in a real browser: no request, no console message, keyboard, filter, hostile text."""
+"""The report in a real browser: no request, no console message, tables, anchors, hostile text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forkpoint.report import build_report
-from forkpoint.report.text import visible
+from tests.analysis_runs import SUMMARY, WORDS, whole_analysis, write_analysis
+from tests.browser.tab import Tab
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-quic",
-]  # fmt: skip
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained and analysed in every way."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = {step: [make_row(step=step), make_row(0, 1, step=step)] for step in (1, 4)}
+    metrics = [{"step": s, "reward/mean": s / 8, "work/flops": 1e12} for s in range(1, 5)]
+    run = whole_analysis(make_run(folder / "run", rows=rows, metrics=metrics))
+    return build_report([run], folder / "report.html")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"
-    )
-    if not CHROMIUM.exists():
-        pytest.skip(f"the browser tests need {CHROMIUM}: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
+def long_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 words a table: w00 has the highest mean; counts go up and down."""
+    folder = tmp_path_factory.mktemp("long")
+    words = [(f"w{i:02}", 101 + (i * 7) % 80, 8 - i / 10, 9.0) for i in range(80)]
+    store = [[["a", "w00", "b"], ["c", "w00"], ["w00", "d"], ["e", "w01"]]]
+    run = write_analysis(folder / "run", words=words, store=store, summary=SUMMARY)
+    return build_report([run], folder / "report.html")
 
 
-class Tab:
-    """A page that was opened from its file, and all it complained about or asked for."""
-
-    def __init__(self, browser: Any, path: Path, width: int = 1440) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900})
-        self.trouble: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.trouble.append(message.text))
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.trouble.append(dialog.message))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.address = path.as_uri()
-        self.page.goto(self.address)
-
-    def details(self) -> dict[str, str]:
-        names = self.page.locator("#details dt").all_inner_texts()
-        return dict(zip(names, self.page.locator("#details dd").all_inner_texts(), strict=True))
-
-    def verdicts(self) -> list[str]:
-        return self.page.locator(".verdict b").all_inner_texts()
+# ---- the whole page -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def report(tmp_path: Path) -> Path:
-    rows = {
-        step: [
-            make_row(
-                serial,
-                sample,
-                step=step,
-                tokens=["go", "left", "or", "right"],
-                ids=[5, 6, 7, 8],
-                entropies=[0.01, 1.2, 0.02, 0.6],
-                logprobs=[-0.01, -0.6931472, -0.02, -0.5],
-                selected=[False, True, False, True],
-                reward=float(sample == 0),
-                advantage=1.5 - sample,
-                finish_reason="length" if sample == 2 else "stop",
-            )
-            for serial in (0, 1)
-            for sample in range(3)
-        ]
-        for step in (1, 4)
-    }
-    return build_report([make_run(tmp_path / "run", rows=rows)], tmp_path / "report.html")
-
-
-@pytest.mark.parametrize("width", [1440, 390])
-def test_a_page_is_silent_and_asks_for_nothing(browser: Any, report: Path, width: int) -> None:
-    tab = Tab(browser, report, width)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1100, 720, 390])
+def test_a_page_is_silent_asks_for_nothing_and_does_not_scroll_sideways(
+    browser: Any, report: Path, width: int, scheme: str
+) -> None:
+    tab = Tab(browser, report, width, color_scheme=scheme)
     assert tab.trouble == []
     assert tab.requests == [tab.address]
     assert tab.page.evaluate("document.documentElement.scrollWidth") == width
-    colours = [
-        tab.page.locator(".t").nth(i).evaluate("e => getComputedStyle(e).backgroundColor")
-        for i in range(2)
-    ]
-    assert colours[0] == "rgba(0, 0, 0, 0)"  # 0.01 nats
-    assert colours[1] != colours[0]  # the policy let the style in
+    paper = tab.style("body", "backgroundColor")  # the policy let the style in
+    assert paper == {"light": "rgb(255, 254, 250)", "dark": "rgb(22, 22, 20)"}[scheme]
+    tab.page.close()
 
 
-def test_the_filters_choose_answers(browser: Any, report: Path) -> None:
-    tab = Tab(browser, report)
-    assert tab.verdicts() == ["● right", "○ wrong", "○ wrong, truncated"]
-    assert tab.page.locator("#place").inner_text() == "prompt 1 of 4"
-    for kind, verdicts in (
-        ("right", ["● right"]),
-        ("wrong", ["○ wrong", "○ wrong, truncated"]),
-        ("truncated", ["○ wrong, truncated"]),
-    ):
-        tab.page.select_option("#kind", kind)
-        assert tab.verdicts() == verdicts
-    tab.page.select_option("#step", "1")
-    assert tab.page.locator("#place").inner_text() == "prompt 1 of 2"
-    assert tab.page.locator("#group .id").inner_text() == "step 1 · p0"
-    tab.page.click("#next")
-    assert tab.page.locator("#group .id").inner_text() == "step 1 · p1"
-    assert tab.page.locator("#next").is_disabled()
-    tab.page.click("#previous")
-    assert tab.page.locator("#group .id").inner_text() == "step 1 · p0"
-
-
-def test_hover_and_keyboard_show_the_token(browser: Any, report: Path) -> None:
-    tab = Tab(browser, report)
-    tokens = tab.page.locator("article").first.locator(".t")
-    tokens.nth(1).hover()
-    # Entropies 0.01, 1.2, 0.02, 0.6 in equal parts: three quarters of the tokens are below 1.2.
-    assert tab.details() == {
-        "id": "6",
-        "position": "2 of 4",
-        "entropy": "1.2 nats",
-        "percentile in step": "75.0",
-        "p(chosen)": "0.5",
-        "selected": "yes",
-        "advantage": "+1.5",
-    }
-    tab.page.focus("#next")
-    tab.page.keyboard.press("Tab")  # the first answer's first selected token
-    assert tab.details()["id"] == "6"
-    for key, token in (
-        ("ArrowRight", "7"),
-        ("End", "8"),
-        ("Shift+ArrowLeft", "6"),
-        ("ArrowLeft", "5"),
-        ("ArrowLeft", "5"),
-    ):
-        tab.page.keyboard.press(key)
-        assert tab.details()["id"] == token
-    tab.page.keyboard.press("Tab")
-    assert tab.details()["advantage"] == "+0.5"  # the second answer
-    assert tab.trouble == []
+def test_the_policy_stops_what_would_slip_through(
+    browser: Any, report: Path, tmp_path: Path
+) -> None:
+    """The second line of defence works on its own: a script or an image put in by force."""
+    attack = "<script>window.hacked = 1</script><img src='https://example.invalid/x.png'>"
+    attacked = tmp_path / "attacked.html"
+    text = report.read_text(encoding="utf-8")
+    attacked.write_text(text.replace("<main>", attack + "<main>"), encoding="utf-8")
+    tab = Tab(browser, attacked)
+    assert tab.page.evaluate("window.hacked") is None
+    assert len([line for line in tab.trouble if "Content Security Policy" in line]) == 2
+    tab.page.close()
 
 
 def test_hostile_text_is_shown_and_does_not_run(browser: Any, tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "<img src=x onerror=window.hacked=4>")
-    tab = Tab(browser, build_report([run], tmp_path / "report.html", completions=1000))
-    seen = []
-    for _ in HOSTILE:
-        seen.append(tab.page.locator("#group .text").text_content())
-        for token in tab.page.locator(".t").all()[:2]:
-            token.hover()
-            assert tab.page.locator("#details .token").text_content()
-        if tab.page.locator("#next").is_enabled():
-            tab.page.click("#next")
-    assert seen == [visible(text) for text in HOSTILE]
+    words = [(text, 200 - i, 1.0 - i / 10, 2.0) for i, text in enumerate(HOSTILE)]
+    write_analysis(run, words=words, store=[[list(HOSTILE)]], summary=SUMMARY)
+    tab = Tab(browser, build_report([run], tmp_path / "report.html"))
+    assert "<script>window.hacked␣=␣1</script>" in tab.text("#forks-highest")
+    assert "onerror=window.hacked=3" in tab.text("#forks-highest")
     assert tab.page.evaluate("window.hacked") is None
     assert tab.page.locator("img").count() == 0
-    assert tab.page.locator("script").count() == 2
     assert tab.trouble == []
     assert tab.requests == [tab.address]
+    tab.page.close()
 
 
-def test_the_policy_stops_what_would_slip_through(browser: Any, report: Path) -> None:
-    """The second line of defence works on its own: a script or an image put in by force."""
-    text = report.read_text(encoding="utf-8")
-    attack = "<script>window.hacked = 1</script><img src='https://example.invalid/x.png'>"
-    report.write_text(text.replace("<main>", attack + "<main>"), encoding="utf-8")
+# ---- addresses ----------------------------------------------------------------------------------
+
+
+def test_every_section_is_reached_by_its_link(browser: Any, report: Path) -> None:
+    tab = Tab(browser, report, reduced_motion="reduce")
+    links = tab.page.locator(".contents a")
+    anchors = [link.get_attribute("href") for link in links.all()]
+    assert {"#training", "#analysis", "#forks", "#dynamics", "#provenance"} <= set(anchors)
+    for anchor in anchors[1:]:
+        links.filter(has=tab.page.locator(f"xpath=self::*[@href='{anchor}']")).click()
+        assert tab.page.evaluate("location.hash") == anchor
+        box = tab.page.locator(anchor).bounding_box()
+        bar = tab.page.locator(".contents").bounding_box()
+        bottom = tab.page.evaluate("innerHeight + scrollY >= document.body.scrollHeight - 1")
+        # Its heading is under the bar that stays at the top, unless the page ends before that.
+        assert bar["y"] == 0
+        assert 0 <= box["y"] <= 60 or bottom
+    tab.page.close()
+
+
+def test_an_address_from_elsewhere_opens_its_section(browser: Any, report: Path) -> None:
+    tab = Tab(browser, report, link="#branching", reduced_motion="reduce")
+    tab.page.wait_for_function("scrollY > 0")
+    tab.page.wait_for_selector(".contents a[aria-current]")
+    assert tab.page.locator("#h-branching").is_visible()
+    assert tab.texts(".contents [aria-current]") == ["Branching"]
+    assert tab.page.evaluate("location.hash") == "#branching"
+    tab.page.close()
+
+
+@pytest.mark.parametrize(("width", "visible"), [(1440, True), (1100, True), (1099, False)])
+def test_the_contents_are_there_where_there_is_room(
+    browser: Any, report: Path, width: int, visible: bool
+) -> None:
+    tab = Tab(browser, report, width)
+    assert tab.page.locator(".contents").is_visible() is visible
+    if visible:
+        last = tab.page.locator(".contents li").last.bounding_box()
+        assert last["x"] + last["width"] <= width
+    tab.page.close()
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def shown_rows(tab: Tab, column: int) -> list[str]:
+    """The visible cells of a column of the table of highest entropies."""
+    cells = tab.page.locator(f"#forks-highest tbody tr > :nth-child({column})").all()
+    return [cell.inner_text() for cell in cells if cell.is_visible()]
+
+
+def test_a_click_on_a_column_sorts_by_it(browser: Any, long_report: Path) -> None:
+    tab = Tab(browser, long_report)
+    counts = sorted((101 + (i * 7) % 80 for i in range(40)), reverse=True)
+    header = tab.page.locator("#forks-highest thead th")
+    assert shown_rows(tab, 1) == [f"w{i:02}" for i in range(16)]
+    assert header.nth(2).get_attribute("aria-sort") == "descending"
+    header.nth(1).get_by_role("button").click()
+    assert shown_rows(tab, 2) == [str(c) for c in counts[:16]]
+    assert [h.get_attribute("aria-sort") for h in header.all()] == [None, "descending", None, None]
+    tab.page.keyboard.press("Enter")  # the button has the focus
+    assert shown_rows(tab, 2) == [str(c) for c in counts[::-1][:16]]
+    header.nth(0).get_by_role("button").click()
+    assert shown_rows(tab, 1) == [f"w{i:02}" for i in range(16)]
+    header.nth(0).get_by_role("button").click()
+    assert shown_rows(tab, 1) == [f"w{i:02}" for i in range(39, 23, -1)]
+    assert tab.trouble == []
+    tab.page.close()
+
+
+def test_a_long_table_unfolds_and_folds(browser: Any, long_report: Path) -> None:
+    tab = Tab(browser, long_report)
+    button = tab.page.locator("#forks-highest + .show-all")
+    assert button.inner_text() == "show all 40"
+    button.click()
+    assert shown_rows(tab, 1) == [f"w{i:02}" for i in range(40)]
+    assert (button.inner_text(), button.get_attribute("aria-expanded")) == ("show 16", "true")
+    button.click()
+    assert len(shown_rows(tab, 1)) == 16
+    tab.page.close()
+
+
+def test_short_tables_have_nothing_to_unfold(browser: Any, report: Path) -> None:
     tab = Tab(browser, report)
-    assert tab.page.evaluate("window.hacked") is None
-    assert len([line for line in tab.trouble if "Content Security Policy" in line]) == 2
+    assert tab.page.locator("#forks .show-all").count() == 0
+    assert tab.page.locator("#forks-highest tbody tr").count() == len(WORDS) // 2
+    tab.page.close()
+
+
+def test_a_click_on_a_context_shows_the_others(browser: Any, long_report: Path) -> None:
+    tab = Tab(browser, long_report)
+    cell = tab.page.locator("#forks-highest td.context").nth(1)  # the first one is the header's
+    lines = [line for line in cell.locator(".kwic").all() if line.is_visible()]
+    assert [line.inner_text().replace("\n", "") for line in lines] == ["aw00b"]
+    cell.locator("summary").click()
+    lines = [line for line in cell.locator(".kwic").all() if line.is_visible()]
+    assert [line.inner_text().replace("\n", "") for line in lines] == ["aw00b", "cw00", "w00d"]
+    # The words stand under each other.
+    edges = {line.locator("b").bounding_box()["x"] for line in lines}
+    assert max(edges) - min(edges) < 1
+    assert tab.page.locator("#forks-highest td.context").nth(2).locator("details").count() == 0
+    tab.page.close()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_words_of_a_cloud_do_not_overlap_in_the_browser(
+    browser: Any, long_report: Path, width: int
+) -> None:
+    tab = Tab(browser, long_report, width)
+    boxes = [
+        word.bounding_box() for word in tab.page.locator("svg.cloud").first.locator("text").all()
+    ]
+    assert len(boxes) == 40
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            beside = a["x"] + a["width"] <= b["x"] + 0.5 or b["x"] + b["width"] <= a["x"] + 0.5
+            # A box is as high as its font's line; letters fill some three quarters of it.
+            gap = abs(a["y"] + a["height"] / 2 - b["y"] - b["height"] / 2)
+            assert beside or gap >= 0.75 * (a["height"] + b["height"]) / 2
+    tab.page.close()

@@ -7,10 +7,15 @@ import cyclopts
 from cyclopts import App
 
 import forkpoint
+from forkpoint.cli.analyze import analyze
+from forkpoint.cli.branch import branch
 from forkpoint.cli.demo import demo
 from forkpoint.cli.doctor import doctor
+from forkpoint.cli.dynamics import dynamics
 from forkpoint.cli.evaluate import evaluate
+from forkpoint.cli.figures import figures
 from forkpoint.cli.report import report
+from forkpoint.cli.temperature import temperature
 from forkpoint.cli.train import train
 from forkpoint.errors import ForkpointError
 
@@ -26,6 +31,11 @@ app = App(
 app.command(demo)
 app.command(train)
 app.command(evaluate, name="eval")
+app.command(analyze)
+app.command(dynamics)
+app.command(temperature)
+app.command(branch)
+app.command(figures)
 app.command(report)
 app.command(doctor)
 

@@ -34,6 +34,7 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
             than the head, a device that is not there.
     """
     import transformers
+    from safetensors import SafetensorError
 
     source = model_source(config.path)
     folder = str(weights) if weights is not None else source
@@ -45,7 +46,7 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"model.path = {config.path!r} cannot be loaded: {_first(error)}"
         ) from error

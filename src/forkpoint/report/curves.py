@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from forkpoint.report.svg import Scale, drawing, element, series_style, tick_labels, ticks
+from forkpoint.report.svg import Scale, drawing, element, path, series_style, tick_labels, ticks
 from forkpoint.report.text import number, percent, three_figures
 
 LONG = 100
@@ -61,15 +61,17 @@ def curve_chart(
 
 
 def _value_range(series: Sequence[Series]) -> tuple[float, float]:
-    """From 0 when the values come near it, so that a small change does not look large."""
     values = [v for s in series for _, v in s.points]
-    values += [v for s in series for _, *ends in s.band for v in ends]
+    return reach(values + [v for s in series for _, *ends in s.band for v in ends])
+
+
+def reach(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest; from 0 when they come near it, so that a small change looks small."""
     low, high = min(values), max(values)
     if 0 <= low <= 0.6 * high:
         low = 0.0
     if low == high:
-        room = abs(low) * 0.1 or 1.0
-        return low - room, high + room
+        return (low - abs(low) / 10, high + abs(high) / 10) if low else (0.0, 1.0)
     return low, high
 
 
@@ -94,10 +96,6 @@ def _curve_axes(x: Scale, y: Scale, *, share: bool) -> list[Markup]:
     return marks
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
-
-
 def _band(series: Series, x: Scale, y: Scale) -> Markup:
     """The area between the ends of the intervals; a whisker where there is only one."""
     css = series_style(series.index)
@@ -108,21 +106,21 @@ def _band(series: Series, x: Scale, y: Scale) -> Markup:
         )
     there = [(x(step), y(high)) for step, _, high in series.band]
     back = [(x(step), y(low)) for step, low, _ in reversed(series.band)]
-    return element("path", class_=f"band {css}", d=_path(there + back) + "Z")
+    return element("path", class_=f"band {css}", d=path(there + back) + "Z")
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:
     """The values; on a long line they are faint, and their running mean is drawn over them."""
     css = series_style(series.index)
 
-    def path(points: Sequence[tuple[int, float]], kind: str) -> Markup:
-        d = _path([(x(step), y(value)) for step, value in points])
+    def drawn(points: Sequence[tuple[int, float]], kind: str) -> Markup:
+        d = path([(x(step), y(value)) for step, value in points])
         return element("path", class_=f"{kind} {css}", d=d)
 
     if len(series.points) <= LONG:
-        return path(series.points, "line")
-    raw = path(thinned(series.points), "raw")
-    return element("g", raw, path(thinned(running_mean(series.points)), "line"))
+        return drawn(series.points, "line")
+    raw = drawn(thinned(series.points), "raw")
+    return element("g", raw, drawn(thinned(running_mean(series.points)), "line"))
 
 
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

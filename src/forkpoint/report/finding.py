@@ -6,7 +6,8 @@ from typing import Any
 
 from forkpoint.errors import RunError
 from forkpoint.evaluation.statistics import Estimate
-from forkpoint.report.data import RunData, is_number
+from forkpoint.report.data import RunData
+from forkpoint.report.json_file import JsonObject, is_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +59,32 @@ def _estimate(run: RunData, key: str) -> Estimate:
 
 def _evaluations(index: int, run: RunData) -> Iterator[Finding]:
     """The first evaluation of the first run, and the last one of every run."""
-    lines = [line for line in run.metrics if is_number(line.get("eval/accuracy"))]
-    first = lines[:1] if index == 0 and len(lines) > 1 else []
-    for line in first + lines[-1:]:
-        step, value = int(line["step"]), float(line["eval/accuracy"])
-        low, high = (line.get(f"eval/accuracy_{end}") for end in ("low", "high"))
+    found = list(evaluated(run))
+    first = found[:1] if index == 0 and len(found) > 1 else []
+    for line, estimate in first + found[-1:]:
+        step = int(line["step"])
         yield Finding(
             label=f"{run.label}, step {step}" if step else "before training",
-            estimate=Estimate(
-                value=value,
-                low=float(low) if is_number(low) else value,
-                high=float(high) if is_number(high) else value,
+            estimate=estimate,
+            series=index if step else None,
+        )
+
+
+def evaluated(run: RunData) -> Iterator[tuple[dict[str, Any], Estimate]]:
+    """(line, accuracy) of the lines of metrics.jsonl that hold an evaluation."""
+    for line in run.metrics:
+        value = line.get("eval/accuracy")
+        if not is_number(value) or "step" not in line:
+            continue
+        low, high = (line.get(f"eval/accuracy_{end}") for end in ("low", "high"))
+        yield (
+            line,
+            Estimate(
+                value=float(value),
+                low=float(low) if is_number(low) else float(value),
+                high=float(high) if is_number(high) else float(value),
                 n=int(line.get("eval/problems") or 0),
             ),
-            series=index if step else None,
         )
 
 
@@ -110,6 +123,32 @@ def task_words(config: dict[str, Any]) -> str:
     if kind == "gym":
         return f"reasoning-gym {setting(config, 'task.name')}"
     return str(setting(config, "task.path") or kind or "an unrecorded task")
+
+
+def what_is_here(run: RunData) -> str:
+    """One sentence on what the run directory is of."""
+    if run.trained:
+        return what_was_trained(run)
+    summary = run.analysis("summary")
+    if summary is not None:
+        return what_was_analysed(summary)
+    model = setting(run.config, "model.path") or "an unrecorded model"
+    return f"Measurements of the model {model} on {task_words(run.config)}; nothing was trained."
+
+
+def what_was_analysed(summary: JsonObject) -> str:
+    """One sentence: how many tokens, of whom, on what."""
+    tokens, completions, prompts = (
+        f"{summary.whole(name):,}" for name in ("tokens", "completions", "prompts")
+    )
+    source = summary.text("source")
+    origin = "sampled" if source == "sampled" else f"read from {source}"
+    temperature = summary.number_or_none("temperature")
+    at = f" at temperature {temperature:g}" if temperature is not None else ""
+    return (
+        f"{tokens} tokens of {completions} completions to {prompts} prompts of "
+        f"{summary.text('task')}, {origin} and scored by the model {summary.text('model')}{at}."
+    )
 
 
 def what_was_trained(run: RunData) -> str:

@@ -2,15 +2,16 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from forkpoint.report.data import RunData
+from forkpoint.report.json_file import read_object
 from forkpoint.report.text import visible
 
 
 def provenance(run: RunData) -> dict[str, Any]:
-    """What the footer says of a run, from env.json and config.json."""
+    """What the footer says of a run, from env.json, config.json and those of analyses."""
     environment = dict(run.environment)
     command = environment.pop("command", None)
     versions = environment.pop("versions", None) or {}
@@ -22,8 +23,45 @@ def provenance(run: RunData) -> dict[str, Any]:
         "command": visible(str(command)) if command else None,
         "versions": {visible(str(k)): visible(str(v)) for k, v in versions.items()},
         "facts": {visible(k): visible(str(v)) for k, v in {**seeds, **environment}.items()},
-        "config": visible(json.dumps(run.config, indent=2, ensure_ascii=False)),
+        "config": _json(run.config),
+        "analyses": list(_analyses(run)),
     }
+
+
+DECISIVE = (
+    "source",
+    "top_k",
+    "base",
+    "model.path",
+    "task.",
+    "evaluation.",
+    "rollout.",
+    "threshold",
+)
+"""The settings that decide what was measured: keys, and beginnings of keys."""
+
+
+def _analyses(run: RunData) -> Iterator[dict[str, Any]]:
+    """The settings of each measurement, from analysis/config.json and analysis/*/config.json."""
+    folder = run.analysis_dir
+    for path in (folder / "config.json", *sorted(folder.glob("*/config.json"))):
+        settings = read_object(path)
+        flat = {key.removeprefix("config."): v for key, v in leaves(settings).items()}
+        facts = {
+            key: value
+            for key, value in flat.items()
+            if (key.startswith(DECISIVE) or key.split(".")[-1] == "seed") and value is not None
+        }
+        if settings:
+            yield {
+                "path": visible(str(path.relative_to(run.root))),
+                "facts": {visible(k): visible(str(v)) for k, v in facts.items()},
+                "config": _json(settings),
+            }
+
+
+def _json(value: dict[str, Any]) -> str:
+    return visible(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def leaves(config: dict[str, Any]) -> dict[str, Any]:

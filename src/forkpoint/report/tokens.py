@@ -1,208 +1,306 @@
-"""Which completions the page shows, and their tokens as compact JSON for report.js."""
+"""The token viewer: what of a run is shown, and as which packed arrays the page holds it."""
 
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from forkpoint.report.data import StepRows, is_number
-from forkpoint.report.text import visible
-from forkpoint.runs import RolloutRow
+from forkpoint.report.completion_index import read_index
+from forkpoint.report.completions import (
+    CHECKPOINT_BYTES,
+    MOST_TOKENS,
+    PAGE_BYTES_PER_TOKEN,
+    ROLLOUT_BYTES,
+    STORE_BYTES,
+    ShownCompletion,
+    ShownGroup,
+    Sizes,
+    Source,
+    Vocabulary,
+    choose,
+    shares,
+)
+from forkpoint.report.data import RunData
+from forkpoint.report.json_file import is_number
+from forkpoint.report.packing import (
+    LEVELS,
+    LOG_STEP,
+    MISSING,
+    pack,
+    pack_bits,
+    pack_indices,
+    quantise,
+)
+from forkpoint.report.rollout_source import read_rollout_source, rollout_sizes
+from forkpoint.report.scored import (
+    Scores,
+    add_checkpoints,
+    find_scores,
+    read_scored_source,
+)
+from forkpoint.report.steps import StepFile, step_files
+from forkpoint.report.store_source import mark_forks, read_store_source
+from forkpoint.report.text import script_json, visible
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.tokens import TokenStore
+from forkpoint.runs.vocabulary import read_texts
 
 COLOUR_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""Nats where the next of the nine token colours begins; the same in every report."""
-SHOWN_PER_GROUP = 6
-MOST_TOKENS_OF_COMPLETION = 4000
-MOST_TOKENS = 60_000
-"""Of the page, which keeps it below 2 MB."""
+"""Nats of entropy where the next of the nine token colours begins; the same in every report."""
+SURPRISAL_EDGES = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+"""Nats of -ln p(chosen)."""
+CHANGE_EDGES = (0.05, 0.2, 0.5, 1.0)
+"""Nats of change of entropy, either way; nearer to 0 than the first there is no colour."""
+ADVANTAGE_EDGES = (0.01, 0.5, 1.0, 2.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShownGroup:
-    """Completions of one prompt. Made by ``choose``."""
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A source before its tokens are read."""
 
-    everything: list[RolloutRow]
-    shown: list[RolloutRow]
+    sizes: Sizes
+    per_token: int
+    """Bytes."""
+    read: Callable[[np.ndarray, int, Vocabulary], Source]
+    """From the groups taken and the most tokens of a group."""
 
 
-def is_right(row: RolloutRow) -> bool | None:
-    """Whether the verifier, the first reward part, gave full marks; None without a score.
+def viewer(run: RunData, tokens: int = MOST_TOKENS) -> dict[str, Any]:
+    """What tokens.html.j2 needs: the sources with their numbers, and the payload.
 
-    The evaluation counts right answers the same way. A row without parts goes by its reward.
+    Args:
+        tokens: of the page, about; of what is more, whole groups are drawn at random.
+
+    Raises:
+        RunError: a file of the run cannot be read.
     """
-    parts = list(row.reward_parts.values())
-    score = parts[0] if parts else row.reward
-    return None if score is None else score >= 1.0
+    vocabulary = Vocabulary()
+    sources = read_sources(run, tokens * PAGE_BYTES_PER_TOKEN, vocabulary)
+    name_alternatives(run, sources, vocabulary)
+    return {
+        "sources": [_summary(source) for source in sources],
+        "shown": sum(len(source.shown) for source in sources),
+        "payload": script_json(payload(sources, vocabulary)),
+    }
 
 
-# ---- the sample ---------------------------------------------------------------------------------
+# ---- the sources --------------------------------------------------------------------------------
 
 
-def choose(steps: Sequence[StepRows], completions: int) -> list[ShownGroup]:
-    """At most ``completions`` completions: the last step first, groups of mixed rewards first.
+def read_sources(run: RunData, available: int, vocabulary: Vocabulary) -> list[Source]:
+    """The last and the first recorded step, the analysis, the dynamics: what has completions.
 
-    The steps share the number evenly. At most ``SHOWN_PER_GROUP`` of a group are shown, right,
-    wrong and truncated ones in turn, and in the order they were sampled. No more groups are taken
-    once ``MOST_TOKENS`` is reached.
+    Args:
+        available: what they may add to the page.
     """
-    chosen: list[ShownGroup] = []
-    left, tokens = completions, 0
-    for done, step in enumerate(reversed(steps)):
-        share = math.ceil(left / (len(steps) - done))
-        for rows in _groups(step.rows):
-            shown = _in_turn(rows)[: min(share, SHOWN_PER_GROUP)]
-            size = sum(min(len(r.token_ids), MOST_TOKENS_OF_COMPLETION) for r in shown)
-            if not shown or (chosen and tokens + size > MOST_TOKENS):
-                break
-            shown.sort(key=lambda row: row.sample)
-            chosen.append(ShownGroup(everything=rows, shown=shown))
-            share, left, tokens = share - len(shown), left - len(shown), tokens + size
-    return chosen
+    files = step_files(RunDirectory(run.root).rollouts_dir)
+    planned = [_plan_step(file) for file in reversed(files)]
+    planned += _plan_analysis(run)
+    wanted = [int(plan.sizes.bytes_P(plan.per_token).sum()) for plan in planned]
+    sources = []
+    for plan, share in zip(planned, shares(wanted, available), strict=True):
+        taken = choose(plan.sizes.bytes_P(plan.per_token), share)
+        sources.append(plan.read(taken, max(share // plan.per_token, 1), vocabulary))
+    for source in sources:
+        source.groups.sort(key=lambda group: (not group.mixed, group.number))
+    return [source for source in sources if source.groups]
 
 
-def _groups(rows: Sequence[RolloutRow]) -> list[list[RolloutRow]]:
-    """By serial; groups whose rewards differ come first."""
-    groups: defaultdict[int, list[RolloutRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.serial].append(row)
-    return sorted(
-        (sorted(g, key=lambda row: row.sample) for g in groups.values()),
-        key=lambda g: (len({row.reward for row in g}) == 1, g[0].serial),
-    )
+def name_alternatives(run: RunData, sources: list[Source], vocabulary: Vocabulary) -> None:
+    """Give every alternative its place: with the text it was seen with, else the tokenizer's."""
+    ids = np.unique(np.concatenate([_no_ids(), *map(_alternative_ids, sources)])).tolist()
+    unseen = {i for i in ids if not vocabulary.has_text(i)}
+    for i, text in read_texts(run.analysis_dir / "vocabulary.parquet", unseen).items():
+        vocabulary.place(text, i)
+    for i in ids:
+        vocabulary.place_of_id(i)
 
 
-def _in_turn(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
-    """Right, wrong and truncated completions by turns."""
-    kinds: defaultdict[object, int] = defaultdict(int)
-    turns = []
-    for row in rows:
-        kind = "truncated" if row.finish_reason == "length" else is_right(row)
-        turns.append((kinds[kind], row.sample, row))
-        kinds[kind] += 1
-    return [row for _, _, row in sorted(turns, key=lambda turn: turn[:2])]
+def _plan_step(file: StepFile) -> _Planned:
+    serials, sizes = rollout_sizes(file)
+
+    def read(taken: np.ndarray, limit: int, vocabulary: Vocabulary) -> Source:
+        return read_rollout_source(file, sizes, serials[taken], limit, vocabulary)
+
+    return _Planned(sizes, ROLLOUT_BYTES, read)
 
 
-# ---- the words of a completion ------------------------------------------------------------------
+def _plan_analysis(run: RunData) -> Iterator[_Planned]:
+    """The token store, and what ``forkpoint dynamics`` scored if that is something else."""
+    store = TokenStore(run.analysis_dir)
+    paths = [store.completions_path(part) for part in store.parts()]
+    dynamics = run.analysis("dynamics")
+    names = [one.text("name") for one in dynamics.objects("checkpoints")] if dynamics else []
+    scores = find_scores(run.analysis_dir, names)
+    same = scores is not None and scores.are_of(paths)
+    if paths:
+        yield _plan_store(run, store, paths, scores if same else None)
+    if scores is not None and not same:
+        yield _plan_scored(run, scores)
 
 
-def words(tokens: Sequence[str], completion: str) -> list[str]:
-    """Each token as it stands in the text: with the space before it that decoding it alone lost.
+def _plan_store(
+    run: RunData, store: TokenStore, paths: list[Path], scores: Scores | None
+) -> _Planned:
+    summary = run.analysis("summary")
+    threshold = summary.fields.get("threshold_nats") if summary else None
+    index = read_index(paths)
 
-    The tokens are looked for in the completion one after the other, with nothing but white space
-    between. Tokens that are pieces of one character (each decodes to U+FFFD) are shown as that
-    character and then ``·``; tokens that are not in the text (end of sequence) as they are.
-    """
-    out: list[str] = []
-    at = 0
-    pieces: list[int] = []
-    for token in tokens:
-        found = completion.find(token, at) if token and "\ufffd" not in token else -1
-        gap = completion[at:found] if found >= 0 else ""
-        if found < 0 or (gap.strip() and not pieces):
-            if "\ufffd" in token:
-                pieces.append(len(out))
-            out.append(token)
-            continue
-        if pieces and gap:
-            _fill(out, pieces, gap)
-            gap = ""
-        out.append(gap + token)
-        at, pieces = found + len(token), []
-    if pieces and completion[at:]:
-        _fill(out, pieces, completion[at:])
-    return out
+    def read(taken: np.ndarray, limit: int, vocabulary: Vocabulary) -> Source:
+        source = read_store_source(store, index, taken, limit, vocabulary)
+        mark_forks(source, threshold if is_number(threshold) else None)
+        if scores:
+            add_checkpoints(scores, source)
+        return source
+
+    return _Planned(index.sizes, STORE_BYTES + _checkpoint_bytes(scores), read)
 
 
-def _fill(out: list[str], pieces: Sequence[int], text: str) -> None:
-    out[pieces[0]] = text
-    for piece in pieces[1:]:
-        out[piece] = "·"
+def _plan_scored(run: RunData, scores: Scores) -> _Planned:
+    index = read_index(scores.completions)
+
+    def read(taken: np.ndarray, limit: int, vocabulary: Vocabulary) -> Source:
+        source = read_scored_source(scores, run.analysis_dir, index, taken, limit, vocabulary)
+        mark_forks(source, None)
+        return source
+
+    return _Planned(index.sizes, ROLLOUT_BYTES + _checkpoint_bytes(scores), read)
+
+
+def _checkpoint_bytes(scores: Scores | None) -> int:
+    return CHECKPOINT_BYTES * len(scores.on_the_page) if scores else 0
+
+
+def _summary(source: Source) -> dict[str, Any]:
+    return {
+        "key": source.key,
+        "title": source.title,
+        "folder": source.folder,
+        "completions": source.completions,
+        "tokens": source.tokens,
+        "shown_completions": len(source.shown),
+        "shown_tokens": sum(len(c.words_T) for c in source.shown),
+        "checkpoints": len(source.checkpoints),
+        "checkpoints_scored": source.checkpoints_scored,
+    }
 
 
 # ---- the payload --------------------------------------------------------------------------------
 
 
-class Vocabulary:
-    """(word as it stands, token text, token id) -> its place in the page's one list."""
+def payload(sources: list[Source], vocabulary: Vocabulary) -> dict[str, Any]:
+    """What tokens_data.js unpacks. Single numbers keep 4 significant digits; unknown: null.
 
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, str, int], int] = {}
-
-    def place(self, word: str, text: str, token_id: int) -> int:
-        key = (visible(word, newline="↵\n"), visible(text, newline="↵"), token_id)
-        return self.entries.setdefault(key, len(self.entries))
-
-
-def payload(groups: Sequence[ShownGroup], steps: Sequence[StepRows]) -> dict[str, Any]:
-    """What report.js draws. Numbers keep 4 significant digits; unknown ones are null."""
-    sorted_entropies = {step.step: np.sort(step.entropies()) for step in steps}
-    vocabulary = Vocabulary()
-    packed = [_pack_group(group, vocabulary, sorted_entropies) for group in groups]
-    return {"edges": COLOUR_EDGES, "vocabulary": list(vocabulary.entries), "groups": packed}
-
-
-def _pack_group(
-    group: ShownGroup, vocabulary: Vocabulary, sorted_entropies: dict[int, np.ndarray]
-) -> dict[str, Any]:
-    first = group.everything[0]
-    shown = {row.sample for row in group.shown}
+    Args:
+        vocabulary: complete: its size decides how its places are packed.
+    """
+    packed = [_pack_source(source, vocabulary) for source in sources]
     return {
-        "step": first.step,
-        "id": visible(first.prompt_id),
-        "prompt": visible(first.prompt),
-        "accepted": first.accepted,
-        "all": [[r.sample, is_right(r), r.sample in shown] for r in group.everything],
-        "completions": [
-            _pack_completion(row, vocabulary, sorted_entropies[row.step]) for row in group.shown
-        ],
+        "levels": LEVELS,
+        "missing": MISSING,
+        "logStep": LOG_STEP,
+        "edges": {
+            "entropy": COLOUR_EDGES,
+            "surprisal": SURPRISAL_EDGES,
+            "change": CHANGE_EDGES,
+            "advantage": ADVANTAGE_EDGES,
+        },
+        "words": [text for text, _ in vocabulary.entries],
+        "ids": [token_id for _, token_id in vocabulary.entries],
+        "sources": packed,
     }
 
 
-def _pack_completion(
-    row: RolloutRow, vocabulary: Vocabulary, sorted_entropies: np.ndarray
-) -> dict[str, Any]:
-    cut = slice(MOST_TOKENS_OF_COMPLETION)
-    words_T = words(row.tokens, row.completion)[cut]
-    entropies = list(row.entropies or [None] * len(row.token_ids))
-    known = [h for h in entropies if is_number(h)]
+def _pack_source(source: Source, vocabulary: Vocabulary) -> dict[str, Any]:
+    size = len(vocabulary.entries)
     return {
-        "sample": row.sample,
-        "reward": _short(row.reward),
-        "right": is_right(row),
-        "truncated": row.finish_reason == "length",
-        "error": visible(row.error) if row.error else None,
-        "advantage": _short(row.advantage),
-        "length": len(row.token_ids),
-        "mean": _short(sum(known) / len(known)) if known else None,
-        "word": [
-            vocabulary.place(word, text, token)
-            for word, text, token in zip(words_T, row.tokens[cut], row.token_ids[cut], strict=True)
-        ],
-        "entropy": [_short(h) for h in entropies[cut]],
-        "logprob": [_short(p) for p in row.logprobs[cut]],
-        "percentile": list(_percentiles(entropies[cut], sorted_entropies)),
-        "selected": "".join("1" if s else "0" for s in row.selected[cut]),
+        "key": source.key,
+        "title": source.title,
+        "mark": source.mark,
+        "markName": source.mark_name,
+        "checkpoints": [visible(name) for name in source.checkpoints],
+        "groups": [_pack_group(group) for group in source.groups],
+        "words": pack_indices(source.stream("words_T"), size),
+        "entropy": _pack_nats(source.stream("entropies_T")),
+        "surprisal": _pack_nats(-source.stream("logprobs_T")),
+        "marked": pack_bits(source.stream("marked_T")),
+        "scored": _pack_checkpoints(source),
+        "alternatives": _pack_alternatives(source, vocabulary),
     }
 
 
-def _percentiles(
-    entropies: Sequence[float | None], sorted_entropies: np.ndarray
-) -> Iterator[float | None]:
-    """The percentage of the step's tokens with a lower entropy, to one decimal."""
-    for h in entropies:
-        if h is None or not is_number(h):
-            yield None
-        else:
-            below = int(np.searchsorted(sorted_entropies, h, side="left"))
-            yield round(100 * below / len(sorted_entropies), 1)
+def _pack_nats(values_T: np.ndarray) -> dict[str, Any]:
+    codes, top = quantise(values_T)
+    return {"top": top, "codes": pack(codes)}
+
+
+def _pack_checkpoints(source: Source) -> list[dict[str, Any]]:
+    """One stream per checkpoint; nan for completions that were not scored."""
+    packed = []
+    for place in range(len(source.checkpoints)):
+        parts = [
+            np.full(len(one.words_T), np.nan)
+            if one.entropies_CT is None
+            else one.entropies_CT[place]
+            for one in source.shown
+        ]
+        packed.append(_pack_nats(np.concatenate(parts)))
+    return packed
+
+
+def _alternative_ids(source: Source) -> np.ndarray:
+    """int64, of all tokens in order."""
+    parts = [one.alternatives.token_ids_A for one in source.shown if one.alternatives is not None]
+    return np.concatenate([_no_ids(), *parts])
+
+
+def _no_ids() -> np.ndarray:
+    return np.zeros(0, np.int64)
+
+
+def _pack_alternatives(source: Source, vocabulary: Vocabulary) -> dict[str, Any] | None:
+    ids, inverse = np.unique(_alternative_ids(source), return_inverse=True)
+    if not len(ids):
+        return None
+    found = [one.alternatives for one in source.shown if one.alternatives is not None]
+    places = np.asarray([vocabulary.place_of_id(i) for i in ids.tolist()], np.int64)
+    return {
+        "counts": pack(np.concatenate([one.counts_T for one in found])),
+        "words": pack_indices(places[inverse], len(vocabulary.entries)),
+        "codes": pack(np.concatenate([one.codes_A for one in found])),
+    }
+
+
+def _pack_group(group: ShownGroup) -> dict[str, Any]:
+    return {
+        "number": group.number,
+        "id": visible(group.prompt_id),
+        "prompt": visible(group.prompt),
+        "accepted": group.accepted,
+        "sampled": group.sampled,
+        "completions": [_pack_completion(completion) for completion in group.completions],
+    }
+
+
+def _pack_completion(completion: ShownCompletion) -> list[Any]:
+    """[sample, tokens shown, length, right, truncated, reward, advantage, error]."""
+    return [
+        completion.sample,
+        len(completion.words_T),
+        completion.length,
+        completion.right,
+        int(completion.truncated),
+        _short(completion.reward),
+        _short(completion.advantage),
+        visible(completion.error) if completion.error else None,
+    ]
 
 
 def _short(value: float | None) -> float | None:
     """4 significant digits; whole numbers without a decimal point."""
-    if value is None or not is_number(value):
+    if not is_number(value):
         return None
     rounded = float(f"{value:.4g}")
     return int(rounded) if rounded == int(rounded) else rounded

@@ -17,6 +17,7 @@ from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
+from forkpoint.rollouts.decoding import growing_cache, shared_heads
 from forkpoint.rollouts.draw import draw_tokens
 from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.tempering import split_logprobs
@@ -59,7 +60,8 @@ class TransformersEngine:
         completions = []
         for start in range(0, len(requests), self._batch_sequences):
             part = requests[start : start + self._batch_sequences]
-            completions += self._sample_batch(part, settings, should_stop)
+            with shared_heads(self._loaded.model):
+                completions += self._sample_batch(part, settings, should_stop)
         return completions
 
     def close(self) -> None:
@@ -102,8 +104,6 @@ class TransformersEngine:
 
     def _read_prompts(self, requests: Sequence[SampleRequest]) -> tuple[Tensor, Any, Tensor]:
         """Logits after each request's prompt, the cache and its mask; prompts read once each."""
-        from transformers import DynamicCache
-
         prompts = list(dict.fromkeys(r.prompt.token_ids for r in requests))
         width = max(map(len, prompts))
         ids_PL = torch.zeros(len(prompts), width, dtype=torch.int64)
@@ -112,7 +112,7 @@ class TransformersEngine:
             ids_PL[line, width - len(prompt) :] = torch.tensor(prompt)
             mask_PL[line, width - len(prompt) :] = 1
         device = self._loaded.model.device
-        cache, mask_PL = DynamicCache(), mask_PL.to(device)
+        cache, mask_PL = growing_cache(), mask_PL.to(device)
         output = self._loaded.model(
             input_ids=ids_PL.to(device),
             attention_mask=mask_PL,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.errors import RunError
-from forkpoint.runs.atomic import write_text
+from forkpoint.runs.atomic import write_json, write_text
 
 MAY_CHANGE = frozenset({"name", "training.steps", "checkpoint.every", "checkpoint.keep_last"})
 """What a resumed run may set anew: nothing here touches the steps already made."""
@@ -46,6 +46,10 @@ class RunDirectory:
         return self.root / "eval"
 
     @property
+    def analysis_dir(self) -> Path:
+        return self.root / "analysis"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.root / "checkpoints"
 
@@ -68,11 +72,7 @@ class RunDirectory:
             raise RunError(
                 f"{root} exists already: go on with it by --resume, or choose another --run-dir"
             )
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunError(f"cannot write in {root}: {error}") from error
+        lock = _open_lock(root)
         try:
             _claim(lock, root)
             if resume and directory.config_json.exists():
@@ -81,6 +81,51 @@ class RunDirectory:
             yield directory
         finally:
             os.close(lock)  # the kernel drops the lock with it, or when the process is killed
+
+    @staticmethod
+    @contextmanager
+    def claim(root: Path) -> "Iterator[RunDirectory]":
+        """Take ``root`` for writing as it is, made if it is not there; config.json is left alone.
+
+        For commands that add files of their own to a run (``forkpoint analyze``).
+
+        Raises:
+            RunError: another process is writing it, or it cannot be written.
+        """
+        lock = _open_lock(root)
+        try:
+            _claim(lock, root)
+            yield RunDirectory(root)
+        finally:
+            os.close(lock)
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Store what a command was started with, or refuse to go on with other settings.
+
+    Args:
+        path: such as analysis/config.json.
+
+    Raises:
+        RunError: ``path`` holds other settings, naming each that differs, or cannot be read.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples are lists once they were stored
+    if not path.exists():
+        write_json(path, settings)
+        return
+    if changed := _changes(path, settings):
+        raise RunError(
+            f"{path.parent} was started with other settings ({_listed(changed)}); choose another "
+            f"--run-dir, or delete {path.parent} to start it anew"
+        )
+
+
+def _open_lock(root: Path) -> int:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"cannot write in {root}: {error}") from error
 
 
 def _was_used(root: Path) -> bool:
@@ -102,18 +147,26 @@ def _claim(lock: int, root: Path) -> None:
 
 
 def _check_same_run(path: Path, new: dict[str, Any]) -> None:
+    forbidden = {k: v for k, v in _changes(path, new).items() if k not in MAY_CHANGE}
+    if forbidden:
+        raise RunError(
+            f"{path.parent} was started with other settings ({_listed(forbidden)}); a resumed run "
+            f"may change only {', '.join(sorted(MAY_CHANGE))}"
+        )
+
+
+def _changes(path: Path, new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (stored, new) of the settings that differ, sorted."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read as JSON: {error}") from error
     a, b = dict(_leaves(old)), dict(_leaves(new))
-    changed = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-    if forbidden := [key for key in changed if key not in MAY_CHANGE]:
-        lines = ", ".join(f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in forbidden)
-        raise RunError(
-            f"{path.parent} was started with other settings ({lines}); a resumed run may change "
-            f"only {', '.join(sorted(MAY_CHANGE))}"
-        )
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def _listed(changes: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,74 @@
+"""Where to branch: one position of high and one of low entropy in each sampled answer."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from forkpoint.analysis.continuations import Place
+from forkpoint.analysis.pattern import token_index, top_tokens
+from forkpoint.randomness import stream
+from forkpoint.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A sampled answer with what the model says of its tokens."""
+
+    prompt: Prompt
+    number: int
+    """Among all answers; names the random streams."""
+    sample: int
+    token_ids: tuple[int, ...]
+    logprobs_T: np.ndarray
+    entropies_T: np.ndarray
+    top_ids_TK: np.ndarray
+    top_logprobs_TK: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The two positions of an answer that are measured."""
+
+    answer: Answer
+    high: int
+    low: int
+
+
+def draw_pairs(answers: Sequence[Answer], *, keep_fraction: float, seed: int) -> list[Pair]:
+    """A high and a low position of each answer that has both, in a random order of answers.
+
+    High: among the ``keep_fraction`` of all tokens with the highest entropy, by the rule ``top``.
+    Within an answer each position of a kind is as likely as the others.
+    """
+    index = token_index([str(a.number) for a in answers], [len(a.token_ids) for a in answers])
+    entropies_T = np.concatenate([a.entropies_T for a in answers])
+    top_T = top_tokens(entropies_T, index, keep_fraction)
+    ends = np.cumsum([len(a.token_ids) for a in answers])[:-1]
+    pairs = []
+    for answer, top in zip(answers, np.split(top_T, ends), strict=True):
+        if top.any() and not top.all():
+            generator = stream(seed, "branch positions", answer.number)
+            high, low = (int(generator.choice(np.flatnonzero(x))) for x in (top, ~top))
+            pairs.append(Pair(answer=answer, high=high, low=low))
+    order = stream(seed, "branch order").permutation(len(pairs))
+    return [pairs[i] for i in order]
+
+
+def place_of(answer: Answer, position: int, kind: str, alternatives: int) -> Place:
+    """What to try at a position: the kept token, then the likeliest others."""
+    kept = answer.token_ids[position]
+    top = zip(
+        answer.top_ids_TK[position].tolist(),
+        answer.top_logprobs_TK[position].tolist(),
+        strict=True,
+    )
+    others = [(token, logprob) for token, logprob in top if token != kept and logprob > -math.inf]
+    return Place(
+        prompt=answer.prompt,
+        prefix_ids=answer.token_ids[:position],
+        prefix_logprobs=tuple(answer.logprobs_T[:position].tolist()),
+        choices=((kept, float(answer.logprobs_T[position])), *others[:alternatives]),
+        serial=2 * answer.number + (kind == "low"),
+    )

@@ -1,0 +1,100 @@
+"""Sampling answers to held-out problems, in parts that survive a stop.
+
+The draws are those of ``forkpoint analyze``: with the same model and settings, the same answers.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from forkpoint.config import RunConfig
+from forkpoint.rollouts import SampleRequest, SamplingParts
+from forkpoint.rollouts.base import SamplingSettings
+from forkpoint.runs.completions import write_completions
+from forkpoint.runs.tokens import CompletionRow
+from forkpoint.types import Completion, Problem, Prompt, Score
+
+
+def numbered_problems(parts: SamplingParts, config: RunConfig) -> dict[int, Problem]:
+    """``evaluation.problems`` held-out problems by their number, without those that came before:
+    prompts are what intervals resample, so each must be one."""
+    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
+    first: dict[str, int] = {}
+    for number, problem in enumerate(problems):
+        first.setdefault(problem.id, number)
+    return {number: problems[number] for number in first.values()}
+
+
+def sample_settings(config: RunConfig, purpose: str) -> SamplingSettings:
+    """How a configuration draws whole answers for one purpose."""
+    return SamplingSettings(
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        seed=config.evaluation.seed,
+        step=0,
+        purpose=purpose,
+    )
+
+
+def sample_held_out(
+    parts: SamplingParts, config: RunConfig, folder: Path, should_stop: Callable[[], bool]
+) -> list[Path]:
+    """Sample ``evaluation.samples`` answers to each problem into files of ``CompletionRow``.
+
+    A file holds as many prompts as the engine samples side by side; those that are there already
+    are not sampled again. A draw derives from the seed, the problem's number and the sample's.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        Interrupted: ``should_stop()`` turned true; the files written so far stay.
+    """
+    problems = list(numbered_problems(parts, config).items())
+    together = max(1, config.rollout.batch_sequences // config.evaluation.samples)
+    paths = []
+    for start in range(0, len(problems), together):
+        path = folder / f"part_{len(paths):05d}.parquet"
+        if not path.exists():
+            prompts = {n: parts.prompter(p) for n, p in problems[start : start + together]}
+            write_completions(path, sample_answers(parts, config, prompts, should_stop))
+        paths.append(path)
+    return paths
+
+
+def sample_answers(
+    parts: SamplingParts,
+    config: RunConfig,
+    prompts: dict[int, Prompt],
+    should_stop: Callable[[], bool],
+) -> list[CompletionRow]:
+    """``evaluation.samples`` scored answers to each prompt, which stand by their number."""
+    requests = [
+        SampleRequest(prompt=prompt, serial=number, sample=sample)
+        for number, prompt in prompts.items()
+        for sample in range(config.evaluation.samples)
+    ]
+    settings = sample_settings(config, "analyze")
+    completions = parts.engine.sample(requests, settings, should_stop)
+    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
+    scores = parts.scorer.score(pairs)
+    decode = parts.loaded.tokenizer.decode
+    return [
+        _row(request, completion, score, decode(list(request.prompt.token_ids)))
+        for request, completion, score in zip(requests, completions, scores, strict=True)
+    ]
+
+
+def _row(
+    request: SampleRequest, completion: Completion, score: Score, prompt: str
+) -> CompletionRow:
+    return CompletionRow(
+        prompt_id=request.prompt.problem.id,
+        prompt=prompt,
+        sample=request.sample,
+        completion=completion.text,
+        reward=next(iter(score.parts.values()), None),
+        finish_reason=str(completion.finish_reason),
+        tokens=len(completion.token_ids),
+        prompt_token_ids=request.prompt.token_ids,
+        token_ids=completion.token_ids,
+    )

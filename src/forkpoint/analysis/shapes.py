@@ -1,0 +1,299 @@
+"""What others' files of completions look like: a row in, completions out.
+
+Told apart by their columns. Each reader takes a row and yields ``StoredCompletion``s; how the text
+became tokens is ``sources``' business.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+from forkpoint.analysis.rows import Row, column_names, short
+from forkpoint.errors import DataError
+from forkpoint.types import Message
+
+UNKNOWN = "unknown"
+"""The finish reason of a completion whose file does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCompletion:
+    """A completion as a file holds it."""
+
+    place: str
+    """``file, row n``."""
+    completion: str
+    prompt: str | tuple[Message, ...]
+    prompt_id: str | None = None
+    """None: prompts of equal text are one."""
+    reward: float | None = None
+    finish_reason: str = UNKNOWN
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    has_special_tokens: bool = False
+    """The prompt's text holds the special tokens it was sampled after: none must be added."""
+
+
+Reader: TypeAlias = Callable[[Row], Iterator[StoredCompletion]]
+
+
+class Shape(NamedTuple):
+    """A kind of file."""
+
+    name: str
+    columns: frozenset[str]
+    """A file with all of them is of this kind."""
+    reader: Reader
+
+
+def shape_of(
+    row: Row, prompt_column: str | None, completion_column: str | None, reward_column: str | None
+) -> Shape:
+    """The kind of file whose first row is ``row``; columns that are named win.
+
+    Raises:
+        DataError: it is none of them, or has no such column.
+    """
+    given = (prompt_column, completion_column, reward_column)
+    for name in given:
+        if name is not None and name not in row.values:
+            raise DataError(
+                f"{row.place} has no column {name!r}; it has {column_names(row.values)}"
+            )
+    if prompt_column or completion_column:
+        reader = plain(completion_column or "completion", prompt_column, reward_column)
+        return Shape("named columns", frozenset(), reader)
+    for shape in SHAPES:
+        if shape.columns <= row.values.keys():
+            return shape if reward_column is None else _with_reward(shape, reward_column)
+    raise DataError(
+        f"{row.place}: no known kind of rollouts has the columns {column_names(row.values)}; name "
+        "them by --prompt-column and --completion-column"
+    )
+
+
+# ---- readers -------------------------------------------------------------------------------------
+
+
+def plain(completion: str, prompt: str | None, reward: str | None = None) -> Reader:
+    """A reader of one completion per row, of text or of chat messages."""
+
+    def read(row: Row) -> Iterator[StoredCompletion]:
+        values = row.values
+        example = values.get("example_id")
+        yield StoredCompletion(
+            place=row.place,
+            completion=_completion_text(row, _value(row, completion)),
+            prompt="" if prompt is None else _prompt(row, _value(row, prompt)),
+            prompt_id=None if example is None else str(example),
+            reward=_number(row, reward) if reward else _reward(row),
+            finish_reason=_finish_reason(values),
+        )
+
+    return read
+
+
+def forkpoint(row: Row) -> Iterator[StoredCompletion]:
+    """rollouts/*.parquet, eval/*.parquet and analysis/completions/*.parquet of this package."""
+    values = row.values
+    parts = dict(values.get("reward_parts") or [])
+    prompt_ids = values.get("prompt_token_ids")
+    yield StoredCompletion(
+        place=row.place,
+        completion=_text(row, "completion"),
+        prompt=_text(row, "prompt"),
+        prompt_id=str(values.get("prompt_id")),
+        reward=next(iter(parts.values()), values.get("reward")),
+        finish_reason=str(values["finish_reason"]),
+        prompt_token_ids=None if prompt_ids is None else _ids(row, "prompt_token_ids"),
+        token_ids=_ids(row, "token_ids"),
+        has_special_tokens=True,
+    )
+
+
+def verl(row: Row) -> Iterator[StoredCompletion]:
+    """``trainer.rollout_data_dir``: texts decoded without special tokens, and a score."""
+    yield StoredCompletion(
+        place=row.place,
+        completion=_text(row, "output"),
+        prompt=_text(row, "input"),
+        reward=_number(row, "score") if "score" in row.values else None,
+    )
+
+
+def lm_eval(row: Row) -> Iterator[StoredCompletion]:
+    """``--log_samples``: a list of answers to one request, and metrics by name."""
+    values = row.values
+    answers = values["resps"]
+    answers = answers[0] if answers and isinstance(answers[0], list) else answers
+    metrics = values.get("metrics") or ["exact_match"]
+    for answer in answers or [None]:
+        if not isinstance(answer, str):
+            raise DataError(
+                f"{row.place}: resps holds {short(answer)}, not text: a task that only compares "
+                "likelihoods has no chains of thought"
+            )
+        yield StoredCompletion(
+            place=row.place,
+            completion=answer,
+            prompt=_prompt(row, _lm_eval_context(row)),
+            prompt_id=None if "doc_id" not in values else str(values["doc_id"]),
+            reward=_number(row, metrics[0]) if metrics[0] in values else None,
+        )
+
+
+def text_only(row: Row) -> Iterator[StoredCompletion]:
+    """Plain text without a prompt."""
+    yield StoredCompletion(
+        place=row.place,
+        completion=_text(row, "text"),
+        prompt="",
+        reward=_number(row, "reward") if "reward" in row.values else None,
+    )
+
+
+SHAPES = (
+    Shape(
+        "forkpoint", frozenset({"prompt", "completion", "token_ids", "finish_reason"}), forkpoint
+    ),
+    Shape("lm-eval", frozenset({"resps", "arguments"}), lm_eval),
+    # TRL's completion logs, prime-rl's and verifiers' results, anybody's own
+    Shape(
+        "prompt and completion", frozenset({"prompt", "completion"}), plain("completion", "prompt")
+    ),
+    Shape("verl", frozenset({"input", "output"}), verl),
+    Shape("text", frozenset({"text"}), text_only),
+)
+"""In this order: the first that fits."""
+
+
+def _with_reward(shape: Shape, column: str) -> Shape:
+    def read(row: Row) -> Iterator[StoredCompletion]:
+        reward = _number(row, column)
+        return (replace(completion, reward=reward) for completion in shape.reader(row))
+
+    return shape._replace(reader=read)
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def _value(row: Row, name: str) -> Any:
+    if name not in row.values:
+        raise DataError(f"{row.place} has no column {name!r}; it has {column_names(row.values)}")
+    return row.values[name]
+
+
+def _text(row: Row, name: str) -> str:
+    return _encodable(row, name, _value(row, name))
+
+
+def _encodable(row: Row, name: str, value: Any) -> str:
+    """The text; null is no text."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{row.place}: column {name!r} holds {short(value)}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise DataError(
+            f"{row.place}: column {name!r} is not UTF-8 text: {error.reason} at {error.start}"
+        ) from None
+    return value
+
+
+def _completion_text(row: Row, value: Any) -> str:
+    """Of a text, or of the one message of an answer."""
+    if not isinstance(value, list):
+        return _encodable(row, "completion", value)
+    messages = _messages(row, value)
+    if len(messages) != 1:
+        raise DataError(
+            f"{row.place}: the completion has {len(messages)} messages; only answers of one turn "
+            "can be analysed"
+        )
+    return messages[0]["content"]
+
+
+def _prompt(row: Row, value: Any) -> str | tuple[Message, ...]:
+    return _messages(row, value) if isinstance(value, list) else _encodable(row, "prompt", value)
+
+
+def _messages(row: Row, value: list[Any]) -> tuple[Message, ...]:
+    messages: list[Message] = []
+    for message in value:
+        if not isinstance(message, dict) or "role" not in message:
+            raise DataError(
+                f"{row.place}: {short(message)} is no chat message with role and content"
+            )
+        if message.get("reasoning_content"):
+            raise DataError(
+                f"{row.place}: a message keeps its reasoning apart from its content, so the text "
+                "that the model wrote is not known"
+            )
+        content = _encodable(row, "content", message.get("content"))
+        messages.append({"role": str(message["role"]), "content": content})
+    return tuple(messages)
+
+
+def _lm_eval_context(row: Row) -> Any:
+    """Of the first request: ``[[context, settings]]``, or by name, or a chat in JSON."""
+    arguments = row.values["arguments"]
+    try:
+        if isinstance(arguments, dict):
+            context = arguments["gen_args_0"]["arg_0"]
+        else:
+            context = arguments[0][0]
+        context = context[0] if isinstance(context, list) else context
+    except (KeyError, IndexError, TypeError):
+        raise DataError(f"{row.place}: arguments holds no context: {short(arguments)}") from None
+    return _chat_in_json(context)
+
+
+def _chat_in_json(context: Any) -> Any:
+    if not isinstance(context, str) or not context.startswith("[{"):
+        return context
+    try:
+        return json.loads(context)
+    except ValueError:
+        return context
+
+
+def _ids(row: Row, name: str) -> tuple[int, ...]:
+    value = _value(row, name)
+    if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
+        raise DataError(f"{row.place}: column {name!r} holds {short(value)}, not token ids")
+    return tuple(value)
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = _value(row, name)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if not isinstance(value, int | float):
+        raise DataError(f"{row.place}: column {name!r} holds {short(value)}, not a number")
+    return float(value)
+
+
+def _reward(row: Row) -> float | None:
+    """``reward``; or, in TRL's logs, the first reward function's mark, whose column follows the
+    completion's."""
+    if "reward" in row.values:
+        return _number(row, "reward")
+    names = list(row.values)
+    if "advantage" not in names or "completion" not in names:
+        return None
+    following = names[names.index("completion") + 1]
+    return None if following == "advantage" else _number(row, following)
+
+
+def _finish_reason(values: dict[str, Any]) -> str:
+    reason = values.get("finish_reason")
+    if reason in ("stop", "length"):
+        return reason
+    if isinstance(truncated := values.get("is_truncated"), bool):
+        return "length" if truncated else "stop"
+    return UNKNOWN

@@ -1,0 +1,163 @@
+"""Completions that exist already, from anybody's files, in this model's tokens."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from forkpoint.analysis.rows import Row, find_files, read_rows, short
+from forkpoint.analysis.shapes import StoredCompletion, shape_of
+from forkpoint.errors import DataError
+from forkpoint.policy.load import LoadedModel
+from forkpoint.rollouts import Prompter
+from forkpoint.runs.tokens import CompletionRow
+from forkpoint.types import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Columns named by the user; None: found by the kind of file."""
+
+    prompt: str | None = None
+    completion: str | None = None
+    reward: str | None = None
+
+
+class CompletionFile:
+    """A file of completions, or a folder of them, that can be read again and again."""
+
+    def __init__(self, path: Path, columns: Columns, loaded: LoadedModel) -> None:
+        self._path = path
+        self._columns = columns
+        self._encoder = _Encoder(loaded)
+        self.without_text: list[str] = []
+        """The places of completions without text, which are left out."""
+
+    def __iter__(self) -> Iterator[CompletionRow]:
+        """The completions in the order of the file.
+
+        Raises:
+            DataError: naming the file and the row.
+        """
+        self.without_text = []
+        counts: dict[bytes, list[int]] = {}  # prompt -> [its number, completions so far]
+        found = False
+        for stored in self._stored():
+            if not stored.completion and not stored.token_ids:
+                self.without_text.append(stored.place)
+                continue
+            found = True
+            number, sample = counts.setdefault(_key(stored), [len(counts), 0])
+            counts[_key(stored)][1] += 1
+            yield self._encoder(stored, name=f"prompt_{number}", sample=sample)
+        if not found:
+            raise DataError(f"{self.without_text[0]}: no completion has any text")
+
+    def _stored(self) -> Iterator[StoredCompletion]:
+        for path in find_files(self._path):
+            rows = read_rows(path)
+            first = next(rows)
+            columns = self._columns
+            shape = shape_of(first, columns.prompt, columns.completion, columns.reward)
+            for row in chain([first], rows):
+                if _same_filter(row, first):
+                    yield from shape.reader(row)
+
+
+class _Encoder:
+    """Text into token ids, or the stored ids if they are this tokenizer's."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._tokenizer = loaded.tokenizer
+        self._size = loaded.model.get_input_embeddings().weight.shape[0]
+        self._positions = getattr(loaded.model.config, "max_position_embeddings", None)
+        self._prompter = Prompter(loaded.tokenizer)
+
+    def __call__(self, stored: StoredCompletion, *, name: str, sample: int) -> CompletionRow:
+        token_ids = self._completion_ids(stored)
+        prompt_ids = self._prompt_ids(stored)
+        if not prompt_ids:  # a text alone: something must predict its first token
+            start = getattr(self._tokenizer, "bos_token_id", None)
+            prompt_ids, token_ids = (
+                ((start,), token_ids) if start is not None else (token_ids[:1], token_ids[1:])
+            )
+        self._check_length(stored.place, len(prompt_ids) + len(token_ids))
+        text = isinstance(stored.prompt, str)
+        return CompletionRow(
+            prompt_id=name if stored.prompt_id is None else stored.prompt_id,
+            prompt=str(stored.prompt) if text else self._tokenizer.decode(list(prompt_ids)),
+            sample=sample,
+            completion=stored.completion,
+            reward=stored.reward,
+            finish_reason=stored.finish_reason,
+            tokens=len(token_ids),
+            prompt_token_ids=prompt_ids,
+            token_ids=token_ids,
+        )
+
+    def _completion_ids(self, stored: StoredCompletion) -> tuple[int, ...]:
+        if stored.token_ids is None:
+            return self._encode(stored.place, stored.completion)
+        self._check_ids(stored.place, stored.token_ids, stored.completion)
+        return stored.token_ids
+
+    def _prompt_ids(self, stored: StoredCompletion) -> tuple[int, ...]:
+        if stored.prompt_token_ids is not None:
+            self._check_range(stored.place, stored.prompt_token_ids)
+            return stored.prompt_token_ids
+        if stored.prompt in ("", ()):
+            return ()
+        if isinstance(stored.prompt, str) and stored.has_special_tokens:
+            return self._encode(stored.place, stored.prompt)
+        problem = Problem(id=stored.place, prompt=stored.prompt)
+        try:
+            return self._prompter(problem).token_ids
+        except (TypeError, ValueError) as error:  # a chat template that expects something else
+            raise DataError(f"{stored.place}: the prompt cannot be read: {error}") from error
+
+    def _encode(self, place: str, text: str) -> tuple[int, ...]:
+        try:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # tokenizers raises its errors as plain Exception
+            raise DataError(f"{place}: the tokenizer cannot read the text: {error}") from error
+        self._check_range(place, ids)
+        return tuple(ids)
+
+    def _check_ids(self, place: str, ids: tuple[int, ...], text: str) -> None:
+        self._check_range(place, ids)
+        plain = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        if text not in (plain, self._tokenizer.decode(list(ids))):
+            raise DataError(
+                f"{place}: the tokenizer does not match the stored ids: they decode to "
+                f"{short(plain)}, the stored text is {short(text)}; analyse them with the model "
+                "that wrote them, or leave the column of ids out"
+            )
+
+    def _check_range(self, place: str, ids: tuple[int, ...]) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._size:
+            wrong = next(i for i in ids if not 0 <= i < self._size)
+            raise DataError(
+                f"{place}: the tokenizer does not match the stored ids: {wrong} is none of the "
+                f"model's {self._size} tokens"
+            )
+
+    def _check_length(self, place: str, length: int) -> None:
+        if self._positions is not None and length > self._positions:
+            raise DataError(
+                f"{place}: prompt and completion have {length} tokens; the model reads at most "
+                f"{self._positions}"
+            )
+
+
+def _key(stored: StoredCompletion) -> bytes:
+    """Of the prompt: its id, or a hash of its text."""
+    identity: Any = stored.prompt if stored.prompt_id is None else [stored.prompt_id]
+    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest()
+
+
+def _same_filter(row: Row, first: Row) -> bool:
+    """lm-eval writes every answer once per filter: those of the first filter are read."""
+    return row.values.get("filter") == first.values.get("filter") or "resps" not in first.values

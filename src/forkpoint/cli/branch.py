@@ -1,0 +1,137 @@
+"""``forkpoint branch``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forkpoint.cli.options import Overrides
+from forkpoint.errors import Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+ROUNDING = 1e-12
+
+
+def branch(
+    *,
+    run_dir: Path,
+    budget_tokens: int,
+    model: str | None = None,
+    task: str | None = None,
+    recipe: Path | None = None,
+    problems: int = 100,
+    samples: int = 2,
+    alternatives: int = 1,
+    continuations: int = 8,
+    keep_fraction: float = 0.2,
+    set_: Overrides = None,
+) -> int:
+    """Measure whether high-entropy positions are decisions: replace the token, finish the answer.
+
+    In each sampled answer one position of high and one of low entropy is drawn; from the kept token
+    and from its alternatives the answer is finished several times, and the rewards are compared.
+    The same command again goes on where it was stopped, with a larger budget too.
+
+    Parameters
+    ----------
+    run_dir
+        Where the analysis goes; a run's folder, or a new one.
+    budget_tokens
+        Most tokens to sample, the first answers included; never exceeded.
+    model
+        ``lab``, a folder (a run's checkpoint is one) or a hub id.
+    task
+        ``lab``, or the name of a reasoning-gym task such as chain_sum.
+    recipe
+        A TOML file for the task, its rewards and how to sample; without one the laboratory.
+    problems
+        How many held-out problems.
+    samples
+        First answers per problem; each gives one pair of positions.
+    alternatives
+        Tokens tried besides the kept one, the most likely first.
+    continuations
+        Endings drawn from each token, 2 at least.
+    keep_fraction
+        The share of tokens of highest entropy that counts as high.
+    """
+    from rich.console import Console
+
+    from forkpoint.analysis.branching import BranchSettings, measure_branching
+    from forkpoint.cli.analyze import analysis_config
+    from forkpoint.training.stop import StopFlag
+
+    config = analysis_config(recipe, model, task, problems, samples, set_ or [])
+    settings = BranchSettings(
+        budget_tokens=budget_tokens,
+        alternatives=alternatives,
+        continuations=continuations,
+        keep_fraction=keep_fraction,
+    )
+    console = Console()
+    with StopFlag() as stop:
+        try:
+            summary = measure_branching(
+                config, settings, run_dir, stop, lambda text: _note(console, text)
+            )
+        except Interrupted as stopped:
+            if stop.signal is None:
+                raise
+            _note(console, f"{stopped}; what was measured is kept, the same command goes on")
+            return stop.exit_code
+    show(console, summary, run_dir)
+    return 0
+
+
+def _note(console: "Console", text: str) -> None:
+    console.print(f"  {text}", style="dim", highlight=False, markup=False)
+
+
+def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+    """The gaps of both kinds of position."""
+    s = summary
+    measured = s["groups"]["high"]["positions"]
+    console.print(f"\n[bold]{root}[/bold]", highlight=False)
+    for line in (
+        f"{measured} of {s['pairs_possible']} pairs of positions measured, in answers to "
+        f"{s['prompts']} prompts; {s['spent_tokens']:,} of {s['budget_tokens']:,} tokens spent",
+        "how far the expected reward moves, 95 % intervals over prompts:",
+    ):
+        console.print(line, highlight=False, markup=False)
+    console.print(_table(s))
+
+
+MEASURES = (
+    ("squared gap", "squared_gap", "difference"),
+    ("resampled squared gap", "resampled_squared_gap", "resampled_difference"),
+    ("|gap|, biased upwards by noise", "gap", None),
+)
+"""Name, key of a group, key of the difference between the groups."""
+
+
+def _table(summary: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("measure", "entropy", "mean", "95 % interval"):
+        table.add_column(name, justify="right" if name == "mean" else "left", no_wrap=True)
+    for name, key, difference in MEASURES:
+        rows = [(kind, group[key]) for kind, group in summary["groups"].items()]
+        rows += [("high - low", summary[difference])] if difference else []
+        for number, (kind, interval) in enumerate(rows):
+            table.add_row("" if number else name, kind, *_cells(interval))
+    return table
+
+
+def _cells(interval: dict[str, Any] | None) -> tuple[str, str]:
+    if interval is None:
+        return "-", ""
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    return _number(value), "" if low is None else f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    """Four figures; what is nothing but rounding is 0."""
+    return f"{value:.4g}" if abs(value) > ROUNDING else "0"

@@ -1,0 +1,27 @@
+"""``forkpoint figures``."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def figures(
+    run: Path,
+    *,
+    format_: Annotated[Literal["svg", "pdf", "png"], Parameter(name="--format")] = "svg",
+) -> int:
+    """Draw what a run's analyses found, for a paper: RUN/analysis/figures/*.
+
+    Parameters
+    ----------
+    run
+        A run directory with an analysis, dynamics, temperature or branching in it.
+    format_
+        ``svg``, ``pdf`` or ``png``.
+    """
+    from forkpoint.analysis.figures import draw_figures
+
+    for path in draw_figures(run, format_):
+        print(path)
+    return 0

@@ -1,0 +1,322 @@
+"""``analyze`` end to end on the laboratory's policy: the store, resuming, and reading it back."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from forkpoint.analysis import analyze as analyze_module
+from forkpoint.analysis.analyze import AnalysisSettings, analyze
+from forkpoint.analysis.summary import SummarySettings
+from forkpoint.config import RunConfig, parse_config
+from forkpoint.entropy import reference_entropy, reference_logprob
+from forkpoint.errors import ConfigError, Interrupted, RunError
+from forkpoint.policy.load import load_model
+from forkpoint.rollouts import Prompter, SamplingParts, build_engine
+from forkpoint.runs.tokens import TokenStore
+from forkpoint.tasks import build_task
+from forkpoint.types import Completion, Problem, Score
+
+
+@dataclass
+class Log:
+    """An observer that remembers, and runs ``after`` when a part is written."""
+
+    after: Callable[[int], None] = lambda number: None
+    parts: list[tuple[int, int | None, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
+        self.parts.append((number, of, tokens))
+        self.after(number)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class VerifierHere:
+    """A scorer in this process: the real one starts two others, which take seconds to come up."""
+
+    def __init__(self, task: Any) -> None:
+        self._verifier = task.verifier
+
+    def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
+        marks = [self._verifier(problem.columns, c.text) for problem, c in pairs]
+        return [Score(reward=mark, parts={"task": mark}) for mark in marks]
+
+    def close(self) -> None:
+        pass
+
+
+def build_here(config: RunConfig) -> SamplingParts:
+    task, loaded = build_task(config.task), load_model(config.model)
+    scorer: Any = VerifierHere(task)
+    return SamplingParts(
+        loaded=loaded,
+        task=task,
+        prompter=Prompter(loaded.tokenizer),
+        engine=build_engine(loaded, config.rollout),
+        scorer=scorer,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _scorer_here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analyze_module, "build_sampling", build_here)
+        yield
+
+
+def config(**evaluation: int) -> RunConfig:
+    # 6 problems of 2 samples, 4 completions at a time: 3 parts of 2 prompts
+    return parse_config(
+        {
+            "evaluation": {"problems": 6, "samples": 2, **evaluation},
+            "rollout": {"batch_sequences": 4, "max_new_tokens": 40},
+        }
+    )
+
+
+SETTINGS = AnalysisSettings(summary=SummarySettings(min_count=2))
+
+
+def run(root: Path, settings: AnalysisSettings = SETTINGS, **given: Any) -> dict[str, Any]:
+    return analyze(given.pop("config", config()), root, settings, observer=Log(), **given)
+
+
+@pytest.fixture(scope="module")
+def done(_scorer_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished analysis; tests only read it."""
+    root = tmp_path_factory.mktemp("analysis") / "run"
+    log = Log()
+    analyze(config(), root, SETTINGS, observer=log)
+    assert [(number, of) for number, of, _ in log.parts] == [(0, 3), (1, 3), (2, 3)]
+    assert sum(tokens for *_, tokens in log.parts) == sum(map(len, tables(root, "tokens")))
+    return root
+
+
+def tables(root: Path, kind: str) -> list[Any]:
+    return [pq.read_table(p) for p in sorted((root / "analysis" / kind).glob("part_*.parquet"))]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("part_*.parquet")}
+
+
+def test_what_is_stored_is_what_the_model_says(done: Path) -> None:
+    loaded = load_model(config().model)
+    store = TokenStore(done / "analysis")
+    tokens = [row for table in tables(done, "tokens") for row in table.to_pylist()]
+    rows = list(store.completions())
+    assert len(rows) == 12
+    assert len({(r.prompt_id, r.sample) for r in rows}) == 12
+    start = 0
+    for row in rows:
+        mine, start = tokens[start : start + row.tokens], start + row.tokens
+        ids = torch.tensor([*row.prompt_token_ids, *row.token_ids])
+        with torch.no_grad():
+            logits_TV = loaded.model(ids[None]).logits[0, len(row.prompt_token_ids) - 1 : -1]
+        completion_T = torch.tensor(row.token_ids)
+        np.testing.assert_allclose(
+            [t["entropy"] for t in mine], reference_entropy(logits_TV), atol=2e-5
+        )
+        np.testing.assert_allclose(
+            [t["logprob"] for t in mine], reference_logprob(logits_TV, completion_T), atol=2e-5
+        )
+        best = logits_TV.argmax(-1).tolist()
+        assert [t["top_ids"][0] for t in mine] == best
+        assert {len(t["top_ids"]) for t in mine} == {5}
+        assert [t["token_id"] for t in mine] == list(row.token_ids)
+        assert [t["position"] for t in mine] == list(range(row.tokens))
+        assert "".join(t["text"] for t in mine) == loaded.tokenizer.decode(row.token_ids)
+        assert {(t["run"], t["prompt_id"], t["sample"], t["reward"]) for t in mine} == {
+            ("run", row.prompt_id, row.sample, row.reward)
+        }
+        assert row.prompt == loaded.tokenizer.decode(row.prompt_token_ids)
+        assert row.finish_reason == ("length" if row.tokens == 40 else "stop")
+    assert start == len(tokens)
+
+
+def test_what_else_is_left_behind(done: Path) -> None:
+    assert json.loads((done / "config.json").read_text()) == config().model_dump(mode="json")
+    assert "versions" in json.loads((done / "env.json").read_text())
+    described = json.loads((done / "analysis" / "config.json").read_text())
+    assert (described["schema"], described["source"], described["top_k"]) == (1, "sampled", 5)
+    assert described["config"] == config().model_dump(mode="json")
+
+
+def test_the_summary_knows_the_laboratory(done: Path) -> None:
+    summary = json.loads((done / "analysis" / "summary.json").read_text())
+    assert (summary["completions"], summary["prompts"], summary["task"]) == (12, 6, "lab")
+    assert summary["tokens"] == sum(map(len, tables(done, "tokens")))
+    # the shipped policy: forks are found, entropies are near the truth
+    assert summary["fork_average_precision"] > 0.9
+    assert summary["fork_average_precision"] > 3 * summary["fork_share"]
+    assert summary["entropy_error_vs_analytic_nats"] < 0.1
+    assert 0.199 < summary["kept_fraction"] < 0.21
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_analysis_goes_on_and_ends_the_same(done: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    stopped = []
+    log = Log(after=lambda number: stopped.append(number))
+    with pytest.raises(Interrupted):
+        analyze(config(), root, SETTINGS, observer=log, should_stop=lambda: bool(stopped))
+    store = TokenStore(root / "analysis")
+    assert store.parts() == [0]
+    assert not (root / "analysis" / "summary.json").exists()
+    first = files(root)
+    log = Log()
+    summary = analyze(config(), root, SETTINGS, observer=log)
+    assert [number for number, *_ in log.parts] == [1, 2]
+    assert files(root).items() >= first.items()
+    assert files(root) == files(done)
+    assert summary == json.loads((done / "analysis" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("calls", [1, 20, 60])
+def test_a_stop_in_the_middle_leaves_whole_parts_only(tmp_path: Path, calls: int) -> None:
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > calls
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, should_stop=should_stop)
+    store = TokenStore(tmp_path / "analysis")
+    for part in store.parts():
+        tokens = sum(len(b) for b in store.columns(part, ["position"]))
+        counts = (b.column(0).to_pylist() for b in store.completion_columns(part, ["tokens"]))
+        assert tokens == sum(sum(count) for count in counts)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_finished_analysis_is_summed_up_anew_without_the_model(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    for path in done.rglob("*"):
+        if path.is_file():
+            copy = root / path.relative_to(done)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(analyze_module, "build_sampling", None)
+    half = replace(SETTINGS, summary=SummarySettings(keep_fraction=0.5, min_count=10**6))
+    summary = run(root, half)
+    assert (summary["keep_fraction"], summary["words"]["kinds"]) == (0.5, 0)
+    assert summary["threshold_nats"] == summary["percentiles"]["50"] or (
+        summary["threshold_nats"] > summary["percentiles"]["50"]
+    )
+    assert files(root) == files(done)
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(done: Path) -> None:
+    before = files(done)
+    with pytest.raises(RunError, match=r"config.evaluation.samples: 2 -> 3"):
+        run(done, config=config(samples=3))
+    with pytest.raises(RunError, match=r"top_k: 5 -> 2"):
+        run(done, replace(SETTINGS, top_k=2))
+    assert files(done) == before
+
+
+def test_settings_of_a_start_that_failed_are_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no such folder"):
+        run(tmp_path, config=parse_config({"model": {"path": "./nowhere"}}))
+    empty = tmp_path / "a.jsonl"
+    empty.write_text('{"prompt": "n3 n5 n2 goal n16 :", "completion": "nonsense"}\n')
+    with pytest.raises(Exception, match="cannot read the text"):
+        run(tmp_path, AnalysisSettings(rollouts=empty))
+    assert run(tmp_path, config=config(problems=1))["prompts"] == 1
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab"
+
+
+def test_a_trained_run_keeps_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"name": "mine"}')
+    run(tmp_path, config=config(problems=1))
+    assert (tmp_path / "config.json").read_text() == '{"name": "mine"}'
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (AnalysisSettings(summary=SummarySettings(keep_fraction=0.0)), "--keep-fraction 0 is not"),
+        (
+            AnalysisSettings(summary=SummarySettings(keep_fraction=1.5)),
+            "--keep-fraction 1.5 is not",
+        ),
+        (AnalysisSettings(summary=SummarySettings(min_count=-1)), "0 at least"),
+        (AnalysisSettings(top_k=-1), "0 at least"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, settings: AnalysisSettings, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- from files ----------------------------------------------------------------------------------
+
+
+def test_its_own_completions_give_the_same_numbers(done: Path, tmp_path: Path) -> None:
+    # sampled and read completions go through the same scoring
+    source = AnalysisSettings(rollouts=done / "analysis" / "completions", summary=SETTINGS.summary)
+    again = run(tmp_path, source)
+    sampled = json.loads((done / "analysis" / "summary.json").read_text())
+    names = {"tokens", "completions", "prompts", "accuracy", "words", "task", "fork_share"}
+    assert {n: again[n] for n in names} == {n: sampled[n] for n in names}
+    for name in ("mean_entropy_nats", "threshold_nats", "entropy_error_vs_analytic_nats"):
+        assert again[name] == pytest.approx(sampled[name], abs=1e-5)
+    assert again["source"] == str((done / "analysis" / "completions").resolve())
+
+
+def test_completions_of_the_run_itself_are_named_from_it(done: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.parquet"
+    path.write_bytes((done / "analysis" / "completions" / "part_00000.parquet").read_bytes())
+    assert run(tmp_path, AnalysisSettings(rollouts=path))["source"] == "mine.parquet"
+
+
+def test_a_file_is_cut_into_parts_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analyze_module, "PART_COMPLETIONS", 2)
+    path = tmp_path / "a.jsonl"
+    prompt = "n3 n5 n2 goal n16 :"
+    rows = [{"prompt": prompt, "completion": f"pick n{n} and"} for n in (2, 3, 5, 2, 3)]
+    rows.insert(1, {"prompt": prompt, "completion": ""})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    root, settings = tmp_path / "run", AnalysisSettings(rollouts=path)
+    written = []
+    log = Log(after=written.append)
+    with pytest.raises(Interrupted):
+        analyze(config(), root, settings, observer=log, should_stop=lambda: bool(written))
+    log = Log()
+    summary = analyze(config(), root, settings, observer=log)
+    assert [number for number, *_ in log.parts] == [1, 2]
+    assert log.notes == [f"completions without text, left out: 1 (the first: {path}, row 2)"]
+    assert (summary["completions"], summary["prompts"], summary["tokens"]) == (5, 1, 15)
+    rows = list(TokenStore(root / "analysis").completions())
+    assert [r.completion for r in rows] == [f"pick n{n} and" for n in (2, 3, 5, 2, 3)]
+    assert [r.sample for r in rows] == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_changed_is_another_source(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = json.dumps({"prompt": "n3 n5 n2 goal n16 :", "completion": "pick n3"}) + "\n"
+    path.write_text(row)
+    root = tmp_path / "run"
+    run(root, AnalysisSettings(rollouts=path))
+    path.write_text(row * 2)
+    with pytest.raises(RunError, match=f"source_bytes: {len(row)} -> {2 * len(row)}"):
+        run(root, AnalysisSettings(rollouts=path))

@@ -1,0 +1,52 @@
+"""The vocabulary's texts are what tokens add to a text, whatever the decoder does with spaces."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from forkpoint.analysis import vocabulary
+from forkpoint.analysis.vocabulary import vocabulary_texts
+from forkpoint.lab import LabWorld
+from forkpoint.lab.tokenizer import build_tokenizer
+
+
+def byte_level() -> Any:
+    """As GPT-2 and Qwen spell tokens: Ġ is a space, Ã and © are the two bytes of é."""
+    ids = {token: i for i, token in enumerate(["<s>", "a", "Ġa", "Ã", "©", "Ċ"])}
+    tokenizer = Tokenizer(models.BPE(ids, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def metaspace() -> Any:
+    """As Llama 2 spells tokens: the space of a text's first token is dropped by the decoder."""
+    tokenizer = Tokenizer(models.WordLevel({"▁go": 0, "▁left": 1, "ing": 2}, "ing"))
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_texts_by_hand() -> None:
+    assert vocabulary_texts(byte_level()) == ["<s>", "a", " a", "\ufffd", "\ufffd", "\n"]
+    assert metaspace().decode([0]) == "go"
+    assert vocabulary_texts(metaspace()) == [" go", " left", "ing"]
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True)))
+def test_texts_put_together_are_the_text(places: list[float]) -> None:
+    tokenizer = build_tokenizer(LabWorld())
+    texts = vocabulary_texts(tokenizer)
+    ids = [int(place * len(texts)) for place in places]
+    word = texts.index(" pick")
+    assert "".join(texts[i] for i in ids) == tokenizer.decode([word, *ids])[len("pick") :]
+
+
+def test_a_large_vocabulary_is_decoded_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = vocabulary_texts(build_tokenizer(LabWorld()))
+    monkeypatch.setattr(vocabulary, "BATCH", 7)
+    assert vocabulary_texts(build_tokenizer(LabWorld())) == whole
+    assert len(whole) == len(build_tokenizer(LabWorld()))

@@ -35,6 +35,7 @@ class SampledGroup:
     """One recorded prompt and its completions."""
 
     prompt: str
+    """The user's message."""
     prompt_ids: list[int]
     samples: list[Sampled]
 
@@ -114,7 +115,8 @@ def _group(raw: dict[str, Any]) -> SampledGroup:
         Sampled(token_ids=ids, logprobs=logprobs, entropies=entropies, reward=float(reward or 0))
         for ids, logprobs, entropies, reward in columns
     ]
-    return SampledGroup(prompt=raw["prompt"], prompt_ids=raw["prompt_ids"], samples=samples)
+    asked = raw["prompt"] if isinstance(raw["prompt"], str) else raw["prompt"][-1]["content"]
+    return SampledGroup(prompt=asked, prompt_ids=raw["prompt_ids"], samples=samples)
 
 
 def _equal(group: SampledGroup, length: int) -> SampledGroup:

@@ -22,6 +22,9 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#888888"  # told apart by every kind
 CLOUD_WORDS = 100
 """Words in each cloud, as in the paper."""
 
+COLUMNS = 3
+"""Panels in a row."""
+
 Figure: TypeAlias = Any
 Axes: TypeAlias = Any
 
@@ -106,14 +109,23 @@ def _drawn(draw: Callable[[Any], Figure | None], data: Any, path: Path) -> Figur
         ) from error
 
 
-def _figure(columns: int = 1, *, width: float = 5.0, height: float = 3.2) -> tuple[Figure, Any]:
+def _figure(width: float = 5.0, height: float = 3.2) -> tuple[Figure, Axes]:
+    """A figure of one panel; sizes in inches."""
+    figure, panels = _panels(1, width, height)
+    return figure, panels[0]
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, ``COLUMNS`` in a row; sizes of one panel in inches."""
     from matplotlib.figure import Figure as New
 
-    figure = New(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, (axes[0] if columns == 1 else axes)
+    columns, rows = min(count, COLUMNS), -(-count // COLUMNS)
+    figure = New(figsize=(width * columns, height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_visible(axes in panels[:count])
+    return figure, panels[:count]
 
 
 # ---- one model -----------------------------------------------------------------------------------
@@ -167,8 +179,8 @@ def lowest_words(words: list[Word]) -> Figure | None:
 
 
 def _half(words: list[Word]) -> int:
-    """Words in a cloud: no word is in both."""
-    return min(CLOUD_WORDS, (len(words) + 1) // 2)
+    """Words in a cloud: no word is in both, unless it is the only one."""
+    return min(CLOUD_WORDS, max(1, len(words) // 2))
 
 
 def _cloud(words: list[Word], colour: str) -> Figure | None:
@@ -246,11 +258,9 @@ def change_by_bin(dynamics: dict[str, Any]) -> Figure | None:
 def percentiles(dynamics: dict[str, Any]) -> Figure:
     """Fig. 5: percentiles of entropy against step, a panel each."""
     series = dynamics["percentiles"]
-    figure, panels = _figure(len(series), width=1.9 * len(series), height=2.2)
+    figure, panels = _panels(len(series), width=2.3, height=1.9)
     x, names = _steps(dynamics)
-    for axes, (percentile, values) in zip(
-        panels if len(series) > 1 else [panels], series.items(), strict=True
-    ):
+    for axes, (percentile, values) in zip(panels, series.items(), strict=True):
         axes.plot(x, values, color=BLUE, marker="o", markersize=2.5)
         axes.set_title(f"{percentile}th percentile", fontsize=9)
         axes.tick_params(labelsize=7)
@@ -277,7 +287,7 @@ def temperature(data: dict[str, Any]) -> Figure | None:
     axes.set_xscale("symlog", linthresh=0.2)
     ticks = sorted({p["temperature"] for s in sweeps for p in s["points"]})
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.05)
     axes.set_xlabel("decoding temperature of the varied tokens (the others: 1)")
     axes.set_ylabel("accuracy")
     axes.legend(frameon=False)
@@ -329,6 +339,7 @@ def _steps(dynamics: dict[str, Any]) -> tuple[list[float], list[str] | None]:
 def _step_axis(axes: Axes, x: Sequence[float], names: list[str] | None) -> None:
     if names is None:
         axes.set_xlabel("step", fontsize=8)
+        axes.locator_params(axis="x", integer=True)
     else:
         axes.set_xticks(x, names, rotation=30, ha="right", fontsize=7)
 

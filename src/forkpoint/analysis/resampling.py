@@ -12,7 +12,7 @@ import numpy as np
 from forkpoint.randomness import stream
 
 RESAMPLES = 2000
-CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = 2**20
 """Counts held at once."""
 
 

@@ -28,7 +28,7 @@ def analyze(
     run_dir: Path,
     model: str | None = None,
     task: str | None = None,
-    rollouts: Annotated[Path | None, Parameter(help="Completions that exist already.")] = None,
+    rollouts: Path | None = None,
     recipe: Path | None = None,
     samples: Annotated[int | None, Parameter(help="Completions per problem.")] = None,
     problems: Annotated[int | None, Parameter(help="How many held-out problems.")] = None,
@@ -55,8 +55,8 @@ def analyze(
     task
         ``lab``, or the name of a reasoning-gym task such as chain_sum.
     rollouts
-        A .jsonl or .parquet file, or a folder of them: forkpoint's, TRL's, verl's, prime-rl's or
-        lm-eval's, or with columns prompt and completion, or text.
+        Completions that exist already: a .jsonl or .parquet file, or a folder of them, of
+        forkpoint, TRL, verl, prime-rl, lm-eval, or with columns prompt and completion, or text.
     recipe
         A TOML file for the task, its rewards and how to sample; without one the laboratory.
     keep_fraction
@@ -175,7 +175,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     for line in headlines(summary):
         console.print(line, highlight=False, markup=False)
     words = read_words(root / "analysis" / "words.parquet")
-    minimum, listed = summary["words"]["min_count"], min(LISTED, (len(words) + 1) // 2)
+    minimum, listed = summary["words"]["min_count"], min(LISTED, max(1, len(words) // 2))
     if words:
         heading = f"\nwords that occur more than {minimum} times: {len(words)}"
         console.print(heading, highlight=False)

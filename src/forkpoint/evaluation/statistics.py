@@ -60,6 +60,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, fl
         np.mean,
         n_resamples=RESAMPLES,
         method="BCa",
+        batch=max(1, 2**20 // len(values)),  # memory; the result does not depend on it
         rng=np.random.default_rng(seed),
     )
     interval = result.confidence_interval

@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
-EXTRAS := dev,gym,math,hub,gguf,trl
+EXTRAS := dev,gym,math,hub,gguf,figures,trl
 
-.PHONY: install dev demo test check format bench smollm2 clean
+.PHONY: install dev demo test check format bench bench-analysis smollm2 clean
 
 install: $(BIN)/forkpoint
 
@@ -41,6 +41,10 @@ format: dev
 # Every benchmark side by side in one run, TRL among them: ratios and medians, under an hour.
 bench: dev smollm2
 	$(BIN)/python -m benchmarks.bench
+
+# Teacher-forced analysis against a bare forward pass, and its memory.
+bench-analysis: dev smollm2
+	$(BIN)/python -m benchmarks.analysis --model models/smollm2
 
 smollm2: models/smollm2/config.json
 

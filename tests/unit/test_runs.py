@@ -54,6 +54,7 @@ def test_paths_are_the_documented_ones(tmp_path: Path) -> None:
         "rollouts_dir": "rollouts",
         "eval_dir": "eval",
         "checkpoints_dir": "checkpoints",
+        "analysis_dir": "analysis",
     }
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 
 from forkpoint.batching import build_batch
+from forkpoint.batching.split import fill_passes
 from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, pack_trees
 from forkpoint.types import TokenBatch
 from tests.conftest import make_batch, make_group
@@ -74,6 +75,14 @@ def test_nothing_wanted_leaves_one_empty_row() -> None:
     assert rows.input_ids_BL.tolist() == [[0]]
     assert rows.tree_BL.tolist() == [[NOTHING]]
     assert rows.rows_R.tolist() == []
+
+
+def test_passes_by_hand() -> None:
+    rows = [[0, 1, 2], [3], [4, 5]]
+    assert fill_passes(rows, 2, None) == [[0, 1, 2, 3], [4, 5]]
+    # each pass of two rows is cut after 3 sequences, so that none has more
+    assert fill_passes(rows, 2, 3) == [[0, 1, 2], [3], [4, 5]]
+    assert fill_passes([], 2, 3) == []
 
 
 @st.composite

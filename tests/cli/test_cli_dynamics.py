@@ -128,8 +128,8 @@ def test_branch(here: Here, tmp_path: Path) -> None:
     assert f"{summary['spent_tokens']:,} of 1,500 tokens spent" in text
     gap = summary["groups"]["high"]["gap"]
     line = row_of(out, "|gap|")
-    assert f"{gap['value']:.4g}   {gap['low']:.4g} to {gap['high']:.4g}" in line
-    assert "biased upwards by noise" in out
+    assert f"{gap['value']:.3g}   [{gap['low']:.3g}, {gap['high']:.3g}]" in line
+    assert "biased upwards" in out
     assert "…" not in out
     code, _, err = here(*command, "--problems", "8", "--budget-tokens", "100")
     assert code == USER_ERROR

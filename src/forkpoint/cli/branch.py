@@ -105,7 +105,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
 MEASURES = (
     ("squared gap", "squared_gap", "difference"),
     ("resampled squared gap", "resampled_squared_gap", "resampled_difference"),
-    ("|gap|, biased upwards by noise", "gap", None),
+    ("|gap|, biased upwards", "gap", None),
 )
 """Name, key of a group, key of the difference between the groups."""
 
@@ -129,9 +129,9 @@ def _cells(interval: dict[str, Any] | None) -> tuple[str, str]:
     if interval is None:
         return "-", ""
     value, low, high = (interval[key] for key in ("value", "low", "high"))
-    return _number(value), "" if low is None else f"{_number(low)} to {_number(high)}"
+    return _number(value), "" if low is None else f"[{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float) -> str:
-    """Four figures; what is nothing but rounding is 0."""
-    return f"{value:.4g}" if abs(value) > ROUNDING else "0"
+    """Three figures; what is nothing but rounding is 0."""
+    return f"{value:.3g}" if abs(value) > ROUNDING else "0"

@@ -41,7 +41,8 @@ def settings(options: argparse.Namespace) -> RunConfig:
         {
             "rollout": {"group_size": 8, "max_new_tokens": 256},
             "selection": {"keep_fraction": options.keep_fraction},
-            "optim": {"lr": 1e-6},
+            # So small that every repeat is on-policy: the sampler's numbers stay the policy's.
+            "optim": {"lr": 1e-12},
             "training": {
                 "gradient": options.gradient,
                 "mini_batches": 1,
@@ -57,8 +58,7 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds of each of ``repeats`` optimizer steps, and the first one's memory.
 
-    ``same_weights``: the recorded log-probabilities are the model's own. After the first update
-    they are so nearly, so every step skips the pass without gradient as an on-policy step does.
+    ``same_weights``: the recorded log-probabilities are the model's own.
     """
     policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0)
     optimizer = Optimizer(model, config.optim)

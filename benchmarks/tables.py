@@ -26,7 +26,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['machine']['cpu_capability']}, torch {result['versions']['torch']}.",
         _table(
             ("ratio", "measured", "bar"),
-            [(f"`{k}`", _short(v), BARS.get(k, "")) for k, v in result.items() if _plain(v)],
+            [(f"`{k}`", _short(result[k]), BARS.get(k, "")) for k in result["headline"]],
         ),
         "Seconds of one optimizer step on SmolLM2-135M, 32 sequences, medians:",
         _steps(raw),
@@ -79,10 +79,6 @@ def _growth(points: list[dict[str, Any]]) -> str:
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, float) and not isinstance(value, bool)
 
 
 def _short(value: float) -> str:

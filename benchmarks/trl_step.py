@@ -116,7 +116,6 @@ def measure(options: argparse.Namespace, groups: list[SampledGroup]) -> dict[str
         "seconds": clock.seconds,
         "memory_gb": clock.memory,
         "resident_gb": resident_gb("VmHWM"),
-        "kept_below": 0.2,
     }
 
 

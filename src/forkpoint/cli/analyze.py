@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, shorthands
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -128,14 +128,7 @@ def analysis_config(
     """The configuration of a command that samples held-out problems to look at them."""
     from forkpoint.config import load_config
 
-    settings = []
-    if model is not None:
-        settings.append(f"model.path={json.dumps(model)}")
-    if task == "lab":
-        settings.append('task={type="lab"}')
-    elif task is not None:
-        settings.append(f'task={{type="gym", name={json.dumps(task)}}}')
-    config = load_config(recipe, [*settings, *overrides])
+    config = load_config(recipe, [*shorthands(model, task), *overrides])
     written = config.evaluation.model_fields_set
     chosen: dict[str, int] = {}
     if problems is not None or "problems" not in written:

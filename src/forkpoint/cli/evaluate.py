@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, shorthands
 
 if TYPE_CHECKING:
     from forkpoint.config import RunConfig
@@ -55,13 +55,7 @@ def _config(
 ) -> "RunConfig":
     from forkpoint.config import load_config
 
-    settings = []
-    if model is not None:
-        settings.append(f"model.path={json.dumps(model)}")
-    if task == "lab":
-        settings.append('task={type="lab"}')
-    elif task is not None:
-        settings.append(f'task={{type="gym", name={json.dumps(task)}}}')
+    settings = shorthands(model, task)
     if problems is not None:
         settings.append(f"evaluation.problems={problems}")
     if samples is not None:

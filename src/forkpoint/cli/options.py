@@ -1,5 +1,6 @@
 """The options that several commands share."""
 
+import json
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,3 +13,15 @@ Overrides = Annotated[
         help="A setting as section.key=value, such as selection.keep_fraction=0.1; repeatable.",
     ),
 ]
+
+
+def shorthands(model: str | None, task: str | None) -> list[str]:
+    """``--model`` and ``--task`` as the settings they stand for."""
+    settings = []
+    if model is not None:
+        settings.append(f"model.path={json.dumps(model)}")
+    if task == "lab":
+        settings.append('task={type="lab"}')
+    elif task is not None:
+        settings.append(f'task={{type="gym", name={json.dumps(task)}}}')
+    return settings

@@ -15,7 +15,7 @@ from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.keys import keys_of
 from forkpoint.policy.load import LoadedModel
-from forkpoint.policy.local import _run
+from forkpoint.policy.local import fill_cache
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
 from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.transformers import TransformersEngine
@@ -84,7 +84,7 @@ def test_kept_keys_and_values_give_the_same_gradient() -> None:
         kept = None
         if keeps:  # of whole sequences, laid out in another way than the wanted tokens will be
             rows = lay_trees(batch, torch.ones_like(wanted), 24)
-            kept = keys_of(rows, batch, _run(model.base_model, model, rows, rows.visible_BLL()))
+            kept = keys_of(rows, batch, fill_cache(model, rows, rows.visible_BLL()))
         stats = policy(batch, wanted, kept)
         assert (stats.cached_tokens == 0) == keeps
         policy_loss(batch, stats, config.loss).loss.backward()
@@ -136,7 +136,7 @@ def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch() -> None:
     batch = build_batch(groups, advantage="grpo")
     every = torch.ones(batch.num_tokens, dtype=torch.bool)
     rows = lay_trees(batch, every, 64)
-    exact = keys_of(rows, batch, _run(model.base_model, model, rows, rows.visible_BLL()))
+    exact = keys_of(rows, batch, fill_cache(model, rows, rows.visible_BLL()))
     kept = {serial * 3 + sample: keys for (serial, sample), keys in keeper.take().items()}
     assert kept.keys() == exact.keys() == set(range(6))
     for sequence, keys in kept.items():

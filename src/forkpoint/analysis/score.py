@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.batching.split import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs
 from forkpoint.errors import DataError, NumericalError
 
@@ -178,12 +179,5 @@ def _window(pairs: Iterator[Pair], max_tokens: int) -> Iterator[Pair]:
 
 def _micro_batches(window: Sequence[Pair], max_tokens: int) -> list[list[int]]:
     """Indices of non-empty completions, similar lengths together, padded to ``max_tokens``."""
-    lengths = [len(prompt) + len(ids) - 1 for prompt, ids in window]
-    filled = [i for i, (_, ids) in enumerate(window) if len(ids)]
-    parts: list[list[int]] = []
-    for index in sorted(filled, key=lambda i: (-lengths[i], i)):
-        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return parts
+    lengths = {i: len(prompt) + len(ids) - 1 for i, (prompt, ids) in enumerate(window) if len(ids)}
+    return longest_first(lengths, max_tokens)

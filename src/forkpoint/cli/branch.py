@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, note
 from forkpoint.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -73,19 +73,15 @@ def branch(
     with StopFlag() as stop:
         try:
             summary = measure_branching(
-                config, settings, run_dir, stop, lambda text: _note(console, text)
+                config, settings, run_dir, stop, lambda text: note(console, text)
             )
         except Interrupted as stopped:
             if stop.signal is None:
                 raise
-            _note(console, f"{stopped}; what was measured is kept, the same command goes on")
+            note(console, f"{stopped}; what was measured is kept, the same command goes on")
             return stop.exit_code
     show(console, summary, run_dir)
     return 0
-
-
-def _note(console: "Console", text: str) -> None:
-    console.print(f"  {text}", style="dim", highlight=False, markup=False)
 
 
 def show(console: "Console", summary: dict[str, Any], root: Path) -> None:

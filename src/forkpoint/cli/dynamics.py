@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, note
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def dynamics(
     console = Console()
     with StopFlag() as stop:
         try:
-            summary = measure_dynamics(job, root, stop, lambda text: _note(console, text))
+            summary = measure_dynamics(job, root, stop, lambda text: note(console, text))
         except Interrupted as stopped:
             if stop.signal is None:
                 raise
-            _note(console, f"{stopped}; what was finished is kept, the same command goes on")
+            note(console, f"{stopped}; what was finished is kept, the same command goes on")
             return stop.exit_code
     show(console, summary, root)
     return 0
@@ -135,10 +135,6 @@ def _job_of_models(
     )
 
 
-def _note(console: "Console", text: str) -> None:
-    console.print(f"  {text}", style="dim", highlight=False, markup=False)
-
-
 # ---- the table on a terminal --------------------------------------------------------------------
 
 
@@ -160,7 +156,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     for line in _changes(s["change_by_bin"]):
         console.print(line, highlight=False, markup=False)
     if len(s["checkpoints"]) <= ENOUGH:
-        _note(
+        note(
             console,
             f"{len(s['checkpoints']) - 1} checkpoints besides the base; a run keeps more with "
             f"{KEEP_MORE}",

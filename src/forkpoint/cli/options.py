@@ -1,9 +1,12 @@
 """The options that several commands share."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Overrides = Annotated[
     list[str] | None,
@@ -25,3 +28,8 @@ def shorthands(model: str | None, task: str | None) -> list[str]:
     elif task is not None:
         settings.append(f'task={{type="gym", name={json.dumps(task)}}}')
     return settings
+
+
+def note(console: "Console", text: str) -> None:
+    """A line about how a command goes, as it is written."""
+    console.print(f"  {text}", style="dim", highlight=False, markup=False)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, note
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def temperature(
     with StopFlag() as stop:
         try:
             summary = measure_temperature(
-                config, settings, run_dir, stop, lambda text: _note(console, text)
+                config, settings, run_dir, stop, lambda text: note(console, text)
             )
         except Interrupted as stopped:
             if stop.signal is None:
                 raise
-            _note(console, f"{stopped}; finished points are kept, the same command goes on")
+            note(console, f"{stopped}; finished points are kept, the same command goes on")
             return stop.exit_code
     show(console, summary, run_dir)
     return 0
@@ -90,10 +90,6 @@ def _settings(
         percentile=PERCENTILE if percentile is None else percentile,
         temperatures=tuple(listed) if temperatures is not None else TEMPERATURES,
     )
-
-
-def _note(console: "Console", text: str) -> None:
-    console.print(f"  {text}", style="dim", highlight=False, markup=False)
 
 
 # ---- the table on a terminal --------------------------------------------------------------------

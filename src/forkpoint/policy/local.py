@@ -51,7 +51,7 @@ def local_stats(
     rows = lay_trees(batch, wanted_T, width)
     visible_BLL = rows.visible_BLL()
     body: Any = model.base_model
-    cache = _run(body, model, rows, visible_BLL) if kept is None else row_cache(rows, batch, kept)
+    cache = fill_cache(model, rows, visible_BLL) if kept is None else row_cache(rows, batch, kept)
     queries = _queries(rows)
     ids_BS = rows.input_ids_BL.gather(1, queries.columns_BS)
     positions_BS = rows.position_ids_BL.gather(1, queries.columns_BS)
@@ -81,12 +81,12 @@ def local_stats(
 
 
 @torch.no_grad()
-def _run(body: Any, model: Any, rows: TreeRows, visible_BLL: Tensor) -> Any:
+def fill_cache(model: Any, rows: TreeRows, visible_BLL: Tensor) -> Any:
     """The cache of the rows under the present weights."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    body(
+    model.base_model(
         input_ids=rows.input_ids_BL.to(model.device),
         position_ids=rows.position_ids_BL.to(model.device),
         attention_mask=attention_mask(model, visible_BLL),

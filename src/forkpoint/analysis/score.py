@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.batching.split import longest_first
-from forkpoint.entropy.logits import entropy_of_logprobs
+from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
 
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
@@ -130,7 +130,7 @@ class _Teacher:
 
     def _statistics(self, logits_RV: Tensor, token_ids_R: Tensor) -> tuple[Tensor, ...]:
         """ln p of the tokens, H, and the most likely ids with their ln p."""
-        logp_RV = (logits_RV.float() / self._temperature).log_softmax(-1)
+        logp_RV = log_probs(logits_RV, self._temperature)
         top = logp_RV.topk(self._top_k, dim=-1)
         logprobs_R = logp_RV.gather(-1, token_ids_R[:, None])[:, 0]
         return logprobs_R, entropy_of_logprobs(logp_RV), top.indices.int(), top.values

@@ -1,12 +1,13 @@
 """Token entropy: the definition, and the same numbers from logits or from hidden states."""
 
 from forkpoint.entropy.head import head_stats
-from forkpoint.entropy.logits import entropy_of_logprobs, logits_stats
+from forkpoint.entropy.logits import entropy_of_logprobs, log_probs, logits_stats
 from forkpoint.entropy.reference import reference_entropy, reference_logprob
 
 __all__ = [
     "entropy_of_logprobs",
     "head_stats",
+    "log_probs",
     "logits_stats",
     "reference_entropy",
     "reference_logprob",

@@ -140,7 +140,8 @@ def _online_stats(
         weighted_R += exp.mul_(z).sum(1)
     normalizers_R = largest_R + sum_R.log()
     entropies_R = sum_R.log() - weighted_R / sum_R
-    return torch.stack([chosen_R - normalizers_R, entropies_R, normalizers_R])
+    logprobs_R = (chosen_R - largest_R) - sum_R.log()  # in this order nothing large is rounded
+    return torch.stack([logprobs_R, entropies_R, normalizers_R])
 
 
 def _logits_gradient(

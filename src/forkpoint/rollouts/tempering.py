@@ -9,6 +9,7 @@ of the temperature it is decoded at. The inequality is strict.
 import torch
 from torch import Tensor
 
+from forkpoint.entropy.logits import log_probs
 from forkpoint.rollouts.base import SplitTemperature
 
 
@@ -23,7 +24,7 @@ def split_logprobs(logits_RV: Tensor, entropies_R: Tensor, split: SplitTemperatu
     temperatures_R = torch.full_like(entropies_R, split.below).masked_fill(is_fork_R, split.above)
     is_greedy_R = temperatures_R == 0
     divisors_R = temperatures_R.masked_fill(is_greedy_R, 1.0)
-    logp_RV = (logits_RV.float() / divisors_R[:, None]).log_softmax(-1)
+    logp_RV = log_probs(logits_RV, divisors_R[:, None])
     if split.above == 0 or split.below == 0:
         logp_RV = torch.where(is_greedy_R[:, None], _greedy_logprobs(logits_RV), logp_RV)
     return logp_RV

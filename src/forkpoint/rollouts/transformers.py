@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.entropy.logits import entropy_of_logprobs
+from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
@@ -174,7 +174,7 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> 
 
 
 def _draw_rows(logits_RV: Tensor, uniforms_R: Tensor, settings: SamplingSettings) -> _Drawn:
-    logp_RV = (logits_RV.float() / settings.temperature).log_softmax(-1)
+    logp_RV = log_probs(logits_RV, settings.temperature)
     p_RV = logp_RV.exp()
     entropies_R = entropy_of_logprobs(logp_RV, p_RV)
     if not entropies_R.isfinite().all():

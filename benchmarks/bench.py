@@ -45,7 +45,7 @@ def main() -> None:
         for way in ("dense", "sparse", "local")
     }
     raw["keep_all"] = turns(
-        {way: ours(way, "half_zero", "--keep-fraction", 1.0) for way in ("dense", "sparse")}, 1
+        {way: ours(way, "no_zero", "--keep-fraction", 1.0) for way in ("dense", "sparse")}, 1
     )
     raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse"), **wide_ours("local")}, 1)
     raw["wide_trl"] = run("trl_step", "--model", "wide", "--workload", "no_zero", "--batch-size", 4)
@@ -102,8 +102,10 @@ def run(module: str, *arguments: Any) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    print(f"{time.perf_counter() - started:6.0f} s  {' '.join(command[2:])}", flush=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    steps = " ".join(f"{s:.2f}" for s in found.get("seconds", ()))
+    print(f"{time.perf_counter() - started:6.0f} s  {' '.join(command[2:])}  {steps}", flush=True)
+    return found
 
 
 def matrix_product_rate() -> float:

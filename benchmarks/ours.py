@@ -19,6 +19,9 @@ from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import train_step
 from forkpoint.types import TokenBatch
 
+MICRO_BATCH_TOKENS = 1228
+"""Two tree rows of SmolLM2."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -26,14 +29,15 @@ def main() -> None:
     parser.add_argument("--workload", default="half_zero")
     parser.add_argument("--gradient", default="sparse")
     parser.add_argument("--sequences", type=int, help="Sequences in one pass; default: tokens.")
-    parser.add_argument("--micro-batch-tokens", type=int, default=2048)
+    parser.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
     parser.add_argument("--keep-fraction", type=float, default=0.2)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     config = settings(options)
     batch = build_batch(records(workload(options.workload)), advantage="grpo")
     model = load(options.model)
-    print(json.dumps(measure(model, batch, config, options.repeats, options.model == "smollm2")))
+    recorded = options.model == "smollm2" and options.workload != "equal"
+    print(json.dumps(measure(model, batch, config, options.repeats, recorded)))
 
 
 def settings(options: argparse.Namespace) -> RunConfig:
@@ -63,7 +67,7 @@ def measure(
     policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0)
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())
-    if not same_weights:  # a random model never sampled this: take what it would have said
+    if not same_weights:  # this model never sampled this: take what it would have said
         stats = policy.annotate(batch, max_tokens=2048)
         batch = batch.with_streams(
             rollout_logprobs_T=stats.logprobs_R, rollout_entropies_T=stats.entropies_R

@@ -19,6 +19,8 @@ from forkpoint.policy.local import fill_cache
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
 from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.training.optimizer import Optimizer
+from forkpoint.training.step import train_step
 from forkpoint.types import Group, Problem, Prompt, Rollout, Score, TokenBatch
 from tests.conftest import EOS, NumberTokenizer, make_batch, tiny_model
 from tests.equivalence.test_gradients import gradient, prepared
@@ -85,13 +87,36 @@ def test_kept_keys_and_values_give_the_same_gradient() -> None:
         if keeps:  # of whole sequences, laid out in another way than the wanted tokens will be
             rows = lay_trees(batch, torch.ones_like(wanted), 24)
             kept = keys_of(rows, batch, fill_cache(model, rows, rows.visible_BLL()))
-        stats = policy(batch, wanted, kept)
+        stats = policy(batch, wanted, kept=kept)
         assert (stats.cached_tokens == 0) == keeps
         policy_loss(batch, stats, config.loss).loss.backward()
         flats.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )
     assert (flats[0] - flats[1]).norm() / flats[0].norm() < 1e-5
+
+
+def test_keys_of_the_pass_without_gradient_are_used_again() -> None:
+    training = {"gradient": "local", "mini_batches": 1}
+    config = parse_config({"selection": {"keep_fraction": 0.3}, "training": training})
+    batch = make_batch()
+    results = {}
+    for same_weights in (True, False):
+        model = tiny_model(tied=True)
+        policy = PolicyModule(model, gradient="local", temperature=1.0)
+        exact = policy.annotate(batch, max_tokens=2048)
+        sampled = batch.with_streams(
+            rollout_logprobs_T=exact.logprobs_R, rollout_entropies_T=exact.entropies_R
+        )
+        optimizer = Optimizer(model, config.optim)
+        metrics = train_step(
+            policy, optimizer, sampled, config, step=1, same_weights=same_weights
+        ).metrics
+        results[same_weights] = (metrics, exact.cached_tokens)
+    (own, _), (reused, whole) = results[True], results[False]
+    assert reused["grad/norm"] == pytest.approx(own["grad/norm"], rel=1e-5)
+    assert reused["work/nograd_tokens"] == whole  # the one pass for log-probabilities
+    assert own["work/nograd_tokens"] > 0
 
 
 def test_each_predicting_position_runs_once_with_gradient() -> None:

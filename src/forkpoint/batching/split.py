@@ -36,28 +36,34 @@ def split_microbatches(
     return longest_first(dict(enumerate(lengths)), max_tokens)
 
 
+PADDING = 1 / 16
+"""Of a part's ``max_tokens``, the most that may be padding: more parts are cheaper than that."""
+
+
 def longest_first(lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
-    """Sequences in parts whose padded rectangle holds at most ``max_tokens`` (or one sequence).
+    """Lines in parts whose padded rectangle holds at most ``max_tokens`` (or one line).
 
     Longest first: neighbours have similar lengths, so there is little padding, and the pass that
-    needs most memory comes first.
+    needs most memory comes first. A line that would bring more padding than ``PADDING`` allows
+    begins a new part.
     """
     parts: list[list[int]] = []
+    longest = padding = 0
     for index in sorted(lengths, key=lambda b: (-lengths[b], b)):
-        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
+        padding += longest - lengths[index]
+        fits = parts and (len(parts[-1]) + 1) * longest <= max_tokens
+        if fits and padding <= PADDING * max_tokens:
             parts[-1].append(index)
         else:
             parts.append([index])
+            longest, padding = lengths[index], 0
     return parts
 
 
-def fill_passes(
-    rows: Sequence[Sequence[int]], rows_per_pass: int, max_sequences: int | None
-) -> list[list[int]]:
-    """Runs of ``rows_per_pass`` rows, each cut at ``max_sequences`` sequences if that is given."""
-    passes = [list(itertools.chain.from_iterable(run)) for run in _runs(rows, rows_per_pass)]
+def cut_passes(passes: Sequence[Sequence[int]], max_sequences: int | None) -> list[list[int]]:
+    """The passes, each cut at ``max_sequences`` sequences if that is given."""
     if max_sequences is None:
-        return passes
+        return [list(one) for one in passes]
     return [part for one in passes for part in _runs(one, max_sequences)]
 
 

@@ -10,6 +10,7 @@ prompt is run once. Several such trees share a row, and rows are filled to a len
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ NOTHING = -1
 
 PROMPT = -1
 """The branch of a prompt's tokens."""
+
+
+Piece: TypeAlias = tuple[int, int, int, int, int]
+"""(line, first column, sequence, first token, tokens) of a stretch of a sequence; its first token
+counts from the prompt's beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +41,8 @@ class TreeRows:
     """int64 [lines, L], which tree of its row a token belongs to; ``NOTHING``."""
     branch_BL: Tensor
     """int64 [lines, L], the sequence it belongs to; ``PROMPT``: to all of its tree."""
-    pieces: tuple[tuple[int, int, int, int, int], ...]
-    """(line, first column, sequence, first token, tokens) of each stretch laid out; first token
-    counts from the prompt's beginning. A prompt is under the first sequence that uses it."""
+    pieces: tuple[Piece, ...]
+    """Every stretch laid out. A prompt is under the first sequence that uses it."""
     line_R: Tensor
     """int64 [R], the line of the rectangle where each wanted row is predicted."""
     column_R: Tensor
@@ -57,9 +62,9 @@ class TreeRows:
 def pack_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> list[list[int]]:
     """The sequences of each tree row: those with a wanted token, cut before the last one.
 
-    Trees are runs of a prompt's completions by rising length, as many as fit; a row takes trees by
-    falling length, each into the first row with room. A tree longer than ``width`` has a row of
-    its own. The rows of some of the rows' sequences are these rows again.
+    A prompt's completions make the fewest trees that fit; a row takes trees by falling length,
+    each into the first row with room. A tree longer than ``width`` has a row of its own. A pass of
+    some rows is packed once more, by itself, when it is laid out: nearly always into these rows.
     """
     ends = _ends(batch, wanted_T)
     trees = [
@@ -80,6 +85,12 @@ def pack_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> list[list[int
     return rows
 
 
+def row_lengths(batch: TokenBatch, wanted_T: Tensor, rows: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens that each of these rows lays out."""
+    ends = _ends(batch, wanted_T)
+    return [_row_length(list(_lay_line(batch, ends, 0, row))) for row in rows]
+
+
 def lay_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> TreeRows:
     """Lay a batch out for a forward pass that predicts the tokens ``wanted_T`` (bool [T])."""
     ends = _ends(batch, wanted_T)
@@ -87,7 +98,7 @@ def lay_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> TreeRows:
         list(_lay_line(batch, ends, line, row))
         for line, row in enumerate(pack_trees(batch, wanted_T, width))
     ]
-    longest = max((sum(piece[4] for piece, _ in line) for line in lines), default=1)
+    longest = max(map(_row_length, lines), default=1)
     shape = (max(1, len(lines)), longest)  # a model cannot run on nothing
     ids, positions, trees, branches = (torch.full(shape, x) for x in (0, 0, NOTHING, PROMPT))
     read_at: dict[int, tuple[int, int, int]] = {}
@@ -149,24 +160,32 @@ def _by_prompt(batch: TokenBatch, ends: dict[int, int]) -> list[list[int]]:
 
 def _split(
     batch: TokenBatch, group: Sequence[int], ends: dict[int, int], width: int
-) -> Iterator[list[int]]:
-    """Runs of a group that fit in ``width`` with their prompt."""
-    tree: list[int] = []
-    for b in group:
-        if tree and _tree_size(batch, [*tree, b], ends) > width:
-            yield tree
-            tree = []
-        tree.append(b)
-    yield tree
+) -> list[list[int]]:
+    """The fewest trees of a group that fit in ``width``, about equally long.
+
+    Equally long, because a pass is as wide as its longest row, and because the attention of a row
+    grows with the square of its length. Each sequence, longest first, goes to the shortest tree.
+    """
+    for count in range(1, len(group) + 1):
+        trees: list[list[int]] = [[] for _ in range(count)]
+        for b in reversed(group):
+            min(trees, key=lambda tree: (sum(ends[x] for x in tree), len(tree))).append(b)
+        if count == len(group) or all(_tree_size(batch, t, ends) <= width for t in trees):
+            return [tree[::-1] for tree in trees]  # by rising length
+    return []
 
 
 def _tree_size(batch: TokenBatch, tree: Sequence[int], ends: dict[int, int]) -> int:
     return len(batch.prompts_B[tree[0]]) + sum(ends[b] for b in tree)
 
 
+def _row_length(laid: Sequence[tuple[Piece, int]]) -> int:
+    return sum(size for (*_, size), _ in laid)
+
+
 def _lay_line(
     batch: TokenBatch, ends: dict[int, int], line: int, row: Sequence[int]
-) -> Iterator[tuple[tuple[int, int, int, int, int], int]]:
+) -> Iterator[tuple[Piece, int]]:
     """The pieces of a row, each with the number of its tree."""
     column, tree, prompt = 0, NOTHING, ()
     for b in row:

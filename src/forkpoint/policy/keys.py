@@ -28,13 +28,18 @@ KeptKeys: TypeAlias = Mapping[int, SequenceKeys]
 """By sequence id (``TokenBatch.sequence_ids_B``)."""
 
 
+def empty_cache() -> Any:
+    """A cache of transformers that holds nothing yet."""
+    from transformers import DynamicCache  # slow to import
+
+    return DynamicCache()
+
+
 def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeptKeys) -> Any:
     """A cache of transformers that holds what running ``rows`` would put there."""
-    from transformers import DynamicCache
-
     lines, width = rows.input_ids_BL.shape
     ids = batch.sequence_ids_B.tolist()
-    cache = DynamicCache()
+    cache = empty_cache()
     for layer, (keys, _) in enumerate(next(iter(kept.values())).prompt):
         heads, _, depth = keys.shape
         pair = torch.zeros(2, lines, heads, width, depth, dtype=keys.dtype, device=keys.device)

@@ -5,7 +5,8 @@ stands before them, which are held constant. So backward touches these positions
 contributes its own key and value with gradient; what flows into *earlier* positions through
 attention is dropped. The values are exact, the gradient is biased.
 
-The cache comes from sampling when the weights are the same, else from one pass without gradient.
+The cache comes from sampling or from the pass for old log-probabilities while the weights are the
+same, else from a pass of its own without gradient.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from forkpoint.batching.tree import TreeRows, lay_trees
 from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import KeptKeys, row_cache
+from forkpoint.policy.keys import KeptKeys, empty_cache, row_cache
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -83,9 +84,7 @@ def local_stats(
 @torch.no_grad()
 def fill_cache(model: Any, rows: TreeRows, visible_BLL: Tensor) -> Any:
     """The cache of the rows under the present weights."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
+    cache = empty_cache()
     model.base_model(
         input_ids=rows.input_ids_BL.to(model.device),
         position_ids=rows.position_ids_BL.to(model.device),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from forkpoint.errors import ModelError
 from forkpoint.policy.attention import row_width, takes_trees
 from forkpoint.policy.dense import dense_passes, dense_stats
-from forkpoint.policy.keys import KeptKeys
+from forkpoint.policy.keys import KeptKeys, SequenceKeys
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.types import TokenBatch, TokenStats
@@ -96,14 +96,21 @@ class PolicyModule(nn.Module):
         return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 
     def forward(
-        self, batch: TokenBatch, wanted_T: Tensor, kept: KeptKeys | None = None
+        self,
+        batch: TokenBatch,
+        wanted_T: Tensor,
+        *,
+        kept: KeptKeys | None = None,
+        keep: dict[int, SequenceKeys] | None = None,
     ) -> TokenStats:
         """Statistics of at least the tokens ``wanted_T`` (bool [T]), differentiable, on the CPU.
 
         Args:
-            kept: keys and values of the same weights; read by ``local`` alone.
+            kept: keys and values of the same weights, read by ``local`` with gradient.
+            keep: gets those of this pass, by ``local`` without gradient.
         """
-        extra = self._layout() if kept is None else self._layout() | {"kept": kept}
+        given = {"kept": kept, "keep": keep}
+        extra = self._layout() | {k: v for k, v in given.items() if v is not None}
         learns = torch.is_grad_enabled()
         stats = self._gradient.stats if learns else self._gradient.look
         # transformers checkpoints layers in training mode only; dropout is off (see load_model).
@@ -118,9 +125,18 @@ class PolicyModule(nn.Module):
 
     @torch.no_grad()
     def annotate(
-        self, batch: TokenBatch, *, max_tokens: int, max_sequences: int | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        max_tokens: int,
+        max_sequences: int | None = None,
+        keep: dict[int, SequenceKeys] | None = None,
     ) -> TokenStats:
-        """Statistics of every token, without gradient."""
+        """Statistics of every token, without gradient.
+
+        Args:
+            keep: gets every sequence's keys and values, for ``local`` gradients.
+        """
         every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
         logprobs_T, entropies_T = torch.empty(2, batch.num_tokens)
         tokens, flops = 0, 0.0
@@ -128,7 +144,7 @@ class PolicyModule(nn.Module):
             batch, every_T, max_tokens=max_tokens, max_sequences=max_sequences
         ):
             part = batch.take(sequences)
-            stats = self(part, torch.ones(part.num_tokens, dtype=torch.bool))
+            stats = self(part, torch.ones(part.num_tokens, dtype=torch.bool), keep=keep)
             rows = batch.rows_of(sequences)
             logprobs_T[rows] = stats.logprobs_R
             entropies_T[rows] = stats.entropies_R

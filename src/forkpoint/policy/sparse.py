@@ -15,34 +15,51 @@ import torch
 from torch import Tensor
 
 from forkpoint.batching.padding import pad_rows
-from forkpoint.batching.split import fill_passes, longest_first
-from forkpoint.batching.tree import lay_trees, pack_trees
+from forkpoint.batching.split import cut_passes, longest_first
+from forkpoint.batching.tree import lay_trees, pack_trees, row_lengths
 from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
+from forkpoint.policy.keys import SequenceKeys, empty_cache, keys_of
 from forkpoint.types import TokenBatch, TokenStats
 
 
 def tree_passes(
     batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None, *, width: int
 ) -> list[list[int]]:
-    """Which sequences share a forward pass: as many tree rows as ``max_tokens`` holds."""
+    """Which sequences share a forward pass: tree rows of similar lengths, up to ``max_tokens``."""
     rows = pack_trees(batch, wanted_T, width)
-    return fill_passes(rows, max(1, max_tokens // width), max_sequences)
+    lengths = dict(enumerate(row_lengths(batch, wanted_T, rows)))
+    passes = longest_first(lengths, max_tokens)
+    return cut_passes([[b for row in one for b in rows[row]] for one in passes], max_sequences)
 
 
 def tree_stats(
-    model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float, *, width: int
+    model: Any,
+    batch: TokenBatch,
+    wanted_T: Tensor,
+    temperature: float,
+    keep: dict[int, SequenceKeys] | None = None,
+    *,
+    width: int,
 ) -> TokenStats:
-    """Statistics of the tokens ``wanted_T`` (bool [T]), in tree rows."""
+    """Statistics of the tokens ``wanted_T`` (bool [T]), in tree rows.
+
+    Args:
+        keep: gets the keys and values of the sequences that were run; without gradient only.
+    """
     rows = lay_trees(batch, wanted_T, width)
+    cache = None if keep is None else empty_cache()
     body: Any = model.base_model  # the transformer without its head, by transformers' own interface
     hidden_BLD = body(
         input_ids=rows.input_ids_BL.to(model.device),
         position_ids=rows.position_ids_BL.to(model.device),
         attention_mask=attention_mask(model, rows.visible_BLL()),
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state
+    if keep is not None:
+        keep.update(keys_of(rows, batch, cache))
     return _stats(model, batch, rows, hidden_BLD, temperature)
 
 
@@ -54,7 +71,7 @@ def padded_passes(
     for row in wanted_T.nonzero().flatten().tolist():
         b = int(batch.sequence_T[row])
         ends[b] = len(batch.prompts_B[b]) + int(batch.position_T[row])
-    return fill_passes(longest_first(ends, max_tokens), 1, max_sequences)
+    return cut_passes(longest_first(ends, max_tokens), max_sequences)
 
 
 def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:

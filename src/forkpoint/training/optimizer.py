@@ -20,6 +20,7 @@ class Optimizer:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=True,  # one walk over memory instead of eight
         )
         self.updates = 0
         """Updates made so far."""

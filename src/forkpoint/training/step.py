@@ -17,7 +17,7 @@ from forkpoint.errors import NumericalError
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.dense import dense_flops
-from forkpoint.policy.keys import KeptKeys
+from forkpoint.policy.keys import KeptKeys, SequenceKeys
 from forkpoint.policy.module import PolicyModule
 from forkpoint.selection import scope_groups, select
 from forkpoint.training.optimizer import Optimizer
@@ -63,13 +63,24 @@ def train_step(
         batch: from ``build_batch``.
         same_weights: the sampler claims to hold the policy's own weights.
         reference: the frozen model of the KL penalty.
-        kept: keys and values from sampling with these weights, for local gradients.
+        kept: keys and values from sampling with these weights, for local gradients; those of a
+            pass without gradient, where one is made, replace them.
 
     Raises:
         SelectionError: the pool is empty. NumericalError: entropies are not finite.
     """
     meter = Meter()
-    batch = annotate(policy, batch, config, meter, same_weights=same_weights, reference=reference)
+    seen: dict[int, SequenceKeys] | None = {} if config.training.gradient == "local" else None
+    batch = annotate(
+        policy,
+        batch,
+        config,
+        meter,
+        same_weights=same_weights,
+        reference=reference,
+        keep=seen,
+    )
+    kept = seen or kept
     weights_T = torch.zeros(batch.num_tokens)
     entropies_T = torch.zeros(batch.num_tokens)
     fault = None
@@ -119,18 +130,22 @@ def annotate(
     *,
     same_weights: bool,
     reference: PolicyModule | None = None,
+    keep: dict[int, SequenceKeys] | None = None,
 ) -> TokenBatch:
     """The batch with ``old_*`` streams (and the reference's), before the first update.
 
     The sampler's own log-probabilities serve when it holds the same weights and a look at two
     sequences finds its numbers equal to the policy's; else, or when the entropies are wanted and
     the sampler has none, one pass without gradient gets both.
+
+    Args:
+        keep: gets the keys and values of that pass, if it is made.
     """
     wants_old = config.selection.entropy == "old" or (
         config.selection.entropy == "auto" and batch.rollout_entropies_T is None
     )
     if wants_old or not (same_weights and _same_numbers(policy, batch, config, meter)):
-        stats = _look(policy, batch, config, meter)
+        stats = _look(policy, batch, config, meter, keep)
         batch = batch.with_streams(
             old_logprobs_T=stats.logprobs_R, old_entropies_T=stats.entropies_R
         )
@@ -156,12 +171,19 @@ def _same_numbers(
     return gap <= SAME_NUMBERS_NATS
 
 
-def _look(policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: "Meter") -> TokenStats:
+def _look(
+    policy: PolicyModule,
+    batch: TokenBatch,
+    config: RunConfig,
+    meter: "Meter",
+    keep: dict[int, SequenceKeys] | None = None,
+) -> TokenStats:
     """Every token's statistics without gradient, accounted for."""
     stats = policy.annotate(
         batch,
         max_tokens=config.training.micro_batch_tokens,
         max_sequences=config.training.micro_batch_sequences,
+        keep=keep,
     )
     meter.add_sum("work/nograd_tokens", stats.cached_tokens)
     meter.add_sum("work/flops", stats.flops)
@@ -196,7 +218,7 @@ def _update(
         wanted_T = needed_T[part.rows_of(sequences)]
         if not wanted_T.any():
             continue  # a loss of zero with a gradient of zero
-        stats = policy(micro, wanted_T, kept)
+        stats = policy(micro, wanted_T, kept=kept)
         output = policy_loss(micro, stats, config.loss)
         if not output.loss.isfinite():
             optimizer.zero_grad()

@@ -15,6 +15,7 @@ from benchmarks.workloads import load, records, workload
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.policy import PolicyModule
+from forkpoint.policy.keys import SequenceKeys
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import train_step
 from forkpoint.types import TokenBatch
@@ -31,13 +32,15 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, help="Sequences in one pass; default: tokens.")
     parser.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
     parser.add_argument("--keep-fraction", type=float, default=0.2)
+    parser.add_argument("--kept", action="store_true", help="Keys are there, as from sampling.")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     config = settings(options)
     batch = build_batch(records(workload(options.workload)), advantage="grpo")
     model = load(options.model)
     recorded = options.model == "smollm2" and options.workload != "equal"
-    print(json.dumps(measure(model, batch, config, options.repeats, recorded)))
+    found = measure(model, batch, config, options.repeats, recorded=recorded, kept=options.kept)
+    print(json.dumps(found))
 
 
 def settings(options: argparse.Namespace) -> RunConfig:
@@ -58,17 +61,19 @@ def settings(options: argparse.Namespace) -> RunConfig:
 
 
 def measure(
-    model: Any, batch: TokenBatch, config: RunConfig, repeats: int, same_weights: bool
+    model: Any, batch: TokenBatch, config: RunConfig, repeats: int, *, recorded: bool, kept: bool
 ) -> dict[str, Any]:
     """Seconds of each of ``repeats`` optimizer steps, and the first one's memory.
 
-    ``same_weights``: the recorded log-probabilities are the model's own.
+    ``recorded``: the batch's log-probabilities are the model's own. ``kept``: its keys and values
+    are there before the step begins, as they are from sampling.
     """
     policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0)
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())
-    if not same_weights:  # this model never sampled this: take what it would have said
-        stats = policy.annotate(batch, max_tokens=2048)
+    keys: dict[int, SequenceKeys] | None = {} if kept else None
+    if kept or not recorded:  # this model never sampled this: take what it would have said
+        stats = policy.annotate(batch, max_tokens=2048, keep=keys)
         batch = batch.with_streams(
             rollout_logprobs_T=stats.logprobs_R, rollout_entropies_T=stats.entropies_R
         )
@@ -77,7 +82,9 @@ def measure(
     seconds, result, memory = [], None, 0.0
     for step in range(repeats):
         started = time.perf_counter()
-        result = train_step(policy, optimizer, batch, config, step=step, same_weights=True)
+        result = train_step(
+            policy, optimizer, batch, config, step=step, same_weights=True, kept=keys
+        )
         seconds.append(time.perf_counter() - started)
         memory = memory or step_memory_gb(before, parameters)
     assert result is not None

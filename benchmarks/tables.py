@@ -41,7 +41,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _steps(raw: dict[str, Any]) -> str:
-    ways = ("trl", "dense", "sparse", "local")
+    ways = ("trl", "dense", "sparse", "local", "local_kept")
     rows = [
         (name, *(_short(statistics.median(sides[way]["seconds"])) for way in ways))
         for name, sides in raw["steps"].items()

@@ -21,10 +21,14 @@ def test_numbers_that_are_off_are_not_used(stream: str, off: float, trusted: boo
         rollout_logprobs_T=exact.logprobs_R, rollout_entropies_T=exact.entropies_R
     )
     wrong = getattr(batch, stream).clone()
-    wrong[0] += off  # a token of the first sequence, which is looked at
+    looked_at = 12 % batch.num_sequences
+    wrong[batch.rows_of([looked_at])[0]] += off
     batch = batch.with_streams(**{stream: wrong})
+    elsewhere = Meter()
+    annotate(policy, batch, CONFIG, elsewhere, step=11, same_weights=True)
+    assert elsewhere.means()["mismatch/probe_max_nats"] < 1e-5
     meter = Meter()
-    noted = annotate(policy, batch, CONFIG, meter, same_weights=True)
+    noted = annotate(policy, batch, CONFIG, meter, step=12, same_weights=True)
     assert meter.means()["mismatch/probe_max_nats"] == pytest.approx(off, abs=1e-5)
     assert (noted.old_entropies_T is None) == trusted
     assert noted.old_logprobs_T is not None
@@ -36,7 +40,7 @@ def test_an_engine_with_other_weights_is_not_even_looked_at() -> None:
     policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
     policy.row_tokens = 512
     meter = Meter()
-    noted = annotate(policy, make_batch(), CONFIG, meter, same_weights=False)
+    noted = annotate(policy, make_batch(), CONFIG, meter, step=1, same_weights=False)
     assert "mismatch/probe_max_nats" not in meter.means()
     assert noted.old_entropies_T is not None
     # prompts of 3 + 5 + 7 tokens once each, 56 tokens of 9 completions without their last ones

@@ -76,6 +76,7 @@ def train_step(
         batch,
         config,
         meter,
+        step=step,
         same_weights=same_weights,
         reference=reference,
         keep=seen,
@@ -128,15 +129,16 @@ def annotate(
     config: RunConfig,
     meter: "Meter",
     *,
+    step: int,
     same_weights: bool,
     reference: PolicyModule | None = None,
     keep: dict[int, SequenceKeys] | None = None,
 ) -> TokenBatch:
     """The batch with ``old_*`` streams (and the reference's), before the first update.
 
-    The sampler's own log-probabilities serve when it holds the same weights and a look at two
-    sequences finds its numbers equal to the policy's; else, or when the entropies are wanted and
-    the sampler has none, one pass without gradient gets both.
+    The sampler's own log-probabilities serve when it holds the same weights and a look at one
+    sequence, another each step, finds its numbers equal to the policy's; else, or when the
+    entropies are wanted and the sampler has none, one pass without gradient gets both.
 
     Args:
         keep: gets the keys and values of that pass, if it is made.
@@ -144,7 +146,7 @@ def annotate(
     wants_old = config.selection.entropy == "old" or (
         config.selection.entropy == "auto" and batch.rollout_entropies_T is None
     )
-    if wants_old or not (same_weights and _same_numbers(policy, batch, config, meter)):
+    if wants_old or not (same_weights and _same_numbers(policy, batch, config, meter, step)):
         stats = _look(policy, batch, config, meter, keep)
         batch = batch.with_streams(
             old_logprobs_T=stats.logprobs_R, old_entropies_T=stats.entropies_R
@@ -158,10 +160,10 @@ def annotate(
 
 
 def _same_numbers(
-    policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: "Meter"
+    policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: "Meter", step: int
 ) -> bool:
-    """Whether the sampler's numbers are the policy's on the batch's first and last sequence."""
-    part = batch.take(sorted({0, batch.num_sequences - 1}))
+    """Whether the sampler's numbers are the policy's on one of the batch's sequences."""
+    part = batch.take([step % batch.num_sequences])
     stats = _look(policy, part, config, meter)
     gap_T = (stats.logprobs_R - part.rollout_logprobs_T).abs()
     if part.rollout_entropies_T is not None:

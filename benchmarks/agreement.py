@@ -20,34 +20,40 @@ from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import TokenBatch
 
-SEQUENCES = 16
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keep-fraction", type=float, default=0.2)
     parser.add_argument("--lab", help="``lab``, or a checkpoint folder; default: SmolLM2.")
+    parser.add_argument("--sequences", type=int, default=16, help="Of SmolLM2's batch.")
+    parser.add_argument("--float64", action="store_true", help="Also against a model in float64.")
     options = parser.parse_args()
     config = parse_config({"selection": {"keep_fraction": options.keep_fraction}})
-    model, batch = lab_step(options.lab) if options.lab else recorded_step()
+    model, batch = lab_step(options.lab) if options.lab else recorded_step(options.sequences)
     batch = selected(batch, config)
     exact = gradients(model, batch, config, "dense")
     whole = torch.cat([g.flatten() for g in exact.values()])
     found: dict[str, Any] = {"norm": float(whole.norm())}
+    flats = {"dense": whole}
     for way in ("sparse", "local"):
         got = gradients(model, batch, config, way)
-        flat = torch.cat([got[name].flatten() for name in exact])
+        flats[way] = flat = torch.cat([got[name].flatten() for name in exact])
         found[way] = float((flat - whole).norm() / whole.norm())
         found[f"{way}_cosine"] = cosine(flat, whole)
         found[f"{way}_norm_ratio"] = float(flat.norm() / whole.norm())
         found[f"{way}_by_layer"] = by_layer(got, exact)
+    if options.float64:
+        wide = gradients(model.double(), batch, config, "dense")
+        truth = torch.cat([wide[name].flatten() for name in exact])
+        for way, flat in flats.items():
+            found[f"{way}_from_float64"] = float((flat.double() - truth).norm() / truth.norm())
     print(json.dumps(found))
 
 
-def recorded_step() -> tuple[Any, TokenBatch]:
+def recorded_step(sequences: int) -> tuple[Any, TokenBatch]:
     """SmolLM2 and some of its completions."""
     batch = build_batch(records(workload("no_zero")), advantage="grpo")
-    return load("smollm2"), batch.take(range(SEQUENCES))
+    return load("smollm2"), batch.take(range(sequences))
 
 
 def lab_step(path: str) -> tuple[Any, TokenBatch]:

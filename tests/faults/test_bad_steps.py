@@ -59,9 +59,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, in_calls: set[int], *, where: str) ->
     original = PolicyModule.forward
     calls = 0
 
-    def forward(self: PolicyModule, *arguments: Any) -> TokenStats:
+    def forward(self: PolicyModule, *arguments: Any, **named: Any) -> TokenStats:
         nonlocal calls
-        stats = original(self, *arguments)
+        stats = original(self, *arguments, **named)
         if not torch.is_grad_enabled():
             return stats
         calls += 1

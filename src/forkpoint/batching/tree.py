@@ -166,13 +166,14 @@ def _split(
     Equally long, because a pass is as wide as its longest row, and because the attention of a row
     grows with the square of its length. Each sequence, longest first, goes to the shortest tree.
     """
-    for count in range(1, len(group) + 1):
+    count = 0
+    while True:
+        count += 1
         trees: list[list[int]] = [[] for _ in range(count)]
         for b in reversed(group):
             min(trees, key=lambda tree: (sum(ends[x] for x in tree), len(tree))).append(b)
         if count == len(group) or all(_tree_size(batch, t, ends) <= width for t in trees):
             return [tree[::-1] for tree in trees]  # by rising length
-    return []
 
 
 def _tree_size(batch: TokenBatch, tree: Sequence[int], ends: dict[int, int]) -> int:

@@ -28,7 +28,7 @@ KeptKeys: TypeAlias = Mapping[int, SequenceKeys]
 """By sequence id (``TokenBatch.sequence_ids_B``)."""
 
 
-def empty_cache() -> Any:
+def new_cache() -> Any:
     """A cache of transformers that holds nothing yet."""
     from transformers import DynamicCache  # slow to import
 
@@ -39,7 +39,7 @@ def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeptKeys) -> Any:
     """A cache of transformers that holds what running ``rows`` would put there."""
     lines, width = rows.input_ids_BL.shape
     ids = batch.sequence_ids_B.tolist()
-    cache = empty_cache()
+    cache = new_cache()
     for layer, (keys, _) in enumerate(next(iter(kept.values())).prompt):
         heads, _, depth = keys.shape
         pair = torch.zeros(2, lines, heads, width, depth, dtype=keys.dtype, device=keys.device)

@@ -19,7 +19,7 @@ from forkpoint.batching.tree import TreeRows, lay_trees
 from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import KeptKeys, empty_cache, row_cache
+from forkpoint.policy.keys import KeptKeys, new_cache, row_cache
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -84,7 +84,7 @@ def local_stats(
 @torch.no_grad()
 def fill_cache(model: Any, rows: TreeRows, visible_BLL: Tensor) -> Any:
     """The cache of the rows under the present weights."""
-    cache = empty_cache()
+    cache = new_cache()
     model.base_model(
         input_ids=rows.input_ids_BL.to(model.device),
         position_ids=rows.position_ids_BL.to(model.device),

@@ -106,8 +106,10 @@ class PolicyModule(nn.Module):
         """Statistics of at least the tokens ``wanted_T`` (bool [T]), differentiable, on the CPU.
 
         Args:
-            kept: keys and values of the same weights, read by ``local`` with gradient.
-            keep: gets those of this pass, by ``local`` without gradient.
+            kept: keys and values of these weights, by sequence id, which ``local`` reads instead of
+                running the sequences once more; with gradient only.
+            keep: filled with this pass's keys and values, by sequence id; tree rows without
+                gradient only.
         """
         given = {"kept": kept, "keep": keep}
         extra = self._layout() | {k: v for k, v in given.items() if v is not None}

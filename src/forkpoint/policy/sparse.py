@@ -20,7 +20,7 @@ from forkpoint.batching.tree import lay_trees, pack_trees, row_lengths
 from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import SequenceKeys, empty_cache, keys_of
+from forkpoint.policy.keys import SequenceKeys, keys_of, new_cache
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -49,7 +49,7 @@ def tree_stats(
         keep: gets the keys and values of the sequences that were run; without gradient only.
     """
     rows = lay_trees(batch, wanted_T, width)
-    cache = None if keep is None else empty_cache()
+    cache = None if keep is None else new_cache()
     body: Any = model.base_model  # the transformer without its head, by transformers' own interface
     hidden_BLD = body(
         input_ids=rows.input_ids_BL.to(model.device),

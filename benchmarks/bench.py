@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ EQUAL_SEQUENCES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--turns", type=int, default=2, help="Runs of each side of a comparison.")
     options = parser.parse_args()
     started = time.perf_counter()
     raw: dict[str, Any] = {"matrix_product_gflops": [matrix_product_rate()]}
@@ -39,16 +39,16 @@ def main() -> None:
         for size in BATCH_SIZES
     }
     fastest = min(BATCH_SIZES, key=lambda s: raw["trl_batch_sizes"][str(s)]["seconds"][0])
-    raw["steps"] = {name: smollm2(name, fastest, options.turns) for name in COMPARED}
+    raw["steps"] = {name: smollm2(name, fastest) for name in COMPARED}
     raw["steps"]["half_zero"]["trl"]["seconds"] += raw["trl_batch_sizes"][str(fastest)]["seconds"]
     raw["memory"] = {
         way: run("ours", "--gradient", way, "--sequences", EQUAL_SEQUENCES, "--repeats", 1)
         for way in ("dense", "sparse", "local")
     }
     raw["keep_all"] = turns(
-        {way: ours(way, "no_zero", "--keep-fraction", 1.0) for way in ("dense", "sparse")}, 1
+        {way: ours(way, "no_zero", "--keep-fraction", 1.0) for way in ("dense", "sparse")}
     )
-    raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse"), **wide_ours("local")}, 1)
+    raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse"), **wide_ours("local")})
     raw["wide_trl"] = run("trl_step", "--model", "wide", "--workload", "no_zero", "--batch-size", 4)
     raw["matrix_product_gflops"].append(matrix_product_rate())
     raw["gradient_relative_error"] = run("agreement")
@@ -67,12 +67,16 @@ def main() -> None:
 COMPARED = ("half_zero", "no_zero", "equal")
 
 
-def smollm2(name: str, batch_size: int, count: int) -> dict[str, Any]:
+def smollm2(name: str, batch_size: int) -> dict[str, Any]:
     """TRL and this package's three ways on one workload."""
-    sides = {way: ours(way, name) for way in ("sparse", "local", "dense")}
-    sides["local_kept"] = ours("local", name, "--kept")
-    trl = ("trl_step", "--workload", name, "--batch-size", batch_size)
-    return turns({"trl": trl, **sides}, count if name != "equal" else 1)
+    sides = {
+        "trl": ("trl_step", "--workload", name, "--batch-size", batch_size),
+        **{way: ours(way, name) for way in ("sparse", "local", "dense")},
+        "local_kept": ours("local", name, "--kept"),
+    }
+    # The choice of its batch size gives TRL a second run of half_zero; equal is no headline.
+    again = ("trl", "sparse") if name == "no_zero" else ()
+    return turns(sides, again)
 
 
 def ours(way: str, name: str, *more: Any) -> tuple[Any, ...]:
@@ -84,16 +88,15 @@ def wide_ours(way: str) -> dict[str, tuple[Any, ...]]:
     return {way: ours(way, "no_zero", "--model", "wide")}
 
 
-def turns(sides: dict[str, tuple[Any, ...]], count: int) -> dict[str, Any]:
-    """Each side's runs, taken in turns, merged: all seconds, the first run's other numbers."""
+def turns(sides: dict[str, tuple[Any, ...]], again: Sequence[str] = ()) -> dict[str, Any]:
+    """Each side's runs, then ``again``'s, merged: all seconds, the first run's other numbers."""
     merged: dict[str, Any] = {}
-    for _ in range(count):
-        for name, command in sides.items():
-            found = run(*command)
-            if name in merged:
-                merged[name]["seconds"] += found["seconds"]
-            else:
-                merged[name] = found
+    for name in (*sides, *again):
+        found = run(*sides[name])
+        if name in merged:
+            merged[name]["seconds"] += found["seconds"]
+        else:
+            merged[name] = found
     return merged
 
 
@@ -140,16 +143,17 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
         "sparse_over_local_time_own_pass": ratio(none, "sparse", "local"),
         "trl_over_sparse_time_152k": median(raw["wide_trl"]["seconds"]) / median(wide["seconds"]),
         "generate_over_engine_time": sampled["generate"] / sampled["engine"],
-        "entropy_capture_overhead": capture_overhead(raw["sampling"]["seconds_per_token"]),
+        "entropy_capture_overhead": capture_overhead(raw["sampling"]),
         "flop_rate_fraction_152k": wide["work/flops"] / median(wide["seconds"]) / rate,
         "gradient_relative_error": raw["gradient_relative_error"]["sparse"],
     }
 
 
-def capture_overhead(sampled: dict[str, list[float]]) -> float:
-    """The median over pairs of runs, one right after the other, of the same tokens."""
-    pairs = zip(sampled["engine"], sampled["blind"], strict=True)
-    return statistics.median(seeing / blind for seeing, blind in pairs) - 1
+def capture_overhead(sampling: dict[str, Any]) -> float:
+    """Seconds for the entropies over those of everything else, in the same run."""
+    whole = sampling["seconds_per_token"]["engine"]
+    captured = sampling["capture_seconds_per_token"]
+    return statistics.median(c / (w - c) for w, c in zip(whole, captured, strict=True))
 
 
 def ratio(sides: dict[str, Any], slow: str, fast: str) -> float:

@@ -66,18 +66,18 @@ def measure(
     """Seconds of each of ``repeats`` optimizer steps, and the first one's memory.
 
     ``recorded``: the batch's log-probabilities are the model's own. ``kept``: its keys and values
-    are there before the step begins, as they are from sampling.
+    are there before the clock starts, as they are from sampling.
     """
     policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0)
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())
+    before = resident_gb()  # keys that are kept count as the step's
     keys: dict[int, SequenceKeys] | None = {} if kept else None
     if kept or not recorded:  # this model never sampled this: take what it would have said
         stats = policy.annotate(batch, max_tokens=2048, keep=keys)
         batch = batch.with_streams(
             rollout_logprobs_T=stats.logprobs_R, rollout_entropies_T=stats.entropies_R
         )
-    before = resident_gb()
     reset_peak()
     seconds, result, memory = [], None, 0.0
     for step in range(repeats):

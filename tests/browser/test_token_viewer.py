@@ -505,6 +505,14 @@ def test_only_tokens_near_the_window_are_elements(opened: Open, large: Path) -> 
     assert tab.trouble == []
 
 
+def test_a_short_group_is_elements_at_once(opened: Open, tmp_path: Path) -> None:
+    random_store(tmp_path / "run", groups=2, size=8, length=300)
+    tab = opened(build_report([tmp_path / "run"], tmp_path / "report.html"))
+    assert tab.page.locator(".t").count() == 8 * 300  # the page is coloured to its end
+    tab.press("j")
+    assert tab.page.locator(".t").count() == 8 * 300
+
+
 def test_a_link_reaches_a_token_far_down(opened: Open, large: Path) -> None:
     tab = opened(large, link="#source=analysis&group=7&sample=4&token=1990")
     assert tab.details()["position"] == "1990 of 2000"

@@ -1,8 +1,9 @@
-// The answers to one prompt, under each other. Only the tokens near the window are elements; the
-// rest of an answer is the same text without them, so nothing moves when they come and go.
+// The answers to one prompt, under each other. Where they are long, only the tokens near the window
+// are elements; the rest is the same text without them, so nothing moves when they come and go.
 const tokenGroup = (() => {
   "use strict";
   const { make, isolated, short, signed, word } = tokenDetails;
+  const FEW = 4000; // tokens that can all be elements
   const TOKENS_PER_PIECE = 128;
   const NEAR = "600px 0px";
   // Hebrew, Arabic and the other scripts that run from right to left.
@@ -141,8 +142,10 @@ const tokenGroup = (() => {
         node.setAttribute("role", "none");
         node.piece = { answer: this, node, from: t, to: Math.min(t + TOKENS_PER_PIECE, start + shown) };
         this.pieces.push(node.piece);
-        this.flatten(node.piece);
-        this.observer.observe(node);
+        if (this.observer) {
+          this.flatten(node.piece);
+          this.observer.observe(node);
+        } else this.raise(node.piece);
       }
       this.text.replaceChildren(...this.pieces.map((piece) => piece.node));
       const rest = length - shown;
@@ -267,8 +270,9 @@ const tokenGroup = (() => {
   // The answers of a group that fit, drawn into an element.
   function draw(element, source, group, fits, state) {
     if (observer) observer.disconnect();
-    observer = new IntersectionObserver(watch, { rootMargin: NEAR });
     const shown = group.completions.filter(fits);
+    const tokens = shown.reduce((sum, one) => sum + one.shown, 0);
+    observer = tokens > FEW ? new IntersectionObserver(watch, { rootMargin: NEAR }) : null;
     const answers = shown.map((one, i) => new Answer(source, one, i ? shown[i - 1] : null, state));
     for (const answer of answers) answer.draw(observer);
     element.replaceChildren(

@@ -31,7 +31,24 @@ EQUAL_SEQUENCES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--again",
+        choices=ALONE,
+        help="Measure this part anew, alone, into the result that is there.",
+    )
     options = parser.parse_args()
+    if options.again:
+        again(options.again, options.out)
+    else:
+        whole(options.out)
+
+
+ALONE = ("agreement", "sampling", "growth")
+"""Parts whose numbers are compared with no other part's."""
+
+
+def whole(out: Path) -> None:
+    """Every part, in one run."""
     started = time.perf_counter()
     raw: dict[str, Any] = {"matrix_product_gflops": [matrix_product_rate()]}
     raw["trl_batch_sizes"] = {
@@ -51,16 +68,28 @@ def main() -> None:
     raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse"), **wide_ours("local")})
     raw["wide_trl"] = run("trl_step", "--model", "wide", "--workload", "no_zero", "--batch-size", 4)
     raw["matrix_product_gflops"].append(matrix_product_rate())
-    raw["gradient_relative_error"] = run("agreement")
-    raw["sampling"] = run("sampling")
-    raw["growth"] = run("growth")
+    raw |= {part: run(part) for part in ALONE}
     raw["matrix_product_gflops"].append(matrix_product_rate())
     raw["fastest_trl_batch_size"] = fastest
+    write(raw, about(started), out)
+
+
+def again(part: str, out: Path) -> None:
+    """One part anew; the result says when and with which code."""
+    result = json.loads((out / "latest.json").read_text())
+    started = time.perf_counter()
+    raw = result["raw"] | {part: run(part)}
+    told = {k: result[k] for k in ("date", "minutes", "versions", "machine", "git")}
+    when = {part: about(started)}
+    write(raw, {**told, "again": result.get("again", {}) | when}, out)
+
+
+def write(raw: dict[str, Any], told: dict[str, Any], out: Path) -> None:
     ratios = headline(raw)
-    result = {**ratios, "headline": list(ratios), **about(started), "raw": raw}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "latest.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "latest.md").write_text(markdown(result))
+    result = {**ratios, "headline": list(ratios), **told, "raw": raw}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "latest.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "latest.md").write_text(markdown(result))
     print(markdown(result))
 
 
@@ -129,7 +158,7 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
     """The ratios, from medians."""
     half, none = (raw["steps"][name] for name in ("half_zero", "no_zero"))
     equal_memory = raw["trl_batch_sizes"][str(EQUAL_SEQUENCES)]["memory_gb"]
-    sampled = {way: median(values) for way, values in raw["sampling"]["seconds_per_token"].items()}
+    sampling = raw["sampling"]
     wide = raw["wide"]["sparse"]
     rate = 1e9 * statistics.median(raw["matrix_product_gflops"])
     return {
@@ -142,18 +171,18 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
         "sparse_over_local_time": ratio(none, "sparse", "local_kept"),
         "sparse_over_local_time_own_pass": ratio(none, "sparse", "local"),
         "trl_over_sparse_time_152k": median(raw["wide_trl"]["seconds"]) / median(wide["seconds"]),
-        "generate_over_engine_time": sampled["generate"] / sampled["engine"],
-        "entropy_capture_overhead": capture_overhead(raw["sampling"]),
+        "generate_over_engine_time": sum(sampling["generate_seconds"])
+        / sum(sampling["engine_seconds"]),
+        "entropy_capture_overhead": capture_overhead(sampling),
         "flop_rate_fraction_152k": wide["work/flops"] / median(wide["seconds"]) / rate,
-        "gradient_relative_error": raw["gradient_relative_error"]["sparse"],
+        "gradient_relative_error": raw["agreement"]["sparse"],
     }
 
 
-def capture_overhead(sampling: dict[str, Any]) -> float:
+def capture_overhead(sampling: dict[str, list[float]]) -> float:
     """Seconds for the entropies over those of everything else, in the same run."""
-    whole = sampling["seconds_per_token"]["engine"]
-    captured = sampling["capture_seconds_per_token"]
-    return statistics.median(c / (w - c) for w, c in zip(whole, captured, strict=True))
+    pairs = zip(sampling["capture_seconds"], sampling["engine_seconds"], strict=True)
+    return statistics.median(capture / (whole - capture) for capture, whole in pairs)
 
 
 def ratio(sides: dict[str, Any], slow: str, fast: str) -> float:

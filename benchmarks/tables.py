@@ -23,7 +23,11 @@ def markdown(result: dict[str, Any]) -> str:
     parts = [
         f"Made by `make bench` on {result['date']} in {result['minutes']} minutes: "
         f"{result['machine']['cpu_count']} cores, {result['machine']['threads']} threads, "
-        f"{result['machine']['cpu_capability']}, torch {result['versions']['torch']}.",
+        f"{result['machine']['cpu_capability']}, torch {result['versions']['torch']}."
+        + "".join(
+            f" Again, alone, on {told['date']}: {part}."
+            for part, told in result.get("again", {}).items()
+        ),
         _table(
             ("ratio", "measured", "bar"),
             [(f"`{k}`", _short(result[k]), BARS.get(k, "")) for k in result["headline"]],

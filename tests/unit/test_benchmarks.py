@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from benchmarks.bench import RESULTS, capture_overhead, headline
 from benchmarks.tables import markdown
 

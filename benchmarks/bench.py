@@ -26,6 +26,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 BATCH_SIZES = (4, 8, 16)
 EQUAL_SEQUENCES = 8
 """Sequences in one pass where memory is compared."""
+COMPARED = ("half_zero", "no_zero", "equal")
+"""Workloads on which every side runs."""
+ALONE = ("agreement", "sampling", "growth")
+"""Parts whose numbers are compared with no other part's."""
 
 
 def main() -> None:
@@ -41,10 +45,6 @@ def main() -> None:
         again(options.again, options.out)
     else:
         whole(options.out)
-
-
-ALONE = ("agreement", "sampling", "growth")
-"""Parts whose numbers are compared with no other part's."""
 
 
 def whole(out: Path) -> None:
@@ -93,9 +93,6 @@ def write(raw: dict[str, Any], told: dict[str, Any], out: Path) -> None:
     print(markdown(result))
 
 
-COMPARED = ("half_zero", "no_zero", "equal")
-
-
 def smollm2(name: str, batch_size: int) -> dict[str, Any]:
     """TRL and this package's three ways on one workload."""
     sides = {
@@ -104,8 +101,7 @@ def smollm2(name: str, batch_size: int) -> dict[str, Any]:
         "local_kept": ours("local", name, "--kept"),
     }
     # The choice of its batch size gives TRL a second run of half_zero; equal is no headline.
-    again = ("trl", "sparse") if name == "no_zero" else ()
-    return turns(sides, again)
+    return turns(sides, ("trl", "sparse") if name == "no_zero" else ())
 
 
 def ours(way: str, name: str, *more: Any) -> tuple[Any, ...]:

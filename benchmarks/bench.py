@@ -80,11 +80,12 @@ def again(part: str, out: Path) -> None:
     started = time.perf_counter()
     raw = result["raw"] | {part: run(part)}
     told = {k: result[k] for k in ("date", "minutes", "versions", "machine", "git")}
-    when = {part: about(started)}
-    write(raw, {**told, "again": result.get("again", {}) | when}, out)
+    parts = result.get("again", {}) | {part: about(started)}
+    write(raw, {**told, "again": parts}, out)
 
 
 def write(raw: dict[str, Any], told: dict[str, Any], out: Path) -> None:
+    """``latest.json`` and ``latest.md``; ``told``: when, where and with what ``raw`` was made."""
     ratios = headline(raw)
     result = {**ratios, "headline": list(ratios), **told, "raw": raw}
     out.mkdir(parents=True, exist_ok=True)
@@ -113,10 +114,10 @@ def wide_ours(way: str) -> dict[str, tuple[Any, ...]]:
     return {way: ours(way, "no_zero", "--model", "wide")}
 
 
-def turns(sides: dict[str, tuple[Any, ...]], again: Sequence[str] = ()) -> dict[str, Any]:
-    """Each side's runs, then ``again``'s, merged: all seconds, the first run's other numbers."""
+def turns(sides: dict[str, tuple[Any, ...]], twice: Sequence[str] = ()) -> dict[str, Any]:
+    """Each side run once, then ``twice`` once more: all seconds, the first run's other numbers."""
     merged: dict[str, Any] = {}
-    for name in (*sides, *again):
+    for name in (*sides, *twice):
         found = run(*sides[name])
         if name in merged:
             merged[name]["seconds"] += found["seconds"]
@@ -176,7 +177,7 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
 
 
 def capture_overhead(sampling: dict[str, list[float]]) -> float:
-    """Seconds for the entropies over those of everything else, in the same run."""
+    """Seconds for the entropies over those of everything else in the same batch: the median."""
     pairs = zip(sampling["capture_seconds"], sampling["engine_seconds"], strict=True)
     return statistics.median(capture / (whole - capture) for capture, whole in pairs)
 

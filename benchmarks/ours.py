@@ -71,7 +71,7 @@ def measure(
     policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0)
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())
-    before = resident_gb()  # keys that are kept count as the step's
+    before = resident_gb()  # keys that are kept, and what the pass below leaves, count
     keys: dict[int, SequenceKeys] | None = {} if kept else None
     if kept or not recorded:  # this model never sampled this: take what it would have said
         stats = policy.annotate(batch, max_tokens=2048, keep=keys)

@@ -83,7 +83,8 @@ def timed_engine(
 
 @contextmanager
 def clocked_capture() -> Iterator[list[float]]:
-    """Collects the seconds of each call for the entropies."""
+    """Collects the seconds of each call for the entropies; on a CPU, where calls do not return
+    before they are done."""
     whole, calls = engines.entropy_of_logprobs, []
 
     def clocked(*args: Any) -> Tensor:

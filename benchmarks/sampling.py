@@ -22,6 +22,7 @@ from forkpoint.config.stages import ModelConfig
 from forkpoint.policy import load_model
 from forkpoint.rollouts import transformers as engines
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
+from forkpoint.rollouts.rows import PLAIN
 from forkpoint.types import Problem, Prompt
 
 SAMPLES = 4
@@ -35,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(ModelConfig(path="models/smollm2"))
     requests = recorded_requests(options.sequences)
-    engine = engines.TransformersEngine(loaded, batch_sequences=options.sequences)
+    engine = engines.TransformersEngine(loaded, decoding=PLAIN, batch_sequences=options.sequences)
     found: dict[str, list[float]] = {
         f"{way}_{what}": [] for way in ("engine", "generate") for what in ("seconds", "tokens")
     }

@@ -20,6 +20,7 @@ from forkpoint.lab import LabWorld, draw_problem, verify
 from forkpoint.policy.load import load_model
 from forkpoint.rollouts import SampleRequest
 from forkpoint.rollouts.base import SamplingSettings, SplitTemperature
+from forkpoint.rollouts.rows import PLAIN
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.types import Prompt
 
@@ -82,7 +83,9 @@ def sampled(split: SplitTemperature | None) -> list[Any]:
     settings = SamplingSettings(
         max_new_tokens=60, temperature=1.0, seed=20_000, step=0, purpose="temperature", split=split
     )
-    return TransformersEngine(loaded, batch_sequences=512).sample(requests, settings)
+    return TransformersEngine(loaded, decoding=PLAIN, batch_sequences=512).sample(
+        requests, settings
+    )
 
 
 def assert_measured(point: dict[str, Any], varied: str, threshold: float) -> None:

@@ -1,6 +1,7 @@
 """The cache that grows and the heads that share: the same numbers as transformers' own, copied
 less."""
 
+import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rollouts import decoding
 from forkpoint.rollouts import transformers as engines
 from forkpoint.rollouts.decoding import growing_cache, shared_heads
+from forkpoint.rollouts.rows import PLAIN
 from tests.equivalence.test_engine import requests_of, sample
 
 LAYERS = 2  # of the tiny model
@@ -33,9 +35,9 @@ def test_sampling_is_the_same_to_the_last_bit(
     monkeypatch.setattr(decoding, "ROOM", 7)  # grows several times
     requests = requests_of(policy)
     ours = sample(policy, requests, max_new_tokens=40)
-    monkeypatch.setattr(engines, "growing_cache", DynamicCache)
     monkeypatch.setattr(engines, "shared_heads", lambda model: nullcontext())
-    assert sample(policy, requests, max_new_tokens=40) == ours
+    theirs = dataclasses.replace(PLAIN, new_cache=DynamicCache)
+    assert sample(policy, requests, decoding=theirs, max_new_tokens=40) == ours
     assert max(len(c.token_ids) for c in ours) > 3 * 7
 
 
@@ -66,7 +68,7 @@ def test_it_holds_what_transformers_holds(seed: int, actions: list[int | list[in
                 kept = [index % rows for index in action]
                 rows = len(kept)
                 for cache in (ours, theirs):
-                    cache.batch_select_indices(torch.tensor(kept))
+                    cache.reorder_cache(torch.tensor(kept))
             assert ours.get_seq_length() == theirs.get_seq_length()
             for mine, other in zip(ours.layers, theirs.layers, strict=True):
                 assert torch.equal(mine.keys, other.keys)

@@ -17,6 +17,7 @@ from forkpoint.lab import LabWorld, draw_problem
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
+from forkpoint.rollouts.rows import PLAIN, Decoding
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.types import Completion, FinishReason, Group, Problem, Prompt, Rollout, Score
 from tests.conftest import EOS, VOCABULARY
@@ -58,9 +59,10 @@ def sample(
     loaded: LoadedModel,
     requests: Sequence[SampleRequest],
     batch_sequences: int = 512,
+    decoding: Decoding = PLAIN,
     **changes: Any,
 ) -> list[Completion]:
-    engine = TransformersEngine(loaded, batch_sequences=batch_sequences)
+    engine = TransformersEngine(loaded, decoding=decoding, batch_sequences=batch_sequences)
     return engine.sample(requests, dataclasses.replace(SETTINGS, **changes))
 
 
@@ -277,7 +279,7 @@ def test_nothing_asked_is_nothing_done(loaded: LoadedModel, passes: list[tuple[i
 
 
 def test_says_what_it_is(loaded: LoadedModel) -> None:
-    engine = TransformersEngine(loaded, batch_sequences=2)
+    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=2)
     assert engine.captures_entropy
     assert engine.same_weights
     engine.close()  # the model stays the trainer's
@@ -292,7 +294,7 @@ def test_a_stop_is_obeyed_before_the_next_token(
     loaded: LoadedModel, passes: list[tuple[int, int]], asked: int
 ) -> None:
     answers = iter([False] * (asked - 1) + [True])
-    engine = TransformersEngine(loaded, batch_sequences=512)
+    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=512)
     endless = dataclasses.replace(SETTINGS, max_new_tokens=50)
     with pytest.raises(Interrupted, match="while sampling"):
         engine.sample(requests_of(loaded), endless, lambda: next(answers))

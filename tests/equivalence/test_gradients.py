@@ -143,8 +143,9 @@ def ends_of(batch: TokenBatch, rows: list[int]) -> dict[int, int]:
 def test_padded_rows_hold_no_dead_sequence_no_tail_and_no_other_head_row() -> None:
     batch, wanted = small_wanted()
     model = tiny_model()
+    policy = PolicyModule(model, gradient="sparse", temperature=1.0, rows="padded")
     shapes = body_shapes(model)
-    stats = PolicyModule(model, gradient="sparse", temperature=1.0, rows="padded")(batch, wanted)
+    stats = policy(batch, wanted)
     rows = stats.rows_R.tolist()
     assert rows == wanted.nonzero().flatten().tolist()
     ends = ends_of(batch, rows)
@@ -217,16 +218,14 @@ def test_checkpointed_layers_give_the_same_gradient_and_are_run_twice() -> None:
     for checkpointing in (False, True):
         model = tiny_model(tied=True)
         runs: list[int] = []
-        model.base_model.layers[0].mlp.register_forward_pre_hook(lambda m, i, r=runs: r.append(1))
         if checkpointing:
             enable_checkpointing(model)
-        policy = PolicyModule(
-            model, gradient="sparse", temperature=1.0, rows="tree", checkpointing=checkpointing
-        )
+        policy = PolicyModule(model, gradient="sparse", temperature=1.0, rows="tree")
+        model.base_model.layers[0].mlp.register_forward_pre_hook(lambda m, i, r=runs: r.append(1))
         policy_loss(batch, policy(batch, wanted), config.loss).loss.backward()
         flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((flat, len(runs)))
-        assert not model.training  # sampling needs its cache back
+        assert not model.training  # no dropout: the policy is one function
     (plain, once), (checkpointed, twice) = found
     assert (once, twice) == (1, 2)
     assert (plain - checkpointed).norm() / plain.norm() < 1e-6

@@ -18,6 +18,7 @@ from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.local import fill_cache
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
 from forkpoint.rollouts.key_keeper import KeyKeeper
+from forkpoint.rollouts.rows import PLAIN
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import train_step
@@ -136,7 +137,7 @@ def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch() -> None:
     model = tiny_model(tied=True)
     loaded = LoadedModel(model=model, tokenizer=NumberTokenizer(), eos_ids=(EOS,))
     keeper = KeyKeeper()
-    engine = TransformersEngine(loaded, batch_sequences=4, keeper=keeper)
+    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=4, keeper=keeper)
     prompts = [
         Prompt(problem=Problem(id=str(i), prompt=""), token_ids=tuple(range(5, 8 + 2 * i)))
         for i in range(2)

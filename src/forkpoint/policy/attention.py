@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.policy.body import body_of, causal_lm, config_field
 from forkpoint.policy.flops import body_shape
 
 ATTENTION_SHARE = 0.2
@@ -15,6 +16,9 @@ BLOCK_MASK_WIDTH = 8192
 
 TREE_ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of their caller's."""
+
+KNOWN_WINDOWS = ("sliding_window", "max_window_layers")
+"""Fields of a config that bound nothing where ``takes_masks`` finds no sliding layer."""
 
 
 def attention_mask(model: Any, visible_BQK: Tensor) -> Any:
@@ -39,46 +43,39 @@ def row_width(model: Any) -> int:
     """
     if model.config._attn_implementation == "flex_attention":
         return BLOCK_MASK_WIDTH
-    matrices, attention = body_shape(model.base_model)
+    matrices, attention = body_shape(body_of(model))
     return max(1, round(ATTENTION_SHARE * matrices / (2 * attention)))
 
 
-def takes_trees(model: Any) -> bool:
-    """Whether a model predicts the same in a tree row as in rows of their own.
+def takes_masks(model: Any) -> str | None:
+    """Why a model's attention cannot obey a mask of its caller's in every layer, or None.
 
-    False for attention that takes no mask (FlashAttention), for layers that are not full attention
-    (sliding windows, state spaces), and wherever a small trial comes out different.
+    FlashAttention takes none. Layers with a sliding window, with chunks or with a state of their
+    own make their mask themselves, and ours would stand in its place.
     """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if model.config._attn_implementation not in TREE_ATTENTION or kinds != {"full_attention"}:
-        return False
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return False
-    return _trial(model)
+    config = causal_lm(model).config.get_text_config()
+    attention = config._attn_implementation
+    if attention not in TREE_ATTENTION:
+        return f"{attention} takes no mask"
+    others = sorted(set(config_field(config, "layer_types", [])) - {"full_attention"})
+    if others:
+        return f"it has layers of {' and '.join(others)}"
+    if config_field(config, "sliding_window") and config_field(config, "use_sliding_window", True):
+        return f"it has a sliding window of {config.sliding_window} tokens"
+    return None
 
 
-@torch.no_grad()
-def _trial(model: Any) -> bool:
-    """One prompt with two completions, in one row and in two."""
-    ids = [3, 4, 5, 6, 7, 4, 3]  # prompt 3 4 5, completions 6 7 and 4 3
-    apart = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 5, 4, 3]], device=model.device)
-    visible_LL = torch.ones(7, 7, dtype=torch.bool).tril()
-    visible_LL[5:, 3:5] = False
-    body = model.base_model
-    try:
-        together = body(
-            input_ids=torch.tensor([ids], device=model.device),
-            position_ids=torch.tensor([[0, 1, 2, 3, 4, 3, 4]], device=model.device),
-            attention_mask=attention_mask(model, visible_LL[None]),
-            use_cache=False,
-        ).last_hidden_state[0]
-    except (ValueError, RuntimeError, TypeError, AttributeError):
-        return False  # this model wants a mask of another form
-    first, second = body(input_ids=apart, use_cache=False).last_hidden_state
-    expected = torch.cat([first, second[3:]])
-    bound = 1e-3 if model.dtype == torch.float32 else 0.1
-    return bool((together - expected).abs().max() <= bound * expected.abs().max())
+def hidden_windows(model: Any) -> list[int]:
+    """Widths in a model's config that may bound what a token sees, by the names of its fields,
+    beside those that ``takes_masks`` knows."""
+    fields = causal_lm(model).config.get_text_config().to_dict()
+    return [
+        value
+        for name, value in fields.items()
+        if isinstance(value, int) and not isinstance(value, bool)
+        if name not in KNOWN_WINDOWS
+        if "window" in name or name in ("attention_chunk_size", "index_topk")
+    ]
 
 
 def _block_mask(visible_BQK: Tensor) -> Any:

@@ -3,13 +3,25 @@
     forward of T tokens     2 T M + 4 P A       M weights of the layers' matrices, A = layers x
     forward of R head rows  2 R V D             attention width, P query-key pairs computed
 
-A backward pass costs twice its forward. Norms, activations and softmax are left out.
+Of a mixture of experts M counts the experts a token is sent to. A backward pass costs twice its
+forward. Norms, activations, convolutions and softmax are left out.
 """
 
 from functools import cache
 from typing import Any
 
 import torch
+
+from forkpoint.policy.body import body_of, config_field
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Fields of a config: experts of a layer."""
+
+EXPERTS_PER_TOKEN = (
+    *("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
+    *("moe_top_k", "moe_topk", "moe_k"),
+)
+"""Fields of a config: how many of them a token is sent to."""
 
 
 def body_flops(model: Any, tokens: int, pairs: int) -> float:
@@ -19,7 +31,7 @@ def body_flops(model: Any, tokens: int, pairs: int) -> float:
         tokens: padding included.
         pairs: query-key pairs the attention computes, masked ones included.
     """
-    matrices, attention = body_shape(model.base_model)
+    matrices, attention = body_shape(body_of(model))
     return 2.0 * tokens * matrices + 4.0 * pairs * attention
 
 
@@ -31,12 +43,29 @@ def head_flops(model: Any, rows: int) -> float:
 
 @cache
 def body_shape(body: Any) -> tuple[int, int]:
-    """Weights of the layers' matrices, and layers x attention width."""
-    embedding = body.get_input_embeddings()
-    matrices = sum(
-        module.weight.numel() for module in body.modules() if isinstance(module, torch.nn.Linear)
-    )
+    """Weights of the layers' matrices that one token meets, and layers x attention width."""
     config = body.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 1)
-    depth = getattr(config, "head_dim", None) or embedding.weight.shape[1] // heads
-    return matrices, heads * depth * getattr(config, "num_hidden_layers", 1)
+    share = _active_share(config)
+    matrices = 0.0
+    for name, module in body.named_modules():
+        if isinstance(module, torch.nn.Embedding | torch.nn.Conv1d):
+            continue
+        for weight in module.parameters(recurse=False):
+            routed = weight.ndim == 3 or "experts" in name.split(".")
+            if weight.ndim > 1:
+                matrices += weight.numel() * (share if routed else 1.0)
+    heads = config_field(config, "num_attention_heads", 1)
+    depth = config_field(config, "head_dim")
+    if depth is None:
+        depth = body.get_input_embeddings().weight.shape[1] // heads
+    return round(matrices), heads * depth * config_field(config, "num_hidden_layers", 1)
+
+
+def _active_share(config: Any) -> float:
+    """The part of a layer's experts that a token is sent to; 1 without a mixture of experts."""
+    places = (config, config_field(config, "ffn_config"))  # DBRX has them in the second
+    experts, active = (
+        next((n for place in places for name in names if (n := config_field(place, name))), None)
+        for names in (EXPERTS, EXPERTS_PER_TOKEN)
+    )
+    return active / experts if experts and active else 1.0

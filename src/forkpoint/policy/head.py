@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from forkpoint.entropy.head import HeadShape, head_stats
 from forkpoint.errors import ModelError
+from forkpoint.policy.body import causal_lm, config_field, name_of
 
 SCALES = {
     "logit_scale": lambda value: value,  # Cohere
@@ -37,38 +37,24 @@ class Head:
 
 
 def head_of(model: Any) -> Head:
-    """The head of a causal language model, as its config describes it."""
+    """The head of a causal language model, as its config describes it.
+
+    Raises:
+        ModelError: there is none, or it is more than one matrix.
+    """
     layer = model.get_output_embeddings()
-    config = model.config.get_text_config()
+    if layer is None or hasattr(layer, "base_layer"):
+        raise ModelError(
+            f"{name_of(model)} has no head of its own, or one with an adapter (LoRA) on it: use "
+            "--set training.gradient=dense"
+        )
+    config = causal_lm(model).config.get_text_config()
     scale = 1.0
     for name, multiplier in SCALES.items():
-        if (value := getattr(config, name, None)) is not None:
+        if (value := config_field(config, name)) is not None:
             scale *= multiplier(value)
     return Head(
         weight_VD=layer.weight,
         bias_V=getattr(layer, "bias", None),
-        shape=HeadShape(scale=scale, softcap=getattr(config, SOFTCAP, None)),
+        shape=HeadShape(scale=scale, softcap=config_field(config, SOFTCAP)),
     )
-
-
-def check_head(model: Any) -> None:
-    """Refuse a model whose log-probabilities are not what ``head_of`` makes of its hidden states.
-
-    Raises:
-        ModelError: naming the class; its logits are changed in a way this package does not know.
-    """
-    name = type(model).__name__
-    if model.get_output_embeddings() is None or model.base_model is model:
-        raise ModelError(f"{name} has no separate head: use --set training.gradient=dense")
-    ids = torch.arange(1, 5, device=model.device)[None]
-    with torch.no_grad():
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        logits = model(input_ids=ids, use_cache=False).logits[0]
-        ours, _ = head_of(model).stats(hidden, ids[0], 1.0)
-    theirs = logits.float().log_softmax(-1).gather(1, ids[0][:, None])[:, 0]
-    bound = 1e-3 if hidden.dtype == torch.float32 else 0.1
-    if not (ours - theirs).abs().max() <= bound:
-        raise ModelError(
-            f"{name} changes its logits after the head in a way this package does not know: sparse "
-            "and local gradients would be wrong; use --set training.gradient=dense"
-        )

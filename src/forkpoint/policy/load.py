@@ -1,6 +1,8 @@
 """Loading a causal language model and its tokenizer, and refusing what cannot be trained right."""
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,11 @@ import torch
 
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import ModelError
+from forkpoint.policy.body import name_of
+from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.checks import check_rows, settle_attention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,21 +38,29 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
 
     Raises:
         ModelError: no such folder, no tokenizer, no end-of-sequence token, a vocabulary larger
-            than the head, a device that is not there.
+            than the head, a device that is not there; a class whose numbers for a sequence depend
+            on what stands beside it, or that has no layers to checkpoint.
     """
     import transformers
     from safetensors import SafetensorError
 
     source = model_source(config.path)
     folder = str(weights) if weights is not None else source
+    read = partial(
+        transformers.AutoModelForCausalLM.from_pretrained,
+        folder,
+        dtype=getattr(torch, config.dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=config.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        try:
+            model = read(attn_implementation=config.attention)
+        except ValueError:  # among others: a class that knows no sdpa
+            if config.attention != "sdpa":
+                raise
+            model = read(attn_implementation="eager")
+            logger.warning("%s knows no sdpa attention: eager is used", name_of(model))
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"model.path = {config.path!r} cannot be loaded: {_first(error)}"
@@ -57,6 +72,8 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     torch.nn.Module.to(model, _device(config.device)).eval()
+    check_rows(model)
+    settle_attention(model)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     return LoadedModel(
@@ -73,15 +90,6 @@ def model_source(path: str) -> str:
     if path.startswith((".", "/", "~", "models/")) and not Path(path).expanduser().is_dir():
         raise ModelError(f"model.path = {path!r}: there is no such folder")
     return str(Path(path).expanduser())
-
-
-def enable_checkpointing(model: Any) -> None:
-    """Layers are run again in backward; works in training mode, where dropout would strike."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.modules():
-        for name in ("p", "attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _load_tokenizer(source: str, path: str) -> Any:

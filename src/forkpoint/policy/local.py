@@ -17,6 +17,7 @@ from torch import Tensor
 
 from forkpoint.batching.tree import TreeRows, lay_trees
 from forkpoint.policy.attention import attention_mask
+from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
 from forkpoint.policy.keys import KeptKeys, new_cache, row_cache
@@ -51,7 +52,7 @@ def local_stats(
     """
     rows = lay_trees(batch, wanted_T, width)
     visible_BLL = rows.visible_BLL()
-    body: Any = model.base_model
+    body = body_of(model)
     cache = fill_cache(model, rows, visible_BLL) if kept is None else row_cache(rows, batch, kept)
     queries = _queries(rows)
     ids_BS = rows.input_ids_BL.gather(1, queries.columns_BS)
@@ -85,7 +86,7 @@ def local_stats(
 def fill_cache(model: Any, rows: TreeRows, visible_BLL: Tensor) -> Any:
     """The cache of the rows under the present weights."""
     cache = new_cache()
-    model.base_model(
+    body_of(model)(
         input_ids=rows.input_ids_BL.to(model.device),
         position_ids=rows.position_ids_BL.to(model.device),
         attention_mask=attention_mask(model, visible_BLL),

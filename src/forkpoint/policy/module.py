@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from forkpoint.errors import ModelError
-from forkpoint.policy.attention import row_width, takes_trees
+from forkpoint.policy.attention import row_width
 from forkpoint.policy.dense import dense_passes, dense_stats
 from forkpoint.policy.keys import KeptKeys, SequenceKeys
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
+from forkpoint.policy.trial import settle_rows
 from forkpoint.types import TokenBatch, TokenStats
 
 Passes: TypeAlias = Callable[..., list[list[int]]]
@@ -53,7 +53,6 @@ class PolicyModule(nn.Module):
         gradient: str,
         temperature: float,
         rows: str = "auto",
-        checkpointing: bool = False,
     ) -> None:
         """
         Args:
@@ -61,24 +60,14 @@ class PolicyModule(nn.Module):
             gradient: ``dense``, ``sparse`` or ``local``.
             temperature: of sampling; entropies and log-probabilities are those of softmax(z / T).
             rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
-            checkpointing: run layers again in backward instead of keeping their activations; the
-                model must have it enabled.
 
         Raises:
-            ModelError: local gradients of a model that takes no mask.
+            ModelError: a trial finds the numbers of this layout wrong, and there is no other.
         """
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.rows = rows
-        self._checkpointing = checkpointing
-        if rows == "auto":
-            self.rows = "tree" if gradient != "dense" and takes_trees(model) else "padded"
-        if (gradient, self.rows) not in GRADIENTS:
-            raise ModelError(
-                f"training.gradient = {gradient!r} needs tree rows, which {type(model).__name__} "
-                "with its attention does not take; use --set training.gradient=sparse"
-            )
+        self.rows = settle_rows(model, gradient, rows)
         self._gradient = GRADIENTS[gradient, self.rows]
         self.row_tokens = row_width(model)
         """Width of a tree row."""
@@ -113,14 +102,8 @@ class PolicyModule(nn.Module):
         """
         given = {"kept": kept, "keep": keep}
         extra = self._layout() | {k: v for k, v in given.items() if v is not None}
-        learns = torch.is_grad_enabled()
-        stats = self._gradient.stats if learns else self._gradient.look
-        # transformers checkpoints layers in training mode only; dropout is off (see load_model).
-        self.model.train(self._checkpointing and learns)
-        try:
-            return stats(self.model, batch, wanted_T, self.temperature, **extra)
-        finally:
-            self.model.eval()
+        stats = self._gradient.stats if torch.is_grad_enabled() else self._gradient.look
+        return stats(self.model, batch, wanted_T, self.temperature, **extra)
 
     def _layout(self) -> dict[str, Any]:
         return {"width": self.row_tokens} if self.rows == "tree" else {}

@@ -18,6 +18,7 @@ from forkpoint.batching.padding import pad_rows
 from forkpoint.batching.split import cut_passes, longest_first
 from forkpoint.batching.tree import lay_trees, pack_trees, row_lengths
 from forkpoint.policy.attention import attention_mask
+from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
 from forkpoint.policy.keys import SequenceKeys, keys_of, new_cache
@@ -50,7 +51,7 @@ def tree_stats(
     """
     rows = lay_trees(batch, wanted_T, width)
     cache = None if keep is None else new_cache()
-    body: Any = model.base_model  # the transformer without its head, by transformers' own interface
+    body = body_of(model)
     hidden_BLD = body(
         input_ids=rows.input_ids_BL.to(model.device),
         position_ids=rows.position_ids_BL.to(model.device),
@@ -77,7 +78,7 @@ def padded_passes(
 def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
     """The same in padded rows, each with its own prompt: for models that take no mask."""
     rows = pad_rows(batch, wanted_T, drop_and_cut=True)
-    body: Any = model.base_model
+    body = body_of(model)
     hidden_BLD = body(
         input_ids=rows.input_ids_BL.to(model.device), use_cache=False
     ).last_hidden_state

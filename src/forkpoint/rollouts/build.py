@@ -6,11 +6,13 @@ from pathlib import Path
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import RolloutConfig
 from forkpoint.dotted import resolve
+from forkpoint.policy.lengths import check_length, longest_readable
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rollouts.base import Engine
 from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.prompting import Prompter
+from forkpoint.rollouts.rows import settle_decoding
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.tasks import Task, build_task
 
@@ -43,11 +45,10 @@ def build_sampling(config: RunConfig, *, weights: Path | None = None) -> Samplin
     task = build_task(config.task)
     loaded = load_model(config.model, weights=weights)
     keeps_keys = config.training.gradient == "local"
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
     return SamplingParts(
         loaded=loaded,
         task=task,
-        prompter=Prompter(loaded.tokenizer, max_positions=positions),
+        prompter=Prompter(loaded.tokenizer, max_positions=longest_readable(loaded.model)),
         engine=build_engine(loaded, config.rollout, keeps_keys=keeps_keys),
         scorer=build_scorer(config, task),
     )
@@ -56,11 +57,17 @@ def build_sampling(config: RunConfig, *, weights: Path | None = None) -> Samplin
 def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool = False) -> Engine:
     """The engine a recipe names, drawing from ``loaded``.
 
-    ``keeps_keys``: the in-process engine keeps keys and values for local gradients.
+    Args:
+        keeps_keys: the in-process engine keeps keys and values for local gradients.
+
+    Raises:
+        ModelError: the in-process engine would sample this model wrong.
     """
+    check_length(loaded.model, 1 + config.max_new_tokens)
     if config.engine == "transformers":
         return TransformersEngine(
             loaded,
+            decoding=settle_decoding(loaded.model),
             batch_sequences=config.batch_sequences,
             keeper=KeyKeeper() if keeps_keys else None,
         )

@@ -1,9 +1,12 @@
-"""A token a pass without copying what came before.
+"""Rows that grow side by side, a token a pass, without copying what came before.
 
 transformers appends to its cache by copying the whole of it, and where prompts of uneven length are
 padded, its attention copies keys and values once more for every query head that shares them. Both
 grow with length: at 32 rows of 512 tokens they are most of the time of a small model. Here neither
 is made, and every result is the same to the last bit.
+
+Models with other layers than attention (state spaces, linear attention, convolutions) get
+transformers' own cache, which holds their states.
 """
 
 from collections.abc import Iterator
@@ -75,6 +78,9 @@ def _layer_class() -> type:
         def batch_select_indices(self, indices: Tensor) -> None:
             self._whole = [whole[indices] for whole in self._whole]
             self._cut(self.get_seq_length())
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            self.batch_select_indices(beam_idx)
 
         def _cut(self, end: int) -> tuple[Tensor, Tensor]:
             self.keys, self.values = (whole[..., :end, :] for whole in self._whole)

@@ -5,8 +5,9 @@ and a finished row leaves the batch. Log-probability and entropy of a token are 
 same logits the token was drawn from: no later pass can get them wrong, and none is needed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import Interrupted, NumericalError
+from forkpoint.policy.lengths import check_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.decoding import growing_cache, shared_heads
+from forkpoint.rollouts.decoding import shared_heads
 from forkpoint.rollouts.draw import draw_tokens
 from forkpoint.rollouts.key_keeper import KeyKeeper
+from forkpoint.rollouts.rows import Decoding, Rows
 from forkpoint.rollouts.tempering import split_logprobs
 from forkpoint.types import Completion, FinishReason
 
@@ -31,21 +34,28 @@ _Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class TransformersEngine:
-    """Samples with ``transformers`` and a key-value cache."""
+    """Samples with ``transformers`` and a cache."""
 
     captures_entropy = True
     same_weights = True
     splits_temperatures = True
 
     def __init__(
-        self, loaded: LoadedModel, *, batch_sequences: int, keeper: KeyKeeper | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        decoding: Decoding,
+        batch_sequences: int,
+        keeper: KeyKeeper | None = None,
     ) -> None:
         """
         Args:
+            decoding: how this model is run, from ``settle_decoding``.
             batch_sequences: most rows side by side; bounds the cache's memory.
             keeper: gets the keys and values of what is sampled to train on.
         """
         self._loaded = loaded
+        self._decoding = decoding
         self.keeper = keeper
         self._batch_sequences = batch_sequences
 
@@ -57,15 +67,27 @@ class TransformersEngine:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
         """See ``Engine.sample``."""
-        completions = []
-        for start in range(0, len(requests), self._batch_sequences):
-            part = requests[start : start + self._batch_sequences]
+        longest = max((len(r.prompt.token_ids) for r in requests), default=0)
+        check_length(self._loaded.model, longest + settings.max_new_tokens)
+        completions: dict[int, Completion] = {}
+        for part in self._batches(requests):
             with shared_heads(self._loaded.model):
-                completions += self._sample_batch(part, settings, should_stop)
-        return completions
+                made = self._sample_batch([requests[i] for i in part], settings, should_stop)
+            completions |= zip(part, made, strict=True)
+        return [completions[i] for i in range(len(requests))]
 
     def close(self) -> None:
         """Nothing to release: the model is the trainer's."""
+
+    def _batches(self, requests: Sequence[SampleRequest]) -> Iterator[list[int]]:
+        """Indices of the requests that are sampled side by side, in order; prompts of one length
+        only, for a model whose prompts cannot be padded."""
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[0 if self._decoding.pads else len(request.prompt.token_ids)].append(index)
+        for group in groups.values():
+            for start in range(0, len(group), self._batch_sequences):
+                yield group[start : start + self._batch_sequences]
 
     def _sample_batch(
         self,
@@ -74,8 +96,9 @@ class TransformersEngine:
         should_stop: Callable[[], bool],
     ) -> list[Completion]:
         uniforms_BL = _uniforms(requests, settings)
-        logits_BV, cache, mask_BL = self._read_prompts(requests)
-        prompt_width = mask_BL.shape[1]
+        rows = Rows(self._loaded.model, self._decoding)
+        logits_BV = rows.read([r.prompt.token_ids for r in requests])
+        prompt_width = rows.mask_BL.shape[1]
         alive_B = torch.arange(len(requests))
         eos_ids = torch.tensor(self._loaded.eos_ids)
         steps: list[tuple[Tensor, _Drawn]] = []
@@ -91,52 +114,14 @@ class TransformersEngine:
             if self.keeper is not None and settings.purpose == "sample":
                 leaving = (~going_B).nonzero().flatten().tolist()
                 gone = [requests[i] for i in alive_B[~going_B].tolist()]
-                self.keeper.keep(gone, leaving, cache, prompt_width)
+                self.keeper.keep(gone, leaving, rows.cache, prompt_width)
             if not going_B.any():
                 break
             if not going_B.all():
                 alive_B, tokens_B = alive_B[going_B], tokens_B[going_B]
-                kept_B = going_B.nonzero().flatten().to(mask_BL.device)
-                cache.batch_select_indices(kept_B)
-                mask_BL = mask_BL[kept_B]
-            logits_BV, mask_BL = self._next_logits(tokens_B, cache, mask_BL)
+                rows.keep(going_B.nonzero().flatten())
+            logits_BV = rows.step(tokens_B)
         return [self._completion(*row) for row in _rows(steps, len(requests))]
-
-    def _read_prompts(self, requests: Sequence[SampleRequest]) -> tuple[Tensor, Any, Tensor]:
-        """Logits after each request's prompt, the cache and its mask; prompts read once each."""
-        prompts = list(dict.fromkeys(r.prompt.token_ids for r in requests))
-        width = max(map(len, prompts))
-        ids_PL = torch.zeros(len(prompts), width, dtype=torch.int64)
-        mask_PL = torch.zeros_like(ids_PL)
-        for line, prompt in enumerate(prompts):  # left padding: all rows grow at the right edge
-            ids_PL[line, width - len(prompt) :] = torch.tensor(prompt)
-            mask_PL[line, width - len(prompt) :] = 1
-        device = self._loaded.model.device
-        cache, mask_PL = growing_cache(), mask_PL.to(device)
-        output = self._loaded.model(
-            input_ids=ids_PL.to(device),
-            attention_mask=mask_PL,
-            position_ids=(mask_PL.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        index = {prompt: line for line, prompt in enumerate(prompts)}
-        lines_B = torch.tensor([index[r.prompt.token_ids] for r in requests], device=device)
-        cache.batch_select_indices(lines_B)
-        return output.logits[:, -1][lines_B], cache, mask_PL[lines_B]
-
-    def _next_logits(self, tokens_B: Tensor, cache: Any, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
-        output = self._loaded.model(
-            input_ids=tokens_B.to(mask_BL.device)[:, None],
-            attention_mask=mask_BL,
-            position_ids=mask_BL.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1], mask_BL
 
     def _completion(
         self, token_ids: list[int], logprobs: list[float], entropies: list[float]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from forkpoint.config import RunConfig
 from forkpoint.policy import PolicyModule, load_model
-from forkpoint.policy.head import check_head
 from forkpoint.rollouts import SamplingParts, build_sampling
 from forkpoint.training.optimizer import Optimizer
 
@@ -32,8 +31,6 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     """
     sampling = build_sampling(config, weights=weights)
     model = sampling.loaded.model
-    if config.training.gradient != "dense":
-        check_head(model)
     reference = None
     if config.loss.kl_coefficient:
         frozen = load_model(config.model).model.requires_grad_(False)
@@ -52,5 +49,4 @@ def _policy(model: object, config: RunConfig) -> PolicyModule:
         gradient=config.training.gradient,
         temperature=config.rollout.temperature,
         rows=config.training.rows,
-        checkpointing=config.model.gradient_checkpointing,
     )

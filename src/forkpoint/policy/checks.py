@@ -1,0 +1,109 @@
+"""What is asked of every model when it is loaded: is a sequence's number its own?"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.entropy.logits import logits_stats
+from forkpoint.errors import ModelError
+from forkpoint.policy.body import causal_lm, config_field, name_of
+from forkpoint.policy.lengths import longest_readable
+
+logger = logging.getLogger(__name__)
+
+SAME_NATS = {torch.float64: 1e-3, torch.float32: 1e-3}
+"""Mean difference of log-probabilities and entropies up to which two ways to compute them are the
+same, by the dtype of the model. A mean, for in a mixture of experts rounding now and then sends a
+token to another expert; a wrong mask or a lost state is wrong nearly everywhere."""
+
+SAME_NATS_16_BIT = 0.1
+"""The same for 16-bit dtypes, whose rounding alone is some hundredths of a nat."""
+
+FAULTS = (
+    *(ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError),
+    *(AssertionError, NotImplementedError, StopIteration),
+)
+"""What a model of transformers may raise that is asked in a way it does not know."""
+
+SOFTCAP = "attn_logit_softcapping"
+"""The config's field for a cap on attention scores (Gemma 2), which sdpa cannot apply."""
+
+
+def same_nats(model: Any) -> float:
+    """The mean difference, in nats, that rounding alone may make."""
+    return SAME_NATS.get(model.dtype, SAME_NATS_16_BIT)
+
+
+def gap_nats(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """Mean absolute difference of log-probabilities and entropies; inf where one is nan.
+
+    Args:
+        found, expected: (ln p, H) of the same tokens, each [R].
+    """
+    gaps = [(a.cpu() - b.cpu()).abs().mean() for a, b in zip(found, expected, strict=True)]
+    return float(torch.stack(gaps).max().nan_to_num(nan=torch.inf))
+
+
+def some_ids(model: Any, *shape: int) -> Tensor:
+    """Token ids without a pattern, the same in every process."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(min(3, vocabulary - 1), vocabulary, shape, generator=generator)
+
+
+@torch.no_grad()
+def plain_stats(model: Any, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p of each row's next token, and H: [B, L - 1] each, by one full pass."""
+    logits_BLV = model(input_ids=ids_BL.to(model.device), use_cache=False).logits[:, :-1]
+    tokens_R = ids_BL[:, 1:].flatten().to(logits_BLV.device)
+    logprobs_R, entropies_R = logits_stats(logits_BLV.flatten(0, 1), tokens_R, 1.0)
+    return logprobs_R.view(len(ids_BL), -1), entropies_R.view(len(ids_BL), -1)
+
+
+def check_rows(model: Any) -> None:
+    """Refuse a model whose numbers change with what stands behind or beside a sequence.
+
+    Raises:
+        ModelError: naming the class: it is not causal, or depends on its batch.
+    """
+    longest = min(48, longest_readable(model) or 48)
+    short = max(2, longest // 2)
+    ids_BL = some_ids(model, 2, longest)
+    ids_BL[0, short:] = 0
+    try:
+        alone = plain_stats(model, ids_BL[:1, :short])
+        beside = plain_stats(model, ids_BL)
+    except FAULTS as error:
+        raise ModelError(
+            f"{name_of(model)} cannot be run on token ids alone: {_first(error)}"
+        ) from error
+    gap = gap_nats(tuple(x[:1, : short - 1] for x in beside), alone)
+    if not gap <= same_nats(model):
+        raise ModelError(
+            f"{name_of(model)} gives a sequence other numbers beside a longer one ({gap:.2g} nats):"
+            " it is not causal or depends on its batch, and cannot be trained or analysed here"
+        )
+
+
+def settle_attention(model: Any) -> None:
+    """Put eager attention in sdpa's place where the two differ, and log a line that says so."""
+    inner = causal_lm(model)
+    config = inner.config.get_text_config()
+    if config._attn_implementation != "sdpa":
+        return
+    ids_BL = some_ids(model, 2, min(48, longest_readable(model) or 48))
+    fused = plain_stats(model, ids_BL)
+    inner.set_attn_implementation("eager")
+    gap = gap_nats(fused, plain_stats(model, ids_BL))
+    cap = config_field(config, SOFTCAP)
+    if cap is None and gap <= same_nats(model):
+        inner.set_attn_implementation("sdpa")
+        return
+    reason = f"sdpa cannot cap attention scores ({SOFTCAP} = {cap})" if cap else "sdpa differs"
+    logger.warning("%s: %s (%.2g nats): eager attention is used", name_of(model), reason, gap)
+
+
+def _first(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,136 @@
+"""Which layout of rows a model takes: tried on the rows that training will run, not assumed."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import ModelError
+from forkpoint.policy.attention import hidden_windows, row_width, takes_masks
+from forkpoint.policy.body import causal_lm, name_of
+from forkpoint.policy.checks import FAULTS, gap_nats, same_nats, some_ids
+from forkpoint.policy.dense import dense_stats
+from forkpoint.policy.lengths import longest_readable
+from forkpoint.policy.local import local_stats
+from forkpoint.policy.sparse import padded_stats, tree_stats
+from forkpoint.types import TokenBatch, TokenStats
+
+logger = logging.getLogger(__name__)
+
+SHORT = 64
+"""Tokens of a row where every logit is computed, too."""
+
+LONGEST = 16_384
+"""No trial runs rows longer than this; a model with a wider window gets padded rows."""
+
+
+def settle_rows(model: Any, gradient: str, rows: str) -> str:
+    """The layout of rows in which a model's numbers come out as those of plain full passes.
+
+    Tree rows are tried at the width that training will use (and wider than every window the config
+    names), with one tree over the whole row and several in another.
+
+    Args:
+        gradient: ``dense``, ``sparse`` or ``local``.
+        rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
+
+    Returns:
+        ``tree`` or ``padded``; a line is logged where ``auto`` finds trees wrong.
+
+    Raises:
+        ModelError: naming the class, when the layout asked for, or every layout, is wrong.
+    """
+    if gradient == "dense":
+        return "padded"
+    fault = _fault(model, SHORT, padded_stats, dense_stats)
+    if fault is not None:
+        raise ModelError(
+            f"{name_of(model)} does something after its transformer that this package does not "
+            f"know: sparse and local gradients would be wrong ({fault}); use "
+            "--set training.gradient=dense"
+        )
+    if rows == "padded" and gradient == "sparse":
+        return rows
+    fault = tree_fault(model, gradient)
+    if fault is None:
+        return "tree"
+    if gradient == "local" or rows == "tree":
+        what = "training.gradient = 'local' needs" if gradient == "local" else "you asked for"
+        raise ModelError(
+            f"{what} tree rows, which {name_of(model)} with its attention does not take ({fault}); "
+            "use --set training.gradient=sparse --set training.rows=auto"
+        )
+    logger.warning("%s gets padded rows, not trees: %s", name_of(model), fault)
+    return "padded"
+
+
+def tree_fault(model: Any, gradient: str) -> str | None:
+    """What is wrong with tree rows for this model, or None."""
+    if fault := takes_masks(model):
+        return fault
+    width = max(SHORT, row_width(model), 2 * max(hidden_windows(model), default=0))
+    if width > LONGEST:
+        return f"a window in its config is wider than {LONGEST // 2} tokens"
+    stats = local_stats if gradient == "local" else tree_stats
+
+    def in_trees(*args: Any) -> TokenStats:
+        return stats(*args, width=width)
+
+    return _fault(model, width, in_trees, padded_stats)
+
+
+@torch.no_grad()
+def _fault(
+    model: Any,
+    width: int,
+    stats: Callable[..., TokenStats],
+    expected: Callable[..., TokenStats],
+) -> str | None:
+    """How two ways to get the statistics of trees of ``width`` tokens differ, or None."""
+    batch, wanted_T = trial_batch(model, width)
+    try:
+        found, plain = (way(model, batch, wanted_T, 1.0) for way in (stats, expected))
+    except FAULTS as error:
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    pairs = [
+        (one.logprobs_R[wanted_T[one.rows_R]], one.entropies_R[wanted_T[one.rows_R]])
+        for one in (found, plain)
+    ]
+    gap = gap_nats(*pairs)
+    return None if gap <= same_nats(model) else f"log-probabilities are {gap:.2g} nats off"
+
+
+def trial_batch(model: Any, width: int) -> tuple[TokenBatch, Tensor]:
+    """A tree as wide as a row, three that share another, and which tokens are wanted (bool [T])."""
+    unit = max(4, min(width // 4, (longest_readable(model) or width) // 2))
+    shapes = [(unit, unit, max(1, width // unit - 1))] + [(unit // 2, unit // 4, 2)] * 3
+    prompts, completions = [], []
+    ids = iter(some_ids(causal_lm(model), 4 * width + 8 * unit).split(1))
+
+    def take(count: int) -> Tensor:
+        return torch.cat([next(ids) for _ in range(count)])
+
+    for prompt_length, length, count in shapes:
+        prompt = take(prompt_length)
+        prompts += [prompt] * count
+        completions += [take(length) for _ in range(count)]
+    lengths_B = torch.tensor([len(c) for c in completions])
+    sequence_T = torch.repeat_interleave(torch.arange(len(completions)), lengths_B)
+    position_T = torch.cat([torch.arange(len(c)) for c in completions])
+    wanted_T = (position_T % 5 == 0) | (position_T + 1 == lengths_B[sequence_T])
+    zeros_T, yes_T = torch.zeros(len(position_T)), torch.ones(len(position_T), dtype=torch.bool)
+    batch = TokenBatch(
+        prompts_B=prompts,
+        completions_B=completions,
+        sequence_ids_B=torch.arange(len(completions)),
+        token_ids_T=torch.cat(completions),
+        sequence_T=sequence_T,
+        position_T=position_T,
+        advantages_T=zeros_T,
+        mask_T=yes_T,
+        pool_T=yes_T,
+        rollout_logprobs_T=zeros_T,
+    )
+    return batch, wanted_T

@@ -1,0 +1,180 @@
+"""Rows that grow side by side: prompts read once, then a token a pass for every row.
+
+Where a model keeps its past depends on its layers, and so does whether a prompt may be padded. Both
+are found by trial when the engine is built (``settle_decoding``).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.entropy.logits import logits_stats
+from forkpoint.errors import ModelError
+from forkpoint.policy.body import causal_lm, name_of
+from forkpoint.policy.checks import FAULTS, gap_nats, plain_stats, same_nats, some_ids
+from forkpoint.rollouts.decoding import growing_cache, shared_heads
+
+CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+"""What a model of transformers may call its cache."""
+
+STEPS = 4
+"""Tokens that a trial of decoding appends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How a model is run a token at a time."""
+
+    argument: str
+    """Under which the model's forward takes its cache."""
+    new_cache: Callable[[], Any]
+    pads: bool
+    """Whether prompts of different lengths may stand side by side."""
+
+
+PLAIN = Decoding(argument="past_key_values", new_cache=growing_cache, pads=True)
+"""For models whose layers are attention, sliding windows among them."""
+
+
+class Rows:
+    """The state of some rows: the model's cache, and which columns hold tokens."""
+
+    def __init__(self, model: Any, decoding: Decoding) -> None:
+        self._model = model
+        self._decoding = decoding
+        self._given = _parameters(model)
+        self.cache: Any = decoding.new_cache()
+        self.mask_BL = torch.zeros(0, 0, dtype=torch.int64)
+
+    def read(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        """Logits [B, V] after each row's prompt; equal prompts are read once."""
+        unique = list(dict.fromkeys(prompts))
+        width = max(map(len, unique))
+        ids_PL = torch.zeros(len(unique), width, dtype=torch.int64)
+        mask_PL = torch.zeros_like(ids_PL)
+        for line, prompt in enumerate(unique):  # left padding: all rows grow at the right edge
+            ids_PL[line, width - len(prompt) :] = torch.tensor(prompt)
+            mask_PL[line, width - len(prompt) :] = 1
+        self.mask_BL = mask_PL.to(self._model.device)
+        logits_PV = self._run(ids_PL, (self.mask_BL.cumsum(-1) - 1).clamp(min=0))
+        index = {prompt: line for line, prompt in enumerate(unique)}
+        lines_B = torch.tensor([index[p] for p in prompts], device=self._model.device)
+        self.keep(lines_B)
+        return logits_PV[lines_B]
+
+    def keep(self, lines_B: Tensor) -> None:
+        """Go on with these rows, in this order; a row may be taken several times."""
+        lines_B = lines_B.to(self.mask_BL.device)
+        # Public in every cache of transformers, and right for every kind of layer, however many
+        # rows are asked for.
+        self.cache.reorder_cache(lines_B)
+        self.mask_BL = self.mask_BL[lines_B]
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Append a token to each row: logits [B, V] after it."""
+        mask_BL = self.mask_BL
+        self.mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
+        return self._run(tokens_B[:, None], self.mask_BL.sum(1, keepdim=True) - 1)
+
+    def _run(self, ids_BL: Tensor, positions_BL: Tensor) -> Tensor:
+        optional = {
+            "attention_mask": self.mask_BL if self._decoding.pads else None,
+            "position_ids": positions_BL,
+            "logits_to_keep": 1,
+        }
+        output = self._model(
+            input_ids=ids_BL.to(self._model.device),
+            use_cache=True,
+            **{self._decoding.argument: self.cache},
+            **{name: value for name, value in optional.items() if name in self._given},
+        )
+        return output.logits[:, -1]
+
+
+def settle_decoding(model: Any) -> Decoding:
+    """The first way to decode under which growing rows give what plain full passes give.
+
+    Raises:
+        ModelError: naming the class and what was found, where none does.
+    """
+    fault = "its forward takes no cache that transformers could make"
+    for decoding in _ways(model):
+        found = decoding_fault(model, decoding)
+        if found is None:
+            return decoding
+        fault = found
+    raise ModelError(
+        f"{name_of(model)} cannot be sampled a token at a time by this engine ({fault}); use "
+        "another rollout.engine or another model"
+    )
+
+
+@torch.no_grad()
+def decoding_fault(model: Any, decoding: Decoding) -> str | None:
+    """What is wrong with a way to decode, or None: a few tokens of rows against plain passes.
+
+    The prompts have different lengths where they may; two rows share one; a row ends early.
+    """
+    starts = (5, 5, 9) if decoding.pads else (6, 6, 6)
+    ids_BL = some_ids(model, 3, max(starts) + STEPS)
+    ids_BL[1, : starts[1]] = ids_BL[0, : starts[0]]
+    try:
+        with shared_heads(model):
+            grown = list(_grow(model, decoding, ids_BL, starts))
+        plain_BL = [plain_stats(model, ids_BL[b : b + 1, : starts[b] + STEPS]) for b in range(3)]
+    except FAULTS as error:
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    gap = max(
+        gap_nats(stats, tuple(x_BL[:, column - 1] for x_BL in plain_BL[b]))
+        for b, column, stats in grown
+    )
+    return None if gap <= same_nats(model) else f"its entropies come out {gap:.2g} nats off"
+
+
+def _grow(
+    model: Any, decoding: Decoding, ids_BL: Tensor, starts: Sequence[int]
+) -> Iterator[tuple[int, int, tuple[Tensor, Tensor]]]:
+    """(row, column, (ln p, H)) of the tokens that follow three prompts, as rows give them."""
+    rows, lines = Rows(model, decoding), [0, 1, 2]
+    logits_BV = rows.read([tuple(ids_BL[b, : starts[b]].tolist()) for b in lines])
+    for step in range(STEPS):
+        columns = [starts[b] + step for b in lines]
+        tokens_B = ids_BL[lines, columns]
+        logprobs_B, entropies_B = logits_stats(logits_BV, tokens_B.to(logits_BV.device), 1.0)
+        for line, (b, column) in enumerate(zip(lines, columns, strict=True)):
+            yield b, column, (logprobs_B[line : line + 1], entropies_B[line : line + 1])
+        if step == 1:
+            rows.keep(torch.tensor([0, 2]))
+            lines, tokens_B = [0, 2], tokens_B[[0, 2]]
+        logits_BV = rows.step(tokens_B)
+
+
+def _ways(model: Any) -> Iterator[Decoding]:
+    """What may work, cheapest first."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    inner = causal_lm(model)
+    argument = next((name for name in CACHE_ARGUMENTS if name in _parameters(model)), None)
+    if argument is None:
+        return
+
+    def own_cache() -> Any:
+        return DynamicCache(config=inner.config)
+
+    try:
+        kinds = {type(layer) for layer in own_cache().layers}
+    except FAULTS:
+        kinds = {DynamicLayer}
+    if argument == PLAIN.argument and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        yield PLAIN
+    for pads in (True, False):
+        yield Decoding(argument=argument, new_cache=own_cache, pads=pads)
+
+
+def _parameters(model: Any) -> set[str]:
+    return set(inspect.signature(causal_lm(model).forward).parameters)

@@ -16,6 +16,8 @@ from torch import Tensor
 from forkpoint.batching.split import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
+from forkpoint.policy.body import body_of
+from forkpoint.policy.lengths import check_length
 
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of a completion."""
@@ -109,7 +111,8 @@ class _Teacher:
         ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for line, row in enumerate(rows):
             ids_BL[line, : len(row)] = torch.tensor(row)
-        body = self._model if self._head is None else self._model.base_model
+        check_length(self._model, ids_BL.shape[1])
+        body = self._model if self._head is None else body_of(self._model)
         output = body(input_ids=ids_BL.to(self._model.device), use_cache=False)
         states_BLX = output.logits if self._head is None else output.last_hidden_state
         pieces = [
@@ -155,12 +158,12 @@ def _head(model: Any) -> Callable[[Tensor], Tensor] | None:
     """The head, or None if the model changes its logits after it (a scale, a cap): such a model
     must be asked for the logits themselves."""
     head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
+    if head is None or body_of(model) is model:
         return None
     # Several ids: the padding's embedding is zero, and so is everything made of it.
     ids = torch.arange(min(8, model.get_input_embeddings().weight.shape[0]), device=model.device)
     ids = ids[None]
-    hidden_BLD = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden_BLD = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     logits_BLV = model(input_ids=ids, use_cache=False).logits
     return head if torch.equal(head(hidden_BLD), logits_BLV) else None
 

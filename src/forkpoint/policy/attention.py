@@ -17,8 +17,9 @@ BLOCK_MASK_WIDTH = 8192
 TREE_ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of their caller's."""
 
-KNOWN_WINDOWS = ("sliding_window", "max_window_layers")
-"""Fields of a config that bound nothing where ``takes_masks`` finds no sliding layer."""
+KNOWN_WINDOWS = ("sliding_window", "max_window_layers", "keep_window_size")
+"""Fields of a config that bound nothing where ``takes_masks`` finds no sliding layer and sequences
+are no longer than ``exact_length``."""
 
 
 def attention_mask(model: Any, visible_BQK: Tensor) -> Any:

@@ -14,7 +14,10 @@ def body_of(model: Any) -> Any:
     PEFT puts adapters into the transformer's own modules, so they have a part in it. The wrapper's
     attribute ``base_model`` is not it.
     """
-    return causal_lm(model).base_model
+    inner = causal_lm(model)
+    if inner.base_model is inner:  # a few classes name it otherwise than they declare (Llama 4)
+        return getattr(inner, "model", inner)
+    return inner.base_model
 
 
 def name_of(model: Any) -> str:

@@ -13,10 +13,10 @@ from forkpoint.policy.lengths import longest_readable
 
 logger = logging.getLogger(__name__)
 
-SAME_NATS = {torch.float64: 1e-3, torch.float32: 1e-3}
+SAME_NATS = 1e-3
 """Mean difference of log-probabilities and entropies up to which two ways to compute them are the
-same, by the dtype of the model. A mean, for in a mixture of experts rounding now and then sends a
-token to another expert; a wrong mask or a lost state is wrong nearly everywhere."""
+same in float32. A mean, for in a mixture of experts rounding now and then sends a token to another
+expert; a wrong mask or a lost state is wrong nearly everywhere."""
 
 SAME_NATS_16_BIT = 0.1
 """The same for 16-bit dtypes, whose rounding alone is some hundredths of a nat."""
@@ -33,7 +33,12 @@ SOFTCAP = "attn_logit_softcapping"
 
 def same_nats(model: Any) -> float:
     """The mean difference, in nats, that rounding alone may make."""
-    return SAME_NATS.get(model.dtype, SAME_NATS_16_BIT)
+    return SAME_NATS_16_BIT if rounds_much(model) else SAME_NATS
+
+
+def rounds_much(model: Any) -> bool:
+    """Whether the model computes in fewer than 32 bits."""
+    return model.dtype.itemsize < 4
 
 
 def gap_nats(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

@@ -50,14 +50,12 @@ def body_shape(body: Any) -> tuple[int, int]:
     for name, module in body.named_modules():
         if isinstance(module, torch.nn.Embedding | torch.nn.Conv1d):
             continue
-        for weight in module.parameters(recurse=False):
+        for own, weight in module.named_parameters(recurse=False):
             routed = weight.ndim == 3 or "experts" in name.split(".")
-            if weight.ndim > 1:
+            if weight.ndim > 1 and "bias" not in own:
                 matrices += weight.numel() * (share if routed else 1.0)
     heads = config_field(config, "num_attention_heads", 1)
-    depth = config_field(config, "head_dim")
-    if depth is None:
-        depth = body.get_input_embeddings().weight.shape[1] // heads
+    depth = config_field(config, "head_dim") or config_field(config, "hidden_size", heads) // heads
     return round(matrices), heads * depth * config_field(config, "num_hidden_layers", 1)
 
 

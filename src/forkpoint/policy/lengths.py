@@ -54,4 +54,4 @@ def longest_readable(model: Any) -> int | None:
     config = causal_lm(model).config.get_text_config()
     limit = exact_length(model)
     lengths = [config_field(config, "max_position_embeddings"), limit and limit[0]]
-    return min((n for n in lengths if n), default=None)
+    return min((n for n in lengths if n and n > 0), default=None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forkpoint.policy.attention import row_width
 from forkpoint.policy.dense import dense_passes, dense_stats
 from forkpoint.policy.keys import KeptKeys, SequenceKeys
+from forkpoint.policy.lengths import check_length
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.policy.trial import settle_rows
@@ -80,7 +81,13 @@ class PolicyModule(nn.Module):
         max_tokens: int,
         max_sequences: int | None = None,
     ) -> list[list[int]]:
-        """The sequences of each forward pass; those that need none are left out."""
+        """The sequences of each forward pass; those that need none are left out.
+
+        Raises:
+            ModelError: a sequence whose numbers would depend on its neighbours.
+        """
+        lengths = map(len, batch.prompts_B), map(len, batch.completions_B)
+        check_length(self.model, max(map(sum, zip(*lengths, strict=True)), default=0))
         layout = self._layout()
         return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 

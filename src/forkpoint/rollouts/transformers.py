@@ -19,7 +19,6 @@ from forkpoint.policy.lengths import check_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.decoding import shared_heads
 from forkpoint.rollouts.draw import draw_tokens
 from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.rows import Decoding, Rows
@@ -71,7 +70,7 @@ class TransformersEngine:
         check_length(self._loaded.model, longest + settings.max_new_tokens)
         completions: dict[int, Completion] = {}
         for part in self._batches(requests):
-            with shared_heads(self._loaded.model):
+            with self._decoding.attention(self._loaded.model):
                 made = self._sample_batch([requests[i] for i in part], settings, should_stop)
             completions |= zip(part, made, strict=True)
         return [completions[i] for i in range(len(requests))]

@@ -1,0 +1,239 @@
+"""What forkpoint does with every family of ``families.py``, against plain full passes.
+
+    python -m tests.equivalence.model_table --out docs/models.md
+
+writes the table of what was found; ``test_families.py`` holds the code to it.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forkpoint.batching import build_batch
+from forkpoint.errors import ModelError
+from forkpoint.policy import PolicyModule
+from forkpoint.policy.body import name_of
+from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.checks import check_rows, plain_stats, settle_attention
+from forkpoint.policy.load import LoadedModel
+from forkpoint.rollouts.base import SampleRequest, SamplingSettings
+from forkpoint.rollouts.rows import PLAIN, settle_decoding
+from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.types import Problem, Prompt, TokenBatch
+from tests.conftest import EOS, NumberTokenizer, make_group
+from tests.equivalence.families import NOT_BUILT, build, families
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What one family gave; numbers are None where it was refused."""
+
+    family: str
+    name: str
+    attention: str = ""
+    rows: str = ""
+    gradient_error: float | None = None
+    """Of sparse against dense, relative, float32."""
+    local_nats: float | None = None
+    """Largest difference of local's log-probabilities from dense's."""
+    decoding: str = ""
+    engine_nats: float | None = None
+    """Largest difference of sampled log-probabilities and entropies from plain passes, float64
+    where attention allows it."""
+    checkpointing_error: float | None = None
+    """Of the checkpointed gradient against the plain one, relative."""
+    refusals: tuple[str, ...] = ()
+
+
+def measure(family: str) -> Found:
+    """Load a family as forkpoint does, and compare everything with plain passes."""
+    model = build(family)
+    found = Found(family=family, name=name_of(model))
+    try:
+        check_rows(model)
+        settle_attention(model)
+    except ModelError as error:
+        return replace(found, refusals=(str(error),))
+    found = replace(found, attention=model.config._attn_implementation)
+    parts = (rows_of, local_of, decoding_of, checkpointing_of)  # the last one changes the model
+    for part in parts:
+        try:
+            found = replace(found, **part(model))
+        except ModelError as error:
+            found = replace(found, refusals=(*found.refusals, str(error)))
+    return found
+
+
+def batch_of(groups: int = 3) -> TokenBatch:
+    """Sequences longer than every window of ``SMALL``: prompts of 20 tokens, completions of 30."""
+    made = [
+        make_group(n, rewards=[1.0, 0.0, 0.0], lengths=[30, 11 + n, 24], prompt_length=20 + 3 * n)
+        for n in range(groups)
+    ]
+    return build_batch(made, advantage="grpo")
+
+
+def gradient_of(model: Any, policy: PolicyModule) -> torch.Tensor:
+    """Of a weighted sum of log-probabilities and entropies of some tokens, float64, flat."""
+    batch = batch_of()
+    wanted_T = (batch.position_T * 7 + batch.sequence_T) % 5 == 0
+    model.zero_grad()
+    stats = policy(batch, wanted_T)
+    kept = wanted_T[stats.rows_R]
+    weights = torch.linspace(-1, 1, int(kept.sum()))
+    (weights * stats.logprobs_R[kept] + 0.1 * stats.entropies_R[kept]).sum().backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([grad.flatten() for grad in grads]).double()
+
+
+def rows_of(model: Any) -> dict[str, Any]:
+    """The layout of sparse rows, and their gradient against dense's."""
+    policy = PolicyModule(model, gradient="sparse", temperature=0.8)
+    policy.row_tokens = 256
+    exact = gradient_of(model, PolicyModule(model, gradient="dense", temperature=0.8))
+    gap = gradient_of(model, policy) - exact
+    return {"rows": policy.rows, "gradient_error": float(gap.norm() / exact.norm())}
+
+
+def local_of(model: Any) -> dict[str, Any]:
+    """Local's values against dense's; nothing where it is refused, as for all padded rows."""
+    try:
+        local = PolicyModule(model, gradient="local", temperature=0.8)
+    except ModelError:
+        return {}
+    local.row_tokens = 256
+    dense = PolicyModule(model, gradient="dense", temperature=0.8)
+    batch = batch_of()
+    wanted_T = batch.position_T % 4 == 1
+    with torch.no_grad():
+        exact = dense(batch, wanted_T).logprobs_R[wanted_T]
+    return {"local_nats": float((local(batch, wanted_T).logprobs_R - exact).abs().max())}
+
+
+def checkpointing_of(model: Any) -> dict[str, Any]:
+    """The checkpointed gradient against the plain one."""
+    policy = PolicyModule(model, gradient="dense", temperature=0.8)
+    plain = gradient_of(model, policy)
+    enable_checkpointing(model)
+    again = gradient_of(model, policy)
+    return {"checkpointing_error": float((again - plain).norm() / plain.norm())}
+
+
+def decoding_of(model: Any) -> dict[str, Any]:
+    """How the engine decodes, and how far its numbers are from plain passes."""
+    decoding = settle_decoding(model)
+    if model.config._attn_implementation != "eager" or not decoding.pads:
+        model = model.double()  # eager attention turns float64's mask of padding into nan
+        model.set_experts_implementation("eager")  # the faster ones know no float64
+    loaded = LoadedModel(model=model, tokenizer=NumberTokenizer(), eos_ids=(EOS, 9, 17, 33))
+    engine = TransformersEngine(loaded, decoding=decoding, batch_sequences=512)
+    settings = SamplingSettings(max_new_tokens=24, temperature=1.0, seed=3, step=0)
+    requests = uneven_requests()
+    gaps = []
+    for request, made in zip(requests, engine.sample(requests, settings), strict=True):
+        ids_BL = torch.tensor([[*request.prompt.token_ids, *made.token_ids]])
+        start = len(request.prompt.token_ids) - 1
+        for ours, plain_BL in zip(
+            (made.logprobs, made.entropies or ()), plain_stats(model, ids_BL), strict=True
+        ):
+            gaps.append(float((torch.tensor(ours) - plain_BL[0, start:]).abs().max()))
+    model.float()
+    way = "padded" if decoding.pads else "by length"
+    return {
+        "decoding": way if decoding is PLAIN else f"{way}, own cache",
+        "engine_nats": max(gaps),
+    }
+
+
+def uneven_requests() -> list[SampleRequest]:
+    """Three samples of each of three prompts, of 4, 26 and 13 tokens."""
+    prompts = [
+        Prompt(problem=Problem(id=f"p{n}", prompt=""), token_ids=tuple(range(5, end)))
+        for n, end in enumerate((9, 31, 18))
+    ]
+    return [
+        SampleRequest(prompt=prompt, serial=serial, sample=sample)
+        for serial, prompt in enumerate(prompts)
+        for sample in range(3)
+    ]
+
+
+HEADER = """# Models
+
+What forkpoint does with every family of causal language models in transformers {version}. Written
+by `python -m tests.equivalence.model_table --out docs/models.md`: each family is built small with
+random weights, loaded as a run loads it, and compared with plain full forward passes in float32.
+
+Nothing of this is a list in the code. A model is tried when it is loaded: what differs falls back,
+with a line that says so, or is refused by name.
+
+* **Attention.** `sdpa` unless the class has none, caps its scores, or gives other numbers by it.
+* **Rows** of the sparse gradient: a `tree` runs a prompt once for all of its completions; `padded`
+  rows run it once each. Layers with windows, chunks or states take no mask of ours.
+* **Gradient**: relative error of sparse against dense. **Local**: largest difference of its
+  log-probabilities from dense's, in nats; it needs trees.
+* **Sampling**: prompts of different lengths side by side, `padded`, or `by length`, where padding
+  would change what a layer remembers. Most attention uses a cache that grows in place; other
+  layers use transformers' `own cache`. **Engine**: largest difference of sampled log-probabilities
+  and entropies from plain passes, in nats.
+* **Checkpointing**: relative error of the gradient with `model.gradient_checkpointing`.
+
+A `0` is equal to the last bit of float32.
+
+| family | attention | rows | gradient | local | sampling | engine | checkpointing |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def table(everything: Sequence[Found]) -> Iterator[str]:
+    """The page: families that can be used, sentences of refusal, families that are not tried."""
+    import transformers
+
+    yield HEADER.format(version=transformers.__version__)
+    usable = [found for found in everything if found.attention]
+    for found in usable:
+        cells = (
+            *(found.family, found.attention, found.rows or "-"),
+            *(_number(found.gradient_error), _number(found.local_nats)),
+            *(found.decoding or "-", _number(found.engine_nats)),
+            _number(found.checkpointing_error),
+        )
+        yield f"| {' | '.join(cells)} |\n"
+    yield "\n## Refused\n\nWholly, or in a part (`-` above):\n\n"
+    for found in everything:
+        yield from (f"* `{found.family}`: {sentence}\n" for sentence in found.refusals)
+    yield "\n## Not tried\n\n"
+    yield from (f"* `{family}`: {reason}\n" for family, reason in sorted(NOT_BUILT.items()))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0e}" if value else "0"
+
+
+def main() -> None:
+    """Measure every family and write the page."""
+    import transformers
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("forkpoint").setLevel(logging.ERROR)  # its lines are in the table
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    everything = []
+    for family in families():
+        everything.append(measure(family))
+        print(everything[-1], file=sys.stderr, flush=True)
+    options.out.write_text("".join(table(everything)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -185,7 +185,9 @@ with a line that says so, or is refused by name.
   and entropies from plain passes, in nats.
 * **Checkpointing**: relative error of the gradient with `model.gradient_checkpointing`.
 
-A `0` is equal to the last bit of float32.
+A `0` is equal to the last bit of float32. A refusal that names a number of nats is of these random
+weights: `nemotron_h` and `zamba2` clamp a step size in full passes and not in single steps, which
+trained weights may never reach.
 
 | family | attention | rows | gradient | local | sampling | engine | checkpointing |
 |---|---|---|---|---|---|---|---|

@@ -2,7 +2,6 @@
 less."""
 
 import dataclasses
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import NumericalError
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rollouts import decoding
-from forkpoint.rollouts import transformers as engines
 from forkpoint.rollouts.decoding import growing_cache, shared_heads
 from forkpoint.rollouts.rows import PLAIN
 from tests.equivalence.test_engine import requests_of, sample
@@ -35,8 +33,7 @@ def test_sampling_is_the_same_to_the_last_bit(
     monkeypatch.setattr(decoding, "ROOM", 7)  # grows several times
     requests = requests_of(policy)
     ours = sample(policy, requests, max_new_tokens=40)
-    monkeypatch.setattr(engines, "shared_heads", lambda model: nullcontext())
-    theirs = dataclasses.replace(PLAIN, new_cache=DynamicCache)
+    theirs = dataclasses.replace(PLAIN, new_cache=DynamicCache, shares_heads=False)
     assert sample(policy, requests, decoding=theirs, max_new_tokens=40) == ours
     assert max(len(c.token_ids) for c in ours) > 3 * 7
 
@@ -105,8 +102,7 @@ def test_keys_are_repeated_for_the_prompts_only(
     assert max(len(c.token_ids) for c in made) == 12
     assert seen == [12] * 2 * LAYERS  # keys and values of the padded prompts
     seen.clear()
-    monkeypatch.setattr(engines, "shared_heads", lambda model: nullcontext())
-    sample(loaded, requests_of(loaded))
+    sample(loaded, requests_of(loaded), decoding=dataclasses.replace(PLAIN, shares_heads=False))
     assert len(seen) == 2 * LAYERS * 12  # and otherwise in each of 12 passes
 
 

@@ -24,7 +24,7 @@ float32 inside of a float64 model, chunk-wise in a full pass and step by step wh
 REFUSED = {
     **dict.fromkeys(("bert", "roberta", "xlnet", "prophetnet"), "it is not causal or depends on"),
     **dict.fromkeys(("rwkv", "openai-gpt"), "its forward takes no cache"),
-    **dict.fromkeys(("minimax", "deepseek_v4", "xlstm"), "cannot be sampled a token at a time"),
+    **dict.fromkeys(("minimax", "zamba2", "xlstm"), "cannot be sampled a token at a time"),
     **dict.fromkeys(("modernbert-decoder",), "does something after its transformer"),
     **dict.fromkeys(("ctrl",), "no layers that can be run again"),
 }

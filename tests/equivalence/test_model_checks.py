@@ -10,7 +10,6 @@ from torch import nn
 from forkpoint.config.stages import RolloutConfig
 from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.body import body_of
 from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.checks import check_rows, plain_stats, settle_attention
@@ -94,16 +93,13 @@ def test_a_window_wider_than_any_trial_gets_padded_rows(caplog: pytest.LogCaptur
     assert "a window in its config is wider than 8192 tokens" in caplog.text
 
 
-def test_the_trial_has_a_tree_over_the_whole_row_and_three_in_another() -> None:
+def test_the_trial_fills_a_row_with_a_wide_tree_and_two_small_ones() -> None:
     from forkpoint.batching.tree import lay_trees
 
-    batch, wanted_T = trial_batch(tiny_model(), 120)
-    rows = lay_trees(batch, wanted_T, 120)
-    trees = [len(set(line.tolist()) - {-1}) for line in rows.tree_BL]
-    assert sorted(trees) == [1, 3]
-    assert rows.input_ids_BL.shape[1] > 100  # the last token of each completion is not run
-    mask = attention_mask(tiny_model(), rows.visible_BLL())
-    assert mask.shape[-1] == rows.input_ids_BL.shape[1]
+    batch, wanted_T = trial_batch(tiny_model(), 160)
+    rows = lay_trees(batch, wanted_T, 160)
+    assert rows.tree_BL.shape == (1, 160 - 7)  # the last token of each completion is not run
+    assert rows.tree_BL[0].bincount().tolist() == [120 - 3, 20 - 2, 20 - 2]
 
 
 def test_a_model_that_is_not_causal_is_refused_by_name() -> None:

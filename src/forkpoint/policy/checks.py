@@ -73,9 +73,8 @@ def check_rows(model: Any) -> None:
     Raises:
         ModelError: naming the class: it is not causal, or depends on its batch.
     """
-    longest = min(48, longest_readable(model) or 48)
-    short = max(2, longest // 2)
-    ids_BL = some_ids(model, 2, longest)
+    ids_BL = _two_rows(model)
+    short = ids_BL.shape[1] // 2
     ids_BL[0, short:] = 0
     try:
         alone = plain_stats(model, ids_BL[:1, :short])
@@ -98,7 +97,7 @@ def settle_attention(model: Any) -> None:
     config = inner.config.get_text_config()
     if config._attn_implementation != "sdpa":
         return
-    ids_BL = some_ids(model, 2, min(48, longest_readable(model) or 48))
+    ids_BL = _two_rows(model)
     fused = plain_stats(model, ids_BL)
     inner.set_attn_implementation("eager")
     gap = gap_nats(fused, plain_stats(model, ids_BL))
@@ -108,6 +107,11 @@ def settle_attention(model: Any) -> None:
         return
     reason = f"sdpa cannot cap attention scores ({SOFTCAP} = {cap})" if cap else "sdpa differs"
     logger.warning("%s: %s (%.2g nats): eager attention is used", name_of(model), reason, gap)
+
+
+def _two_rows(model: Any) -> Tensor:
+    """Token ids int64 [2, L], few: a check runs them on every model that is loaded."""
+    return some_ids(model, 2, min(24, longest_readable(model) or 24))
 
 
 def _first(error: BaseException) -> str:

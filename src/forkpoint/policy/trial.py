@@ -1,7 +1,8 @@
 """Which layout of rows a model takes: tried on the rows that training will run, not assumed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ LONGEST = 16_384
 def settle_rows(model: Any, gradient: str, rows: str) -> str:
     """The layout of rows in which a model's numbers come out as those of plain full passes.
 
-    Tree rows are tried at the width that training will use (and wider than every window the config
-    names), with one tree over the whole row and several in another.
+    Tree rows are tried at the width that training will use, and at more than twice every window the
+    config names, with several trees in the row.
 
     Args:
         gradient: ``dense``, ``sparse`` or ``local``.
@@ -44,7 +45,13 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
     """
     if gradient == "dense":
         return "padded"
-    fault = _fault(model, SHORT, padded_stats, dense_stats)
+    attention = causal_lm(model).config._attn_implementation
+    if attention == "flex_attention" and model.device.type == "cpu":
+        raise ModelError(
+            "FlexAttention has no backward pass on a CPU: use --set model.attention=sdpa"
+        )
+    with _reference_attention(model):  # nothing here depends on it
+        fault = _fault(model, SHORT, padded_stats, dense_stats)
     if fault is not None:
         raise ModelError(
             f"{name_of(model)} does something after its transformer that this package does not "
@@ -78,7 +85,25 @@ def tree_fault(model: Any, gradient: str) -> str | None:
     def in_trees(*args: Any) -> TokenStats:
         return stats(*args, width=width)
 
-    return _fault(model, width, in_trees, padded_stats)
+    def plain(*args: Any) -> TokenStats:
+        with _reference_attention(model):
+            return _by_length(*args)
+
+    return _fault(model, width, in_trees, plain)
+
+
+@contextmanager
+def _reference_attention(model: Any) -> Iterator[None]:
+    """sdpa in the place of FlexAttention, which is compiled anew for every shape."""
+    inner = causal_lm(model)
+    attention = inner.config._attn_implementation
+    if attention == "flex_attention":
+        inner.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if attention == "flex_attention":
+            inner.set_attn_implementation(attention)
 
 
 @torch.no_grad()
@@ -102,12 +127,34 @@ def _fault(
     return None if gap <= same_nats(model) else f"log-probabilities are {gap:.2g} nats off"
 
 
+def _by_length(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
+    """Padded rows, the long sequences of the trial and the short ones apart: less padding."""
+    long = [b for b, c in enumerate(batch.completions_B) if len(c) == len(batch.completions_B[0])]
+    parts = [long, list(range(len(long), batch.num_sequences))]
+    rows = [batch.rows_of(part) for part in parts]
+    found = [
+        padded_stats(model, batch.take(part), wanted_T[own], temperature)
+        for part, own in zip(parts, rows, strict=True)
+    ]
+    return TokenStats(
+        rows_R=wanted_T.nonzero().flatten(),
+        logprobs_R=torch.cat([one.logprobs_R for one in found]),
+        entropies_R=torch.cat([one.entropies_R for one in found]),
+        body_tokens=0,
+    )
+
+
 def trial_batch(model: Any, width: int) -> tuple[TokenBatch, Tensor]:
-    """A tree as wide as a row, three that share another, and which tokens are wanted (bool [T])."""
-    unit = max(4, min(width // 4, (longest_readable(model) or width) // 2))
-    shapes = [(unit, unit, max(1, width // unit - 1))] + [(unit // 2, unit // 4, 2)] * 3
+    """A row of ``width`` tokens: a tree over three quarters of it, and two that share the rest.
+
+    Returns:
+        The batch, and which of its tokens are wanted (bool [T]).
+    """
+    unit = max(4, min(3 * width // 16, (longest_readable(model) or width) // 2))
+    small = max(2, width // 16)
+    shapes = [(unit, unit, max(1, 3 * width // (4 * unit) - 1))] + [(small, small // 2, 2)] * 2
     prompts, completions = [], []
-    ids = iter(some_ids(causal_lm(model), 4 * width + 8 * unit).split(1))
+    ids = iter(some_ids(causal_lm(model), 2 * width + 64).split(1))
 
     def take(count: int) -> Tensor:
         return torch.cat([next(ids) for _ in range(count)])

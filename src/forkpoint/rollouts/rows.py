@@ -29,7 +29,7 @@ from forkpoint.rollouts.decoding import growing_cache, shared_heads
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 """What a model of transformers may call its cache."""
 
-STEPS = 20
+STEPS = 12
 """Tokens that a trial of decoding appends."""
 
 
@@ -134,7 +134,7 @@ def decoding_fault(model: Any, decoding: Decoding) -> str | None:
 
     The prompts have different lengths where they may; two rows share one; a row ends early.
     """
-    starts = (4, 4, 30) if decoding.pads else (6, 6, 6)
+    starts = (4, 4, 16) if decoding.pads else (6, 6, 6)
     ids_BL = some_ids(model, 3, max(starts) + STEPS)
     ids_BL[1, : starts[1]] = ids_BL[0, : starts[0]]
     try:

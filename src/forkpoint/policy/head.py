@@ -31,6 +31,7 @@ class Head:
         self, hidden_RD: Tensor, token_ids_R: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """ln p(token) and H of each row, float32 [R] nats, without storing logits."""
+        hidden_RD = hidden_RD.to(self.weight_VD.dtype)  # some 16-bit models end in float32 (Mamba)
         return head_stats(
             hidden_RD, self.weight_VD, self.bias_V, token_ids_R, temperature, self.shape
         )

@@ -34,12 +34,7 @@ SOFTCAP = "attn_logit_softcapping"
 
 def same_nats(model: Any) -> float:
     """The mean difference, in nats, that rounding alone may make."""
-    return SAME_NATS_16_BIT if rounds_much(model) else SAME_NATS
-
-
-def rounds_much(model: Any) -> bool:
-    """Whether the model computes in fewer than 32 bits."""
-    return model.dtype.itemsize < 4
+    return SAME_NATS_16_BIT if model.dtype.itemsize < 4 else SAME_NATS
 
 
 def gap_nats(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

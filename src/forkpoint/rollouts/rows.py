@@ -16,14 +16,7 @@ from torch import Tensor
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import causal_lm, name_of
-from forkpoint.policy.checks import (
-    FAULTS,
-    gap_nats,
-    plain_stats,
-    rounds_much,
-    same_nats,
-    some_ids,
-)
+from forkpoint.policy.checks import FAULTS, gap_nats, plain_stats, same_nats, some_ids
 from forkpoint.rollouts.decoding import growing_cache, shared_heads
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
@@ -147,8 +140,7 @@ def decoding_fault(model: Any, decoding: Decoding) -> str | None:
         gap_nats(stats, tuple(x_BL[:, column - 1] for x_BL in plain_BL[b]))
         for b, column, stats in grown
     ]
-    # Of 16 bits a single token's rounding may be large; a lost state is wrong at every token.
-    gap = sum(gaps) / len(gaps) if rounds_much(model) else max(gaps)
+    gap = sum(gaps) / len(gaps)
     return None if gap <= same_nats(model) else f"its entropies come out {gap:.2g} nats off"
 
 

@@ -87,6 +87,12 @@ def test_a_window_that_no_known_field_names_is_found(
             PolicyModule(model, temperature=1.0, **refused)
 
 
+@pytest.mark.parametrize(("gradient", "rows"), [("dense", "tree"), ("local", "padded")])
+def test_a_layout_that_a_gradient_does_not_have_is_refused(gradient: str, rows: str) -> None:
+    with pytest.raises(ModelError, match=f"'{rows}' is no layout of {gradient} gradients"):
+        PolicyModule(tiny_model(), gradient=gradient, temperature=1.0, rows=rows)
+
+
 def test_a_window_wider_than_any_trial_gets_padded_rows(caplog: pytest.LogCaptureFixture) -> None:
     policy = PolicyModule(neo(10_000), gradient="sparse", temperature=1.0)
     assert policy.rows == "padded"

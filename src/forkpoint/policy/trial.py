@@ -43,6 +43,8 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
     Raises:
         ModelError: naming the class, when the layout asked for, or every layout, is wrong.
     """
+    if (gradient, rows) in (("dense", "tree"), ("local", "padded")):
+        raise ModelError(f"training.rows = {rows!r} is no layout of {gradient} gradients; use auto")
     if gradient == "dense":
         return "padded"
     attention = causal_lm(model).config._attn_implementation
@@ -58,7 +60,7 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
             f"know: sparse and local gradients would be wrong ({fault}); use "
             "--set training.gradient=dense"
         )
-    if rows == "padded" and gradient == "sparse":
+    if rows == "padded":
         return rows
     fault = tree_fault(model, gradient)
     if fault is None:

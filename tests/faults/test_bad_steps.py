@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import NumericalError, SelectionError
 from forkpoint.policy.module import PolicyModule
-from forkpoint.training import loop
-from forkpoint.training.bad_steps import BadSteps
+from forkpoint.training import bad_steps, loop
+from forkpoint.training.bad_steps import BadSteps, dump_batch
 from forkpoint.training.loop import train
+from forkpoint.training.metrics import peak_memory
 from forkpoint.types import TokenStats
+from tests.conftest import make_batch
 
 
 class Notes:
@@ -167,3 +169,30 @@ def test_a_good_step_starts_the_count_anew() -> None:
     bad.record("x")
     with pytest.raises(NumericalError, match=r"2 steps in a row"):
         bad.check("x")
+
+
+def test_dumps_are_few_and_none_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+    lengths = [len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)]
+    monkeypatch.setattr(bad_steps, "MOST_DUMPED_TOKENS", sum(lengths[:4]))
+    users = tmp_path / "step_00001_mine.safetensors"
+    users.touch()
+    for step in (9, 10, 99999, 100000, 8):
+        dump_batch(tmp_path / f"step_{step:05d}.safetensors", batch)
+    kept = sorted(path.name for path in tmp_path.iterdir() if path != users)
+    assert kept == ["step_00010.safetensors", "step_100000.safetensors", "step_99999.safetensors"]
+    assert users.exists()
+    assert len(load_file(tmp_path / kept[0])["prompt_lengths_B"]) == 4
+    monkeypatch.setattr(bad_steps, "MOST_DUMPED_TOKENS", 1)
+    dump_batch(tmp_path / "step_100001.safetensors", batch)
+    assert len(load_file(tmp_path / "step_100001.safetensors")["prompt_lengths_B"]) == 1
+
+
+def test_memory_on_a_cuda_device_is_measured_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert peak_memory().keys() == {"memory/peak_gb"}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: [1e9, 3e9][device])
+    assert peak_memory()["memory/cuda_peak_gb"] == 3.0

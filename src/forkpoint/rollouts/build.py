@@ -5,13 +5,14 @@ from pathlib import Path
 
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import RolloutConfig
-from forkpoint.dotted import resolve
+from forkpoint.dotted import call_users, resolve
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rollouts.base import Engine
 from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.prompting import Prompter
 from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.rollouts.users_engine import UsersEngine
 from forkpoint.tasks import Task, build_task
 
 
@@ -64,4 +65,6 @@ def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool
             batch_sequences=config.batch_sequences,
             keeper=KeyKeeper() if keeps_keys else None,
         )
-    return resolve(config.engine, key="rollout.engine")(loaded, config)
+    setting = f"rollout.engine = {config.engine!r}"
+    factory = resolve(config.engine, key="rollout.engine")
+    return UsersEngine(call_users(factory, loaded, config, setting=setting), setting)

@@ -1,5 +1,7 @@
 """Steps that could not be trained on: counted, dumped, and after enough in a row the end."""
 
+import re
+from itertools import accumulate
 from pathlib import Path
 
 from torch import Tensor
@@ -22,6 +24,11 @@ _ADVICE = {
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
 _DEFAULT_ADVICE = "the batches are in bad_steps/; try a lower optim.lr, or model.dtype = 'float32'"
+
+KEPT_DUMPS = 3
+"""How many batches are kept, the newest."""
+MOST_DUMPED_TOKENS = 1_000_000
+"""Of prompts and completions in one file: less than 100 MB."""
 
 
 class BadSteps:
@@ -53,7 +60,9 @@ class BadSteps:
 def dump_batch(path: Path, batch: TokenBatch) -> None:
     """Write every tensor of a batch as safetensors, for whoever looks into the fault.
 
-    Ragged fields are laid end to end, with their lengths beside them.
+    Ragged fields are laid end to end, with their lengths beside them. Of a batch of more than
+    ``MOST_DUMPED_TOKENS`` tokens the first sequences are written, and of the files in the folder
+    the newest ``KEPT_DUMPS`` stay.
 
     Raises:
         RunError: the disk is full.
@@ -61,6 +70,7 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     import torch
     from safetensors.torch import save
 
+    batch = _first_sequences(batch)
     tensors: dict[str, Tensor] = {
         name: value
         for name in TokenBatch.__dataclass_fields__
@@ -75,3 +85,20 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
         partial.write_bytes(data)
 
     write_atomically(path, write)
+    dumps = [p for p in path.parent.iterdir() if re.fullmatch(r"step_\d+\.safetensors", p.name)]
+    for old in sorted(dumps, key=_step_of)[:-KEPT_DUMPS]:
+        old.unlink(missing_ok=True)
+
+
+def _first_sequences(batch: TokenBatch) -> TokenBatch:
+    """As many whole sequences as the limit allows, one at least."""
+    pairs = zip(batch.prompts_B, batch.completions_B, strict=True)
+    ends = accumulate(len(prompt) + len(completion) for prompt, completion in pairs)
+    fitting = sum(end <= MOST_DUMPED_TOKENS for end in ends)
+    if fitting == batch.num_sequences:
+        return batch
+    return batch.take(range(max(1, fitting)))
+
+
+def _step_of(dump: Path) -> int:
+    return int(dump.stem.removeprefix("step_"))

@@ -41,8 +41,8 @@ class Optimizer:
         if torch.tensor(norm).isfinite():
             for group in self._adamw.param_groups:
                 group["lr"] = self.lr
+            self.updates += 1  # before the update: one that is broken off has moved weights, too
             self._adamw.step()
-            self.updates += 1
         self.zero_grad()
         return norm
 

@@ -128,6 +128,12 @@ def test_version_and_entry_point(here: Here) -> None:
         (["train", "--resum"], "Unknown option: --resum. Did you mean --resume?"),
         (["train", "--run-dri", "x"], "Unknown option: --run-dri. Did you mean --run-dir?"),
         (["eval", "--problem", "3"], "Unknown option: --problem. Did you mean --problems?"),
+        # before what is missing, which the misspelling may have been meant for
+        (["analyze", "--modle", "lab"], "Unknown option: --modle. Did you mean --model?"),
+        (["branch", "--budget-token=9"], "Unknown option: --budget-token. Did you mean --budget-"),
+        (["temperature", "--run-dri", "x"], "Unknown option: --run-dri. Did you mean --run-dir?"),
+        (["eval", "--problems", "--modle", "x"], "Unknown option: --modle. Did you mean --model?"),
+        (["analyze"], "parameter --run-dir requires an argument"),
         (["eval", "--problems", "many"], 'unable to convert "many" into int'),
         (["train", "a.toml", "b.toml"], "Unused Tokens: ['b.toml']"),
         (

@@ -56,7 +56,8 @@ def test_lines_are_kept_where_they_are_meant() -> None:
 
 
 def table() -> Table:
-    made = Table(Text(HOSTILE), title=Text(HOSTILE))
+    made = Table(title=Text(HOSTILE))
+    made.add_column(Text(HOSTILE))
     made.add_row(Text(HOSTILE))
     return made
 
@@ -82,9 +83,8 @@ def test_the_console_obeys_no_text(show: Callable[[SafeConsole], Any]) -> None:
 
 
 def test_the_console_still_has_colours_of_its_own() -> None:
-    console = SafeConsole(
-        file=io.StringIO(), width=300, force_terminal=True, color_system="standard"
-    )
+    written = io.StringIO()
+    console = SafeConsole(file=written, width=99, force_terminal=True, color_system="standard")
     note(console, "\x1b[31m")
     assert written.getvalue() == "\x1b[2m  \\x1b[31m\x1b[0m\n"
 

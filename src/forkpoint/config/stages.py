@@ -82,7 +82,12 @@ class DataTaskConfig(Stage):
     chat: bool = True
     """Ask through the model's chat template; false: plain text."""
     eval_path: str | None = None
-    """Held-out rows of the same shape; without it nothing can be evaluated on this task."""
+    """Held-out rows of the same shape, other ones than those of ``path``; without it nothing can be
+    evaluated on this task."""
+    eval_subset: str | None = None
+    """Of a hub data set; default ``subset`` if ``eval_path`` is ``path``, else none."""
+    eval_split: str | None = None
+    """Of a hub data set; default ``test``."""
 
 
 TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(discriminator="type")]

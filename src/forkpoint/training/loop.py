@@ -111,6 +111,8 @@ class _Run:
         for sentence in skipped:
             observer.note(sentence)
         self.parts: RunParts = build_parts(config, weights=found.path if found else None)
+        for sentence in self.parts.sampling.task.notes:
+            observer.note(sentence)
         self.state = found.state if found else RunState()
         self.saved = self.state
         if found:

@@ -49,14 +49,15 @@ def sample_held_out(
     Raises:
         Interrupted: ``should_stop()`` turned true; the files written so far stay.
     """
-    problems = list(numbered_problems(parts, config).items())
+    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
+    numbers = list(prompts)
     together = max(1, config.rollout.batch_sequences // config.evaluation.samples)
     paths = []
-    for start in range(0, len(problems), together):
+    for start in range(0, len(numbers), together):
         path = folder / f"part_{len(paths):05d}.parquet"
         if not path.exists():
-            prompts = {n: parts.prompter(p) for n, p in problems[start : start + together]}
-            write_completions(path, sample_answers(parts, config, prompts, should_stop))
+            some = {n: prompts[n] for n in numbers[start : start + together]}
+            write_completions(path, sample_answers(parts, config, some, should_stop))
         paths.append(path)
     return paths
 

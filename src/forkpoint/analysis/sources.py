@@ -13,6 +13,7 @@ from forkpoint.analysis.shapes import StoredCompletion, shape_of
 from forkpoint.errors import DataError
 from forkpoint.policy.load import LoadedModel
 from forkpoint.rollouts import Prompter
+from forkpoint.rollouts.prompting import context_length
 from forkpoint.runs.tokens import CompletionRow
 from forkpoint.types import Problem
 
@@ -73,7 +74,7 @@ class _Encoder:
     def __init__(self, loaded: LoadedModel) -> None:
         self._tokenizer = loaded.tokenizer
         self._size = loaded.model.get_input_embeddings().weight.shape[0]
-        self._positions = getattr(loaded.model.config, "max_position_embeddings", None)
+        self._positions = context_length(loaded.model)
         self._prompter = Prompter(loaded.tokenizer)
 
     def __call__(self, stored: StoredCompletion, *, name: str, sample: int) -> CompletionRow:

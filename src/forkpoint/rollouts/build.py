@@ -10,7 +10,7 @@ from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rollouts.base import Engine
 from forkpoint.rollouts.key_keeper import KeyKeeper
-from forkpoint.rollouts.prompting import Prompter
+from forkpoint.rollouts.prompting import Prompter, context_length
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.rollouts.users_engine import UsersEngine
 from forkpoint.tasks import Task, build_task
@@ -44,11 +44,14 @@ def build_sampling(config: RunConfig, *, weights: Path | None = None) -> Samplin
     task = build_task(config.task)
     loaded = load_model(config.model, weights=weights)
     keeps_keys = config.training.gradient == "local"
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
     return SamplingParts(
         loaded=loaded,
         task=task,
-        prompter=Prompter(loaded.tokenizer, max_positions=positions),
+        prompter=Prompter(
+            loaded.tokenizer,
+            max_positions=context_length(loaded.model),
+            max_new_tokens=config.rollout.max_new_tokens,
+        ),
         engine=build_engine(loaded, config.rollout, keeps_keys=keeps_keys),
         scorer=build_scorer(config, task),
     )

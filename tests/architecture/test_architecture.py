@@ -19,7 +19,7 @@ PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "types"},
-    {"config", "dotted", "randomness", "environment"},
+    {"config", "dotted", "hub", "randomness", "environment"},
     {"runs", "advantages", "entropy"},
     {"lab", "batching", "selection", "losses"},
     {"tasks", "rewards"},
@@ -56,6 +56,7 @@ LIBRARIES: dict[str, set[str]] = {
     "latex2sympy2_extended": {"rewards"},
     "reasoning_gym": {"tasks"},
     "datasets": {"tasks"},
+    "huggingface_hub": {"hub"},
     "jinja2": {"report"},
     "markupsafe": {"report"},
     "matplotlib": {"analysis"},

@@ -8,6 +8,7 @@ import torch
 
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import ModelError
+from forkpoint.hub import prepare_hub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,8 @@ def model_source(path: str) -> str:
         return str(BASE_POLICY)
     if path.startswith((".", "/", "~", "models/")) and not Path(path).expanduser().is_dir():
         raise ModelError(f"model.path = {path!r}: there is no such folder")
+    if not Path(path).expanduser().is_dir():
+        prepare_hub()
     return str(Path(path).expanduser())
 
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from forkpoint.config.stages import DataTaskConfig
 from forkpoint.errors import ConfigError, DataError
+from forkpoint.hub import prepare_hub
 from forkpoint.randomness import stream
 from forkpoint.tasks.asking import ask
 from forkpoint.types import Message, Problem
@@ -39,7 +38,7 @@ class DataTask:
         held_out = held_out_source(config)
         self._config = config
         self._rows = read_rows(config.path, config.subset, config.split)
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._epoch, self._order = -1, []
         """The last epoch that was asked for, and its order of rows."""
         self.columns = frozenset(self._rows[0])
         _require(self.columns, config.prompt_column, "task.prompt_column", config.path)
@@ -58,8 +57,8 @@ class DataTask:
         epoch, place = divmod(serial, len(self._rows))
         if self._epoch != epoch:
             generator = stream(self._config.seed, "data order", epoch)
-            self._epoch, self._order = epoch, generator.permutation(len(self._rows))
-        return self._problem(self._config.path, self._rows, int(self._order[place]))
+            self._epoch, self._order = epoch, generator.permutation(len(self._rows)).tolist()
+        return self._problem(self._config.path, self._rows, self._order[place])
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
         """The first ``count`` of ``task.eval_path``, in file order; ``seed`` changes nothing."""
@@ -213,6 +212,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
+    prepare_hub()
     try:
         import datasets
     except ImportError as error:

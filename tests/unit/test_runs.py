@@ -180,7 +180,6 @@ def test_lock_ends_with_the_block_even_by_an_error(tmp_path: Path) -> None:
             raise ZeroDivisionError
 
 
-@needs_full_disk
 @pytest.mark.parametrize("target", ["notes.txt", "nothing.txt"])
 def test_lock_that_leads_elsewhere(tmp_path: Path, target: str) -> None:
     (tmp_path / "notes.txt").write_text("mine")

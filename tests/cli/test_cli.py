@@ -241,6 +241,23 @@ def test_text_that_the_tokenizer_cannot_encode_is_one_line(
     assert re.fullmatch(r"error: the prompt of problem '0' cannot be .* '[ab] \\x1b\[2J'\n", err)
 
 
+def test_held_out_prompts_that_are_trained_on_are_told(here: Here, tmp_path: Path) -> None:
+    both, other = ({"prompt": f"n{n} n5 goal n8 :"} for n in (3, 4))
+    (tmp_path / "a.jsonl").write_text(json.dumps(both) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps(both) + "\n" + json.dumps(other) + "\n")
+    task = 'task={type="data", path="a.jsonl", eval_path="b.jsonl", chat=false}'
+    sets = [task, 'rewards=[{type="format", pattern="x"}]', "rollout.max_new_tokens=4"]
+    flags = [flag for setting in sets for flag in ("--set", setting)]
+    said = "1 of 2 held-out prompts are trained on as well"
+    code, out, err = here("eval", *flags)
+    assert code == 0
+    assert said in err
+    assert json.loads(out)["accuracy"]["n"] == 2
+    code, out, _ = here("train", *flags, "--set", "training.steps=0")
+    assert code == 0
+    assert said in out
+
+
 def test_code_of_the_users_that_raises_is_one_line(here: Here, tmp_path: Path) -> None:
     (tmp_path / "my_code.py").write_text("def rule(candidates):\n    return candidates.nothing\n")
     (tmp_path / "my_engine.py").write_text(

@@ -136,7 +136,7 @@ def test_many_kills_in_a_row(tmp_path: Path, uninterrupted: dict[str, Any]) -> N
 
 
 PRUNING = ("checkpoint.every=1", "checkpoint.keep_last=1", "training.steps=12")
-KILLS = 30
+KILLS = 12
 
 
 @pytest.fixture(scope="module")

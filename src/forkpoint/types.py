@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:  # records are used by packages that never import torch
     from torch import Tensor
@@ -187,9 +187,11 @@ class TokenBatch:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenStats:
-    """What a policy says of R tokens of a batch. Made by ``policy``; eaten by ``losses``."""
+class TokenStats(NamedTuple):
+    """What a policy says of R tokens of a batch. Made by ``policy``; eaten by ``losses``.
+
+    A tuple, because wrappers such as FSDP look for tensors in what a module's forward returns.
+    """
 
     rows_R: "Tensor"
     """int64 [R], indices into the batch's ``_T`` streams, ascending."""

@@ -111,7 +111,7 @@ def _settings(job: DynamicsJob, root: Path) -> dict[str, Any]:
         "checkpoints": [_relative(c.path, root) for c in job.checkpoints],
         "rollouts": None if job.rollouts is None else _relative(str(job.rollouts), root),
         "temperature": config.rollout.temperature,
-        "dtype": config.model.dtype,
+        "compute_dtype": config.model.compute_dtype,
         "task": config.task.model_dump(mode="json") if sampled else None,
         "problems": config.evaluation.problems if sampled else None,
         "samples": config.evaluation.samples if sampled else None,

@@ -21,7 +21,9 @@ class ModelConfig(Stage):
 
     path: str = "lab"
     """``lab`` (the shipped laboratory policy), a folder, or a hub id. Safetensors only."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What a forward pass computes in. Trained parameters, their moments and sums of gradients are
+    float32 always, and so are log-probabilities and entropies."""
     device: str = "auto"
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``."""
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"

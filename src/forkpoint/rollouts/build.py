@@ -31,17 +31,20 @@ class SamplingParts:
         self.scorer.close()
 
 
-def build_sampling(config: RunConfig, *, weights: Path | None = None) -> SamplingParts:
+def build_sampling(
+    config: RunConfig, *, weights: Path | None = None, trained: bool = False
+) -> SamplingParts:
     """Open the task, load the model, start what must be started.
 
     Args:
         weights: a checkpoint to take the model's weights from.
+        trained: the model will be trained: see ``load_model``.
 
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
     task = build_task(config.task)
-    loaded = load_model(config.model, weights=weights)
+    loaded = load_model(config.model, weights=weights, trained=trained)
     keeps_keys = config.training.gradient == "local"
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
     return SamplingParts(

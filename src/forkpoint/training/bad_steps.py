@@ -21,7 +21,9 @@ _ADVICE = {
     NOT_SCORED: "mend the reward function: every failure is in rollouts/, column error",
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
-_DEFAULT_ADVICE = "the batches are in bad_steps/; try a lower optim.lr, or model.dtype = 'float32'"
+_DEFAULT_ADVICE = (
+    "the batches are in bad_steps/; try a lower optim.lr, or model.compute_dtype = 'float32'"
+)
 
 
 class BadSteps:

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from forkpoint.config import RunConfig
 from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.head import check_head
+from forkpoint.policy.precision import compute_in
 from forkpoint.rollouts import SamplingParts, build_sampling
 from forkpoint.training.optimizer import Optimizer
 
@@ -30,7 +33,7 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
-    sampling = build_sampling(config, weights=weights)
+    sampling = build_sampling(config, weights=weights, trained=True)
     model = sampling.loaded.model
     if config.training.gradient != "dense":
         check_head(model)
@@ -38,9 +41,11 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     if config.loss.kl_coefficient:
         frozen = load_model(config.model).model.requires_grad_(False)
         reference = _policy(frozen, config)
+    policy = _policy(model, config)
+    compute_in(policy, getattr(torch, config.model.compute_dtype))
     return RunParts(
         sampling=sampling,
-        policy=_policy(model, config),
+        policy=policy,
         optimizer=Optimizer(model, config.optim),
         reference=reference,
     )

@@ -252,7 +252,8 @@ class TrainingConfig(Stage):
     mini_batches: int = Field(default=4, ge=1)
     """Optimizer updates per step; the paper: 16."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Padded tokens in one forward pass; changes memory and speed, never the result."""
+    """Most tokens in one forward pass, padding included; a single sequence may be longer. Changes
+    memory and speed, never the result."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
     max_bad_steps: int = Field(default=5, ge=1)

@@ -57,5 +57,6 @@ def _policy(model: object, config: RunConfig) -> PolicyModule:
         gradient=config.training.gradient,
         temperature=config.rollout.temperature,
         rows=config.training.rows,
+        row_tokens=config.training.micro_batch_tokens,
         checkpointing=config.model.gradient_checkpointing,
     )

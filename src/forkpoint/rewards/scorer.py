@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-from pebble import ProcessExpired, ProcessPool
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forkpoint.config.stages import OverlongConfig
 from forkpoint.rewards.overlong import overlong_penalty
 from forkpoint.types import Completion, Problem, Score
+
+if TYPE_CHECKING:  # engines are used where no verifier runs and pebble is not installed
+    from pebble import ProcessPool
 
 WORKERS = 2
 
@@ -71,7 +72,9 @@ class Scorer:
         self._pool.stop()
         self._pool.join()
 
-    def _new_pool(self) -> ProcessPool:
+    def _new_pool(self) -> "ProcessPool":
+        from pebble import ProcessPool
+
         # Spawned, not forked: a copy of this process would copy the locks of torch's threads.
         return ProcessPool(
             max_workers=WORKERS,
@@ -89,6 +92,8 @@ class Scorer:
         return self._pool.schedule(_run, args=arguments, timeout=function.timeout_s)
 
     def _result(self, function: RewardFunction, future: Any) -> Part:
+        from pebble import ProcessExpired
+
         try:
             part, error = future.result()
         except FutureTimeout:

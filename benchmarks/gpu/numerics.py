@@ -1,7 +1,7 @@
 """Stage a: are the numbers on this device what they are said to be?
 
-In float32 the claims have bounds. With ``bfloat16`` the differences are told: there is no exact
-result to be equal to, so gradients are compared with the float32 one of the same weights.
+In float32 the claims have bounds. In bfloat16 differences are reported: nothing exact is there to
+be equal to, so gradients are also compared with the float32 one of the same weights.
 """
 
 import tempfile
@@ -82,7 +82,7 @@ class Checks:
         return _bounded(found, dtype, relative_error=1e-5, sparse_from_float32=1e-5)
 
     def local(self, dtype: str) -> dict[str, Any]:
-        """Local's log-probabilities and entropies are exact; its gradient is told."""
+        """Local's log-probabilities and entropies are exact; its gradient's cosine is reported."""
         batch = self._batch()
         stats, flats = [], []
         for way in ("dense", "local"):
@@ -239,5 +239,5 @@ def _largest(a: Tensor, b: Tensor) -> float:
 
 
 def _bounded(found: dict[str, Any], dtype: str, **bounds: float) -> dict[str, Any]:
-    """With bounds in float32; what bfloat16 gives is told."""
+    """With bounds in float32; bfloat16 is reported without."""
     return found | ({"bounds": bounds} if dtype == "float32" else {})

@@ -13,6 +13,7 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.config.stages import ModelConfig
 from forkpoint.lab import LabWorld, draw_problem
 from forkpoint.policy import LoadedModel, PolicyModule, load_model
+from forkpoint.policy.precision import compute_in
 from forkpoint.rollouts.base import SampleRequest
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Prompt, TokenBatch
@@ -82,7 +83,7 @@ def build(setup: Setup) -> Built:
     config = parse_config(
         {
             "model": {
-                "dtype": setup.compute_dtype,
+                "compute_dtype": setup.compute_dtype,
                 "device": setup.device,
                 "attention": setup.attention,
                 "gradient_checkpointing": setup.checkpointing,
@@ -96,15 +97,17 @@ def build(setup: Setup) -> Built:
         }
     )
     if setup.shape is None:
-        loaded = load_model(config.model, weights=setup.weights)
+        loaded = load_model(config.model, weights=setup.weights, trained=True)
     else:
         loaded = _made_up(setup.shape, config.model)
     policy = PolicyModule(
         loaded.model,
         gradient=setup.gradient,
         temperature=1.0,
+        row_tokens=setup.micro_batch_tokens,
         checkpointing=setup.checkpointing,
     )
+    compute_in(policy, getattr(torch, setup.compute_dtype))
     optimizer = Optimizer(loaded.model, config.optim)
     return Built(loaded=loaded, policy=policy, optimizer=optimizer, config=config)
 
@@ -113,7 +116,6 @@ def _made_up(shape: Shape, config: ModelConfig) -> LoadedModel:
     from forkpoint.policy.load import enable_checkpointing
 
     model = qwen3(shape, config.device, config.attention)
-    model = model.to(getattr(torch, config.dtype))
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     return LoadedModel(model=model, tokenizer=word_tokenizer(shape.vocabulary), eos_ids=(EOS,))

@@ -29,6 +29,7 @@ from benchmarks.workloads import records
 from forkpoint.batching import build_batch
 from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.policy.precision import unsharded, whole
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.training.checkpoint import (
@@ -135,7 +136,7 @@ class Checks:
         before = weights(built)
         fault = _step(built, batch, 0)
         found = {"unchanged_share": float((weights(built) == before).double().mean())}
-        return _bounded(found | {"fault": fault}, dtype, unchanged_share=0.1)
+        return found | {"fault": fault, "bounds": {"unchanged_share": 0.1}}
 
     def resume(self, dtype: str) -> dict[str, Any]:
         """A third step after a checkpoint against one without it."""
@@ -187,9 +188,11 @@ class Checks:
         settings = SamplingSettings(
             max_new_tokens=24 if self._device.tiny else 160, temperature=1.0, seed=0, step=0
         )
+        with unsharded(built.policy):
+            completions = engine.sample(requests, settings)
         rollouts = [
             Rollout(completion=completion, score=Score(reward=float(request.sample % 2)))
-            for request, completion in zip(requests, engine.sample(requests, settings), strict=True)
+            for request, completion in zip(requests, completions, strict=True)
         ]
         groups = [
             Group(
@@ -211,14 +214,14 @@ def gradient(built: Built, batch: TokenBatch) -> Tensor:
         stats = built.policy(micro, needed_T[batch.rows_of(sequences)])
         policy_loss(micro, stats, loss).loss.backward()
     gradients = [p.grad for p in built.policy.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten().double() for g in gradients])
+    flat = torch.cat([whole(g).flatten().double() for g in gradients])
     built.optimizer.zero_grad()
     return flat
 
 
 def weights(built: Built) -> Tensor:
     """All parameters in one, a copy: float64."""
-    return torch.cat([p.detach().flatten().double() for p in built.policy.parameters()])
+    return torch.cat([whole(p.detach()).flatten().double() for p in built.policy.parameters()])
 
 
 def distance(found: Tensor, exact: Tensor) -> float:

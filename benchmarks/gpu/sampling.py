@@ -15,6 +15,7 @@ from benchmarks.gpu.models import (
 )
 from benchmarks.sampling import timed_engine, timed_generate
 from forkpoint.policy import LoadedModel
+from forkpoint.policy.precision import unsharded
 from forkpoint.rollouts.base import SampleRequest, SamplingSettings
 from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.types import Problem, Prompt
@@ -50,7 +51,8 @@ def compare(device: Device, shape: Shape | None, new_tokens: int) -> dict[str, A
         settings = SamplingSettings(max_new_tokens=new_tokens, temperature=1.0, seed=seed, step=0)
         for way in ("engine", "generate"):
             device.reset_peak()
-            seconds, tokens = timed(way, loaded, requests, settings)
+            with unsharded(built.policy):
+                seconds, tokens = timed(way, loaded, requests, settings)
             found[f"{way}_seconds"], found[f"{way}_tokens"] = seconds, tokens
             found[f"{way}_tokens_per_s"] = tokens / seconds
             found[f"{way}_peak_gb"] = device.peak_gb()

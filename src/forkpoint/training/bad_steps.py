@@ -11,6 +11,7 @@ from forkpoint.types import TokenBatch
 ZERO_VARIANCE = "in every group all samples got the same reward"
 ALL_TRUNCATED = "every completion of the groups that teach something was cut by the token budget"
 NOT_SCORED = "no completion could be scored"
+NOTHING_SELECTED = "no token was selected"
 
 _ADVICE = {
     ZERO_VARIANCE: (
@@ -19,6 +20,10 @@ _ADVICE = {
         "(rollout.group_size) or more rounds (rollout.max_rounds)"
     ),
     NOT_SCORED: "mend the reward function: every failure is in rollouts/, column error",
+    NOTHING_SELECTED: (
+        "lower selection.threshold_nats, raise selection.keep_fraction, or let your selection.rule "
+        "give some token a weight above 0"
+    ),
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
 _DEFAULT_ADVICE = (

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from forkpoint.batching import split_microbatches, split_minibatches
 from forkpoint.config.run import RunConfig
-from forkpoint.errors import NumericalError
+from forkpoint.errors import SelectionError
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.dense import dense_flops
 from forkpoint.policy.keys import KeptKeys, SequenceKeys
 from forkpoint.policy.module import PolicyModule
 from forkpoint.selection import scope_groups, select
+from forkpoint.training.bad_steps import NOTHING_SELECTED
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Metric, Selection, TokenBatch, TokenStats
 
@@ -45,7 +46,7 @@ class StepResult:
     """float32 [T] nats, of the source that selected."""
     metrics: dict[str, float]
     fault: str | None
-    """Why at least one update was skipped."""
+    """Why at least one update was skipped, or that no token of the whole step was selected."""
 
 
 def train_step(
@@ -69,7 +70,8 @@ def train_step(
             pass without gradient, where one is made, replace them.
 
     Raises:
-        SelectionError: the pool is empty. NumericalError: entropies are not finite.
+        SelectionError: the pool is empty, or the engine gave a completion without entropies.
+        NumericalError: entropies are not finite.
     """
     meter = Meter()
     seen: dict[int, SequenceKeys] | None = {} if config.training.gradient == "local" else None
@@ -117,6 +119,8 @@ def train_step(
             )
             or fault
         )
+    if not weights_T.any():  # one mini-batch without a token is no fault, a whole step is
+        fault = fault or NOTHING_SELECTED
     return StepResult(
         batch=batch.with_streams(weights_T=weights_T),
         entropies_T=entropies_T,
@@ -269,8 +273,9 @@ def _entropies(
         source = "old" if batch.rollout_entropies_T is None else "rollout"
     entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
     if entropies_T is None:
-        raise NumericalError(
-            "selection.entropy = 'rollout', but this engine does not capture entropies: use 'old'"
+        raise SelectionError(
+            "selection.entropy = 'rollout', but the engine gave a completion without entropies: "
+            "use 'old'"
         )
     return entropies_T
 

@@ -51,7 +51,7 @@ class LocalScorer:
     def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
         """See ``Scorer.score``."""
         rewards = [self._verifier(problem.columns, answer.text) for problem, answer in pairs]
-        return [Score(reward=reward, parts={"task": reward}) for reward in rewards]
+        return [Score(reward=reward, verdict=reward, parts={"task": reward}) for reward in rewards]
 
     def close(self) -> None:
         """Nothing is held."""

@@ -77,6 +77,9 @@ class Score:
 
     reward: float | None
     """The sum of the weighted parts; None: leave this sample out."""
+    verdict: float | None = None
+    """What the verifier alone gave, unweighted: 1 or more is a right answer. None: it gave nothing.
+    Which reward is the verifier is decided in one place, ``rewards.build.verifier_index``."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """By the reward function's name, unweighted."""
     error: str | None = None

@@ -48,7 +48,7 @@ class VerifierHere:
 
     def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
         marks = [self._verifier(problem.columns, c.text) for problem, c in pairs]
-        return [Score(reward=mark, parts={"task": mark}) for mark in marks]
+        return [Score(reward=mark, verdict=mark, parts={"task": mark}) for mark in marks]
 
     def close(self) -> None:
         pass

@@ -200,7 +200,8 @@ def rollout(**fields: Any) -> RolloutRow:
         "sample": 0,
         "completion": "n7 n8",
         "reward": 0.7,
-        "reward_parts": {"task": 1.0, "overlong": -0.3},
+        "verdict": 1.0,
+        "reward_parts": {"format": 0.0, "task": 1.0, "overlong": -0.3},
         "error": None,
         "advantage": 0.5,
         "accepted": True,
@@ -222,13 +223,16 @@ def test_our_own_rollouts(tmp_path: Path) -> None:
     write_rollouts(folder / "rollouts" / "step_00001.parquet", [rollout(), rollout(sample=1)])
     later = rollout(step=2, prompt_id="sum/4", completion="n7", token_ids=(7,), reward_parts={})
     write_rollouts(folder / "rollouts" / "step_00002.parquet", [rollout(step=2), later])
+    # a file without verdicts: the first part stands for it, or else the reward
+    second = folder / "rollouts" / "step_00002.parquet"
+    pq.write_table(pq.read_table(second).drop_columns(["verdict"]), second)
     started = Tokenizer()
     started.bos_token_id = 2  # it stands in the stored prompt already
     found = read(folder, tokenizer=started)
     assert facts(found) == [
         ("sum/3", 0, (2, 5), (7, 8, EOS), 1.0),  # the verifier's mark, not the penalised sum
         ("sum/3", 1, (2, 5), (7, 8, EOS), 1.0),
-        ("sum/3", 2, (2, 5), (7, 8, EOS), 1.0),  # a later step's sample of the same prompt
+        ("sum/3", 2, (2, 5), (7, 8, EOS), 0.0),  # a later step's sample of the same prompt
         ("sum/4", 0, (2, 5), (7,), 0.7),
     ]
     assert {r.finish_reason for r in found} == {"stop"}

@@ -92,7 +92,7 @@ def _row(
         prompt=prompt,
         sample=request.sample,
         completion=completion.text,
-        reward=next(iter(score.parts.values()), None),
+        reward=score.verdict,
         finish_reason=str(completion.finish_reason),
         tokens=len(completion.token_ids),
         prompt_token_ids=request.prompt.token_ids,

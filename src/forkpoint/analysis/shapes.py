@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from forkpoint.analysis.rows import Row, column_names, short
 from forkpoint.errors import DataError
+from forkpoint.runs.rollouts import stored_verdict
 from forkpoint.types import Message
 
 UNKNOWN = "unknown"
@@ -98,14 +99,13 @@ def plain(completion: str, prompt: str | None, reward: str | None = None) -> Rea
 def forkpoint(row: Row) -> Iterator[StoredCompletion]:
     """rollouts/*.parquet, eval/*.parquet and analysis/completions/*.parquet of this package."""
     values = row.values
-    parts = dict(values.get("reward_parts") or [])
     prompt_ids = values.get("prompt_token_ids")
     yield StoredCompletion(
         place=row.place,
         completion=_text(row, "completion"),
         prompt=_text(row, "prompt"),
         prompt_id=str(values.get("prompt_id")),
-        reward=next(iter(parts.values()), values.get("reward")),
+        reward=stored_verdict(values),
         finish_reason=str(values["finish_reason"]),
         prompt_token_ids=None if prompt_ids is None else _ids(row, "prompt_token_ids"),
         token_ids=_ids(row, "token_ids"),

@@ -170,7 +170,7 @@ class RolloutConfig(Stage):
     batch_sequences: int = Field(default=512, ge=1)
     """How many completions the engine samples side by side."""
     dynamic_sampling: bool = True
-    """Keep only groups with rewards that differ: 0 < correct < G."""
+    """Keep only groups whose answers the verifier judged differently: 0 < right < G."""
     max_rounds: int = Field(default=3, ge=1)
     """Rounds of sampling to fill a step; what is short after that is trained as it is."""
     truncated: Literal["keep", "mask"] = "keep"

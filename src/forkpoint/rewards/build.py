@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,8 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
         ConfigError, DataError: a task without a verifier, a missing column, package or function.
     """
     functions: list[RewardFunction] = []
-    for reward in config.rewards:
+    verifier = verifier_index(config.rewards)
+    for index, reward in enumerate(config.rewards):
         name, call, imports = _function(reward, task)
         taken = {OVERLONG, *(f.name for f in functions)}
         while name in taken:
@@ -52,10 +54,25 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
                 call=call,
                 weight=reward.weight,
                 timeout_s=reward.timeout_s,
+                is_verifier=index == verifier,
                 imports=imports,
             )
         )
     return Scorer(functions, config.overlong, max_new_tokens=config.rollout.max_new_tokens)
+
+
+def verifier_index(rewards: Sequence[RewardConfig]) -> int:
+    """Which of the rewards is the verifier, the one that says whether an answer is right.
+
+    The first of type ``task``, ``math`` or ``integer``; without one the first ``custom`` one;
+    without one the first. Accuracy and dynamic sampling go by it alone, wherever it stands in the
+    recipe and whatever its weight is.
+    """
+    for kinds in (("task", "math", "integer"), ("custom",)):
+        for index, reward in enumerate(rewards):
+            if reward.type in kinds:
+                return index
+    return 0
 
 
 def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ...]]:

@@ -35,6 +35,8 @@ class RewardFunction:
     """Picklable; runs in a worker."""
     weight: float
     timeout_s: float
+    is_verifier: bool = False
+    """Whether this part is the score's verdict; of one function at most."""
     imports: tuple[str, ...] = ()
     """Modules a worker loads when it starts: slow ones would use up the first sample's time."""
 
@@ -106,9 +108,9 @@ class Scorer:
 
     def _combine(self, completion: Completion, results: Sequence[Part]) -> Score:
         parts = {f.name: part for f, (part, _) in zip(self._functions, results, strict=True)}
-        total: float | None = 0.0
-        for function, (part, _) in zip(self._functions, results, strict=True):
-            total = None if part is None or total is None else total + function.weight * part
+        verdict = next((parts[f.name] for f in self._functions if f.is_verifier), None)
+        weighted = [f.weight * part for f in self._functions if (part := parts[f.name]) is not None]
+        complete = len(weighted) == len(self._functions)
         if self._overlong.buffer:
             penalty = overlong_penalty(
                 len(completion.token_ids),
@@ -117,9 +119,14 @@ class Scorer:
                 penalty=self._overlong.penalty,
             )
             parts[OVERLONG] = penalty
-            total = None if total is None else total + penalty
+            weighted.append(penalty)
         errors = [error for _, error in results if error is not None]
-        return Score(reward=total, parts=parts, error="; ".join(errors) or None)
+        return Score(
+            reward=math.fsum(weighted) if complete else None,
+            verdict=verdict,
+            parts=parts,
+            error="; ".join(errors) or None,
+        )
 
 
 def _run(

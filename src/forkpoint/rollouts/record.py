@@ -54,6 +54,7 @@ class RowMaker:
                 sample=sample,
                 completion=completion.text,
                 reward=score.reward,
+                verdict=score.verdict,
                 reward_parts=dict(score.parts),
                 error=score.error,
                 advantage=advantages[sample] or 0.0,

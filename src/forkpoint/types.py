@@ -79,7 +79,7 @@ class Score:
     """The sum of the weighted parts; None: leave this sample out."""
     verdict: float | None = None
     """What the verifier alone gave, unweighted: 1 or more is a right answer. None: it gave nothing.
-    Which reward is the verifier is decided in one place, ``rewards.build.verifier_index``."""
+    Which reward is the verifier is decided in one place, ``rewards.build.verifier_of``."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """By the reward function's name, unweighted."""
     error: str | None = None
@@ -127,10 +127,10 @@ class TokenBatch:
     advantages_T: "Tensor"
     """float32 [T]."""
     mask_T: "Tensor"
-    """bool [T], the tokens that count in the denominator ``all``: every one, or without truncated
-    completions."""
+    """bool [T], the tokens that may be trained on and that count in the denominator ``all``: every
+    one, or without truncated completions."""
     pool_T: "Tensor"
-    """bool [T], the tokens that compete for selection and may be trained on; within ``mask_T``."""
+    """bool [T], the tokens that compete for selection; one outside ``mask_T`` gets no weight."""
     rollout_logprobs_T: "Tensor"
     """float32 [T], the sampler's."""
     rollout_entropies_T: "Tensor | None" = None
@@ -215,7 +215,7 @@ class Selection:
     """Which tokens get a policy gradient. Made by ``selection``; eaten by ``losses.aggregate``."""
 
     weights_T: "Tensor"
-    """float32 [T] >= 0; 0 outside the pool."""
+    """float32 [T] >= 0; 0 outside pool and mask."""
     thresholds: tuple[float, ...]
     """Nats; the lowest (top rules) entropy kept in each scope group, nan where none was kept."""
     pool_tokens: int

@@ -47,7 +47,8 @@ MATH, TASK = {"type": "math"}, {"type": "task"}
 def test_the_verifier_is_the_first_that_judges_answers(
     rewards: list[dict[str, Any]], index: int
 ) -> None:
-    assert build_module.verifier_index(parse_config({"rewards": rewards}).rewards) == index
+    configs = parse_config({"rewards": rewards}).rewards
+    assert build_module.verifier_of(configs) is configs[index]
 
 
 # ---- groups that teach ---------------------------------------------------------------------------

@@ -201,6 +201,8 @@ class SelectionConfig(Stage):
     rounding: Literal["ceil", "floor"] = "ceil"
     zero_advantage_in_pool: bool = False
     """True for parity with peers: dead tokens compete and use up the budget."""
+    truncated_in_pool: bool = False
+    """The same for tokens that ``rollout.truncated = "mask"`` leaves out of training (ms-swift)."""
 
 
 class LossConfig(Stage):
@@ -213,7 +215,14 @@ class LossConfig(Stage):
     dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of tokens with negative advantage by this times |advantage|."""
     denominator: Literal[
-        "selected", "all", "sequence", "sequence_selected", "microbatch_selected", "constant"
+        "selected",
+        "all",
+        "all_per_update",
+        "sampled_of_step",
+        "sequence",
+        "sequence_selected",
+        "microbatch_selected",
+        "constant",
     ] = "selected"
     constant_tokens: int | None = Field(default=None, ge=1)
     """Per sequence, for ``constant``; default ``rollout.max_new_tokens`` (Dr. GRPO)."""
@@ -222,7 +231,8 @@ class LossConfig(Stage):
     """> 0 loads a frozen copy of the first weights as the reference."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     penalties_on: Literal["selected", "all"] = "selected"
-    """Which tokens carry KL penalty and entropy bonus; ``all`` makes sparse run every head row."""
+    """Which tokens carry KL penalty and entropy bonus, divided as the surrogate is; ``all`` makes
+    sparse run every head row."""
 
 
 class OptimConfig(Stage):

@@ -42,8 +42,8 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
         ConfigError, DataError: a task without a verifier, a missing column, package or function.
     """
     functions: list[RewardFunction] = []
-    verifier = verifier_index(config.rewards)
-    for index, reward in enumerate(config.rewards):
+    verifier = verifier_of(config.rewards)
+    for reward in config.rewards:
         name, call, imports = _function(reward, task)
         taken = {OVERLONG, *(f.name for f in functions)}
         while name in taken:
@@ -54,14 +54,14 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
                 call=call,
                 weight=reward.weight,
                 timeout_s=reward.timeout_s,
-                is_verifier=index == verifier,
+                is_verifier=reward is verifier,
                 imports=imports,
             )
         )
     return Scorer(functions, config.overlong, max_new_tokens=config.rollout.max_new_tokens)
 
 
-def verifier_index(rewards: Sequence[RewardConfig]) -> int:
+def verifier_of(rewards: Sequence[RewardConfig]) -> RewardConfig:
     """Which of the rewards is the verifier, the one that says whether an answer is right.
 
     The first of type ``task``, ``math`` or ``integer``; without one the first ``custom`` one;
@@ -69,10 +69,10 @@ def verifier_index(rewards: Sequence[RewardConfig]) -> int:
     recipe and whatever its weight is.
     """
     for kinds in (("task", "math", "integer"), ("custom",)):
-        for index, reward in enumerate(rewards):
+        for reward in rewards:
             if reward.type in kinds:
-                return index
-    return 0
+                return reward
+    return rewards[0]
 
 
 def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ...]]:

@@ -190,6 +190,7 @@ class _Run:
             advantage=config.advantage.kind,
             truncated=config.rollout.truncated,
             zero_advantage_in_pool=config.selection.zero_advantage_in_pool,
+            truncated_in_pool=config.selection.truncated_in_pool,
         )
         if fault := nothing_scored(rollouts) or nothing_to_learn(batch):
             return rollouts, None, fault

@@ -14,7 +14,7 @@ from torch import Tensor
 from forkpoint.batching import split_microbatches, split_minibatches
 from forkpoint.config.run import RunConfig
 from forkpoint.errors import SelectionError
-from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses import policy_loss, step_totals, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.dense import dense_flops
 from forkpoint.policy.keys import KeptKeys, SequenceKeys
@@ -95,7 +95,9 @@ def train_step(
         groups_T = scope_groups(batch, "batch", [])
         chosen = _select(batch, entropies_T, groups_T, config, step, meter)
         weights_T = chosen.weights_T
-    for index, sequences in enumerate(split_minibatches(batch, config.training.mini_batches)):
+    mini_batches = split_minibatches(batch, config.training.mini_batches)
+    totals = step_totals(batch, updates=len(mini_batches))
+    for index, sequences in enumerate(mini_batches):
         rows = batch.rows_of(sequences)
         part = batch.take(sequences)
         cut = _cut(part, config)
@@ -105,7 +107,7 @@ def train_step(
             if part.pool_T.any():
                 chosen = _select(part, entropies_T[rows], groups_T, config, step, meter)
                 weights_T[rows] = chosen.weights_T
-        part = with_coefficients(part, weights_T[rows], groups_T, config)
+        part = with_coefficients(part, weights_T[rows], groups_T, config, totals)
         on_policy = index == 0
         fault = (
             _update(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from forkpoint.batching import build_batch, split_microbatches, split_minibatches
 from forkpoint.config.run import RunConfig
-from forkpoint.losses import policy_loss, step_totals, with_coefficients
+from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses.denominators import step_totals
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import FinishReason, Group, TokenBatch, TokenStats
 from tests.conftest import make_group

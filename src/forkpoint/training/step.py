@@ -14,7 +14,8 @@ from torch import Tensor
 from forkpoint.batching import split_microbatches, split_minibatches
 from forkpoint.config.run import RunConfig
 from forkpoint.errors import SelectionError
-from forkpoint.losses import policy_loss, step_totals, with_coefficients
+from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses.denominators import step_totals
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.dense import dense_flops
 from forkpoint.policy.keys import KeptKeys, SequenceKeys

@@ -127,6 +127,21 @@ def test_a_group_is_accepted_iff_the_verifier_judged_its_answers_differently(
         assert len({r.score.reward for r in group.rollouts_G}) == 2
 
 
+def test_rewards_do_not_depend_on_the_order_of_the_recipe() -> None:
+    # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in binary; the sum that is rounded once does not
+    task: Any = SimpleNamespace(columns=set(), verifier=None)
+    rewards = []
+    for weights in ((0.1, 0.2, 0.3), (0.3, 0.2, 0.1)):
+        parts = [{**FORMAT, "weight": weight} for weight in weights]
+        scorer = build_scorer(parse_config({"rewards": parts}), task)
+        try:
+            (score,) = scorer.score([(Problem(id="p", prompt="?"), answer(RIGHT, 2))])
+        finally:
+            scorer.close()
+        rewards.append(score.reward)
+    assert rewards == [0.6, 0.6]
+
+
 def test_accuracy_is_the_verifiers_wherever_it_stands(rollouts: StepRollouts) -> None:
     # 1/3 + 2/3 + 0 + 0 + 1 of five problems; by form, which stands first, it would be 14/15
     assert accuracy(rollouts.groups, seed=0).value == pytest.approx(2 / 5)

@@ -8,7 +8,7 @@ from forkpoint.errors import NumericalError, SelectionError
 from forkpoint.runs.atomic import write_atomically
 from forkpoint.types import TokenBatch
 
-ZERO_VARIANCE = "in every group all samples got the same reward"
+ZERO_VARIANCE = "in no group one sample did better than another"
 ALL_TRUNCATED = "every completion of the groups that teach something was cut by the token budget"
 NOT_SCORED = "no completion could be scored"
 NOTHING_SELECTED = "no token was selected"

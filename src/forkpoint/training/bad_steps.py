@@ -5,7 +5,6 @@ from pathlib import Path
 from torch import Tensor
 
 from forkpoint.errors import NumericalError, SelectionError
-from forkpoint.runs.atomic import write_atomically
 from forkpoint.types import TokenBatch
 
 ZERO_VARIANCE = "in no group one sample did better than another"
@@ -67,6 +66,8 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     """
     import torch
     from safetensors.torch import save
+
+    from forkpoint.runs.atomic import write_atomically
 
     tensors: dict[str, Tensor] = {
         name: value

@@ -84,6 +84,8 @@ class Score:
     """By the reward function's name, unweighted."""
     error: str | None = None
     """Why a verifier gave nothing: an exception's text or ``timeout after 4 s``."""
+    timed_out: bool = False
+    """A verifier used up its time or its memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ def sample_answers(
     settings = sample_settings(config, "analyze")
     completions = parts.engine.sample(requests, settings, should_stop)
     pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs)
+    scores = parts.scorer.score(pairs, should_stop)
     decode = parts.loaded.tokenizer.decode
     return [
         _row(request, completion, score, decode(list(request.prompt.token_ids)))

@@ -227,9 +227,8 @@ class _Sweep:
     def _groups(self, completions: Sequence[Completion]) -> Iterator[Group]:
         samples = self._config.evaluation.samples
         prompts = [prompt for prompt in self._prompts.values() for _ in range(samples)]
-        scores = self._parts.scorer.score(
-            [(prompt.problem, c) for prompt, c in zip(prompts, completions, strict=True)]
-        )
+        pairs = [(p.problem, c) for p, c in zip(prompts, completions, strict=True)]
+        scores = self._parts.scorer.score(pairs, self._should_stop)
         rollouts = [
             Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)
         ]

@@ -94,11 +94,13 @@ TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(dis
 
 
 class VerifierConfig(Stage):
-    """What every reward has: its weight in the sum and a time limit."""
+    """What every reward has: its weight in the sum and a time limit. See docs/rewards.md."""
 
     weight: float = 1.0
     timeout_s: float = Field(default=4.0, gt=0)
     """Per completion; the process of a verifier that hangs is killed."""
+    on_timeout: Literal["wrong", "leave_out"] = "wrong"
+    """A completion on which it used up its time or memory gets 0; or no reward at all."""
 
 
 class TaskRewardConfig(VerifierConfig):
@@ -135,6 +137,8 @@ class CustomRewardConfig(VerifierConfig):
     type: Literal["custom"]
     path: str
     """``package.module:function``, importable from the working directory."""
+    batch_size: int = Field(default=1, ge=1)
+    """Completions in one call, for a judge that is faster with several."""
 
 
 RewardConfig = Annotated[
@@ -145,6 +149,15 @@ RewardConfig = Annotated[
     | CustomRewardConfig,
     Field(discriminator="type"),
 ]
+
+
+class ScoringConfig(Stage):
+    """The processes that call the rewards."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """How many; default: one a CPU, 8 at most."""
+    memory_gb: float = Field(default=4.0, gt=0)
+    """10^9 bytes that each may take beyond what its modules do. Obeyed on Linux only."""
 
 
 class OverlongConfig(Stage):

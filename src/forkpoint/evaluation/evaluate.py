@@ -72,7 +72,7 @@ def evaluate(
     )
     completions = engine.sample(requests, settings, should_stop)
     scores = scorer.score(
-        [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
+        [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)], should_stop
     )
     rollouts = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
     n = config.samples
@@ -96,7 +96,7 @@ def accuracy(groups: tuple[Group, ...], *, seed: int) -> Estimate:
     of one problem are not independent. Samples a verifier failed on count as wrong.
     """
     scores = [r.score for g in groups for r in g.rollouts_G]
-    if all(s.verdict is None for s in scores):
+    if all(s.timed_out or s.verdict is None for s in scores):
         first = next((s.error for s in scores if s.error), "none: the answers are unreadable")
         raise RewardError(f"no completion could be scored; the first verifier error: {first}")
     right_P = [

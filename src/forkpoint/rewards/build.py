@@ -55,10 +55,17 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
                 weight=reward.weight,
                 timeout_s=reward.timeout_s,
                 is_verifier=reward is verifier,
+                on_timeout=reward.on_timeout,
+                batch_size=reward.batch_size if isinstance(reward, CustomRewardConfig) else 1,
                 imports=imports,
             )
         )
-    return Scorer(functions, config.overlong, max_new_tokens=config.rollout.max_new_tokens)
+    return Scorer(
+        functions,
+        config.overlong,
+        max_new_tokens=config.rollout.max_new_tokens,
+        scoring=config.scoring,
+    )
 
 
 def verifier_of(rewards: Sequence[RewardConfig]) -> RewardConfig:

@@ -66,7 +66,7 @@ def collect_groups(
         completions = engine.sample(requests, settings, should_stop)
         sampled = time.perf_counter()
         pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-        scores = scorer.score(pairs)
+        scores = scorer.score(pairs, should_stop)
         sample_s, score_s = sample_s + sampled - started, score_s + time.perf_counter() - sampled
         rollouts = [
             Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)

@@ -1,6 +1,7 @@
 """Other people's files of completions, told apart by their columns and read into our tokens."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,47 @@ def test_completions_without_text_are_left_out_and_named(tmp_path: Path) -> None
     assert source.without_text == [f"{path}, row 2", f"{path}, row 3"]
     assert len(list(source)) == 1
     assert len(source.without_text) == 2  # of the last reading, not of all
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_rewards_of_nan_are_none_and_counted(tmp_path: Path, parquet: bool) -> None:
+    rows = [{"prompt": "n5", "completion": "n7", "reward": x} for x in (1.0, math.nan, None, 0.5)]
+    path = tmp_path / ("a.parquet" if parquet else "a.jsonl")
+    if parquet:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_lines(path, rows)  # as Python's json spells it: NaN
+    source = CompletionFile(path, Columns(), load())
+    for _ in range(2):  # of the last reading, not of all
+        assert [r.reward for r in source] == [1.0, None, None, 0.5]
+        assert source.notes() == [
+            f"rewards that are NaN, read as none: 1 (the first: {path}, row 2)"
+        ]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "n5", "completion": "n7", "reward": 1.0},
+        {"input": "n5", "output": "n7", "score": 1.0},
+        {"text": "n5 n7", "reward": 1.0},
+    ],
+)
+def test_infinite_rewards_are_refused_by_name(
+    tmp_path: Path, row: dict[str, Any], value: float
+) -> None:
+    name = next(name for name in row if name in ("reward", "score"))
+    path = write_lines(tmp_path / "a.jsonl", [row, {**row, name: value}])
+    with pytest.raises(DataError, match=rf"a.jsonl, row 2: the reward is {value}; it must be"):
+        read(path)
+
+
+def test_infinite_rewards_of_our_own_files_are_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "step_00001.parquet"
+    write_rollouts(path, [replace(rollout(), reward=math.inf, reward_parts={"task": math.inf})])
+    with pytest.raises(DataError, match="row 1: the reward is inf"):
+        read(path)
 
 
 def test_an_answer_that_ended_at_once_has_a_token(tmp_path: Path) -> None:

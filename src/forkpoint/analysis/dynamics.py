@@ -147,8 +147,8 @@ def _completions(
         ensure_vocabulary(folder.parent.parent, loaded.tokenizer)
         source = CompletionFile(job.rollouts, Columns(), loaded)
         paths = _copy(source, folder)
-        if source.without_text:
-            note(f"left out {len(source.without_text)} completions without text")
+        for line in source.notes():
+            note(line)
     write_text(whole, "")
     return paths
 

@@ -5,7 +5,6 @@ became tokens is ``sources``' business.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -30,6 +29,7 @@ class StoredCompletion:
     prompt_id: str | None = None
     """None: prompts of equal text are one."""
     reward: float | None = None
+    """As it stands in the file, NaN and infinities included."""
     finish_reason: str = UNKNOWN
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
@@ -271,7 +271,7 @@ def _ids(row: Row, name: str) -> tuple[int, ...]:
 
 def _number(row: Row, name: str) -> float | None:
     value = _value(row, name)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if value is None:
         return None
     if not isinstance(value, int | float):
         raise DataError(f"{row.place}: column {name!r} holds {short(value)}, not a number")

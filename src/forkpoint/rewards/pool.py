@@ -12,14 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
-
-from pebble import ProcessExpired, ProcessPool
 
 from forkpoint.errors import Interrupted, RewardError
 from forkpoint.rewards.worker import OUT_OF_MEMORY, Part, Sample, run, start
 from forkpoint.types import Completion, Problem
+
+if TYPE_CHECKING:  # engines are used where no verifier runs and pebble is not installed
+    from pebble import ProcessExpired, ProcessPool
 
 MOST_ATTEMPTS = 3
 """Of one call, when workers die before they can take it."""
@@ -111,7 +112,9 @@ class WorkerPool:
                 worker.terminate()
         self._pool.join()
 
-    def _new_pool(self) -> ProcessPool:
+    def _new_pool(self) -> "ProcessPool":
+        from pebble import ProcessPool
+
         return ProcessPool(
             max_workers=self._workers,
             context=self._context,
@@ -130,6 +133,8 @@ class WorkerPool:
 
     def _outcome(self, call: Call, future: Future[Any]) -> tuple[list[Part], list[Call]]:
         """The parts of a call that was done, and the calls to be made in its place."""
+        from pebble import ProcessExpired
+
         try:
             parts = future.result()
         except BrokenProcessPool:
@@ -144,7 +149,7 @@ class WorkerPool:
             return [], [replace(call, samples=(i,), attempt=1) for i in call.samples]
         return parts, []
 
-    def _death(self, died: ProcessExpired) -> Part:
+    def _death(self, died: "ProcessExpired") -> Part:
         if died.exitcode == OUT_OF_MEMORY:
             limit = f"out of memory: more than scoring.memory_gb = {self._memory_gb:g}"
             return Part(None, limit, timed_out=True)

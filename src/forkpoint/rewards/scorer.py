@@ -16,6 +16,7 @@ OVERLONG = "overlong"
 """The name of the length penalty among the parts."""
 MOST_WORKERS = 8
 """Unless ``scoring.workers`` says otherwise."""
+DEFAULTS = ScoringConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +54,8 @@ class Scorer:
         overlong: OverlongConfig,
         *,
         max_new_tokens: int,
-        scoring: ScoringConfig | None = None,
+        scoring: ScoringConfig = DEFAULTS,
     ) -> None:
-        scoring = scoring or ScoringConfig()
         self._functions = functions
         self._overlong = overlong
         self._limit = max_new_tokens

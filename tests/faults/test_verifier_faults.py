@@ -1,5 +1,6 @@
 """Verifiers that hang, eat memory, start processes or die with the run: what is left of it."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import forkpoint
 from forkpoint.config import parse_config
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted, RewardError
@@ -19,6 +21,8 @@ from forkpoint.evaluation.evaluate import accuracy
 from forkpoint.rewards import Scorer, build_scorer, pool, worker
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
+from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.training.metrics import rollout_metrics
 from forkpoint.types import Completion, FinishReason, Problem, Score
 from tests.unit import reward_functions as functions
 from tests.unit.test_evaluate import scored
@@ -133,7 +137,9 @@ def test_stop_is_obeyed_while_every_verifier_hangs(make_scorer: Callable[..., Sc
     begun = time.monotonic()
     with pytest.raises(Interrupted, match="stopped while scoring"):
         scorer.score([pair("hang")] * 16, should_stop)
-    assert time.monotonic() - asked[0] < 5  # four seconds a sample on two workers: 32
+    assert (
+        time.monotonic() - asked[0] < 5
+    )  # about 0.2 s on an idle machine; four seconds a sample on two workers: 32
     assert score_texts(scorer, "give 3")[0].reward == 6.0  # and it can score again
 
 
@@ -359,3 +365,30 @@ def test_errors_are_one_short_line() -> None:
     assert len(error) == worker.MOST_CHARACTERS
     assert "\n" not in error
     assert error.endswith("…")
+
+
+# ---- those who score -----------------------------------------------------------------------------
+
+
+def test_everyone_who_scores_hands_on_the_wish_to_stop() -> None:
+    calls = [
+        (path.name, len(node.args))
+        for path in Path(forkpoint.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("scorer.score")
+    ]
+    assert len(calls) >= 5
+    assert [name for name, arguments in calls if arguments != 2] == []
+
+
+def test_timeouts_are_counted_apart_from_other_errors() -> None:
+    late = Score(reward=0.0, parts={"math": 0.0}, error="math: timeout after 4 s", timed_out=True)
+    raised = Score(reward=None, parts={"math": None}, error="math: ValueError: no")
+    groups = (scored(0, late, late, raised, Score(reward=1.0, parts={"math": 1.0})),)
+    metrics = rollout_metrics(
+        StepRollouts(
+            accepted=groups, rejected=(), next_serial=1, rounds=1, sample_s=0.0, score_s=0.0
+        )
+    )
+    assert (metrics["reward/errors"], metrics["reward/timeouts"]) == (3, 2)
+    assert metrics["reward/mean"] == pytest.approx(1 / 3)

@@ -259,12 +259,16 @@ def test_a_call_that_got_lost_is_made_again(
     scorer = make_scorer(functions.one)
     submit = scorer._pool._submit
     lost: list[pool.Call] = []
+    answers_too_late = pool.Future()
 
     def loses_the_first(call: pool.Call, samples: Any) -> Any:
         lost.append(call)
         # no answer for longer than this, beyond the limit of the call
         monkeypatch.setattr(pool, "STALLED_S", 0.5 - GRACE_S if len(lost) == 1 else GRACE_S)
-        return pool.Future() if len(lost) == 1 else submit(call, samples)
+        if len(lost) == 1:
+            return answers_too_late
+        answers_too_late.set_result([worker.Part(7.0)])
+        return submit(call, samples)
 
     monkeypatch.setattr(scorer._pool, "_submit", loses_the_first)
     (score,) = score_texts(scorer, "a")

@@ -94,7 +94,9 @@ class WorkerPool:
                         running.clear()
                         progress.restart()
                     continue
-                call = running.pop(future)
+                call = running.pop(future, None)
+                if call is None:  # of a pool that was given up
+                    continue
                 parts, calls_anew = self._outcome(call, future)
                 waiting.extendleft(calls_anew)
                 if parts:

@@ -130,8 +130,8 @@ def _limit_memory(memory_gb: float) -> None:
     """
     if sys.platform != "linux":
         return
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    held = int(status.partition("VmData:")[2].split()[0]) * 1024
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    held = pages * resource.getpagesize()
     limit, (_, most) = held + int(memory_gb * 1e9), resource.getrlimit(resource.RLIMIT_DATA)
     if most == resource.RLIM_INFINITY or limit < most:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

@@ -236,10 +236,16 @@ def test_a_lower_limit_of_the_machines_stays(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_evaluation_of_timeouts_alone_is_no_accuracy() -> None:
-    late = Score(reward=0.0, parts={"math": 0.0}, error="math: timeout after 4 s", timed_out=True)
+    late = Score(
+        reward=0.0,
+        verdict=0.0,
+        parts={"math": 0.0},
+        error="math: timeout after 4 s",
+        timed_out=True,
+    )
     with pytest.raises(RewardError, match=r"could be scored; .*: math: timeout after"):
         accuracy((scored(0, late, late),), seed=0)
-    right = Score(reward=1.0, parts={"math": 1.0})
+    right = Score(reward=1.0, verdict=1.0, parts={"math": 1.0})
     assert accuracy((scored(0, late, right),), seed=0).value == 0.5
 
 
@@ -386,7 +392,13 @@ def test_everyone_who_scores_hands_on_the_wish_to_stop() -> None:
 
 
 def test_timeouts_are_counted_apart_from_other_errors() -> None:
-    late = Score(reward=0.0, parts={"math": 0.0}, error="math: timeout after 4 s", timed_out=True)
+    late = Score(
+        reward=0.0,
+        verdict=0.0,
+        parts={"math": 0.0},
+        error="math: timeout after 4 s",
+        timed_out=True,
+    )
     raised = Score(reward=None, parts={"math": None}, error="math: ValueError: no")
     groups = (scored(0, late, late, raised, Score(reward=1.0, parts={"math": 1.0})),)
     metrics = rollout_metrics(

@@ -320,7 +320,7 @@ def test_infinite_rewards_are_refused_by_name(
 
 def test_infinite_rewards_of_our_own_files_are_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "step_00001.parquet"
-    write_rollouts(path, [replace(rollout(), reward=math.inf, reward_parts={"task": math.inf})])
+    write_rollouts(path, [replace(rollout(), reward=math.inf, verdict=math.inf)])
     with pytest.raises(DataError, match="row 1: the reward is inf"):
         read(path)
 

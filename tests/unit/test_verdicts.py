@@ -200,7 +200,7 @@ def test_an_analysis_stores_the_verdict() -> None:
     prompt = Prompt(problem=Problem(id="p", prompt="?"), token_ids=(2,))
     parts: Any = SimpleNamespace(
         engine=ScriptedEngine({("p", 0): answer(WRONG, 2)}),
-        scorer=SimpleNamespace(score=lambda pairs: [score]),
+        scorer=SimpleNamespace(score=lambda pairs, should_stop: [score]),
         loaded=SimpleNamespace(tokenizer=NumberTokenizer()),
     )
     (row,) = sample_answers(parts, config, {0: prompt}, lambda: False)

@@ -110,7 +110,7 @@ def make_group(
             finish_reason=finish,
             text=f"completion {serial}.{sample}",
         )
-        score = Score(reward=reward, parts={"verifier": reward})
+        score = Score(reward=reward, verdict=reward, parts={"verifier": reward})
         rollouts.append(Rollout(completion=completion, score=score))
     return Group(prompt=prompt, serial=serial, rollouts_G=tuple(rollouts))
 

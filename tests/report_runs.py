@@ -39,6 +39,7 @@ def make_row(
         "prompt_id": f"p{serial}",
         "prompt": "say a b",
         "completion": " ".join(tokens),
+        "verdict": reward,
         "reward_parts": {"task": reward},
         "error": None,
         "advantage": 0.5,

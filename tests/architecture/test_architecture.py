@@ -232,6 +232,10 @@ def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
         (("config",), ("torch", "transformers", "numpy", "pyarrow")),
         (("tasks.data", "tasks.gym", "tasks.lab", "rewards", "runs"), ("torch", "transformers")),
         (("report", "demo"), ("torch", "transformers", "forkpoint.training", "forkpoint.policy")),
+        (
+            ("policy", "rollouts.transformers", "training.step", "training.checkpoint"),
+            ("pyarrow", "pebble", "scipy", "rich", "cyclopts", "jinja2", "datasets"),
+        ),
         (("advantages", "batching", "entropy", "selection", "losses"), ("transformers", "pebble")),
         (("cli.main",), ("torch", "transformers", "numpy", "pydantic", "forkpoint.config")),
     ],

@@ -398,7 +398,7 @@ def test_dry_run_prints_and_writes_nothing(here: Here, tmp_path: Path) -> None:
     config, end = json.JSONDecoder().raw_decode(out)
     assert parse_config(config).rollout.group_size == 8
     description = out[end:].strip()
-    assert "would train Qwen/Qwen3-8B-Base (bfloat16) on task data into out" in description
+    assert "would train Qwen/Qwen3-8B-Base, computing in bfloat16, on task data" in description
     assert "85 steps of 512 prompts x 8 = 4096 completions of at most 20480 tokens" in description
     assert "(ppo_clip, sparse) on top 20% of the tokens: scope minibatch" in description
     assert "16 optimizer updates a step, lr 3e-06" in description

@@ -205,6 +205,19 @@ def test_a_finished_run_finishes_what_a_kill_left(
     assert_same(result(folder), uninterrupted)
 
 
+def test_bfloat16_passes_resume_to_the_byte_too(tmp_path: Path) -> None:
+    settings = (*SETTINGS, "model.compute_dtype=bfloat16", "optim.lr=1e-6")
+    finish(start(tmp_path / "whole", settings=settings))
+    folder = tmp_path / "killed"
+    process = start(folder, settings=settings)
+    wait_for(folder, 4, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    finish(start(folder, "--resume", settings=settings))
+    assert_same(result(folder), result(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.25], ids=str)
 def test_sigterm_saves_and_exits(
     tmp_path: Path, uninterrupted: dict[str, Any], delay: float

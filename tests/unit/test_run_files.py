@@ -113,6 +113,7 @@ def row(**settings: Any) -> RolloutRow:
         "sample": 1,
         "completion": "7",
         "reward": 1.0,
+        "verdict": 1.0,
         "reward_parts": {"task": 1.0, "overlong": -0.25},
         "error": None,
         "advantage": -0.5,

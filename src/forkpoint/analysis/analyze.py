@@ -194,10 +194,8 @@ class _Filler:
                 tokens = writer.write(number, part())
                 write_run_files(self.directory, self.config)
                 self.observer.part(number, of, tokens, time.perf_counter() - started)
-        if self.source is not None and (places := self.source.without_text):
-            self.observer.note(
-                f"completions without text, left out: {len(places)} (the first: {places[0]})"
-            )
+        for line in self.source.notes() if self.source is not None else ():
+            self.observer.note(line)
 
 
 class _Writer:

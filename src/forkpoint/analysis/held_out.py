@@ -77,7 +77,7 @@ def sample_answers(
     settings = sample_settings(config, "analyze")
     completions = parts.engine.sample(requests, settings, should_stop)
     pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs)
+    scores = parts.scorer.score(pairs, should_stop)
     decode = parts.loaded.tokenizer.decode
     return [
         _row(request, completion, score, decode(list(request.prompt.token_ids)))
@@ -93,7 +93,7 @@ def _row(
         prompt=prompt,
         sample=request.sample,
         completion=completion.text,
-        reward=next(iter(score.parts.values()), None),
+        reward=score.verdict,
         finish_reason=str(completion.finish_reason),
         tokens=len(completion.token_ids),
         prompt_token_ids=request.prompt.token_ids,

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,18 @@ class CompletionFile:
         self._encoder = _Encoder(loaded)
         self.without_text: list[str] = []
         """The places of completions without text, which are left out."""
+        self.nan_rewards: list[str] = []
+        """The places of rewards that are NaN, which are read as none."""
 
     def __iter__(self) -> Iterator[CompletionRow]:
         """The completions in the order of the file.
 
+        A reward of NaN is no reward: pandas, and with it TRL's logs, write a missing one so.
+
         Raises:
-            DataError: naming the file and the row.
+            DataError: naming the file and the row; an infinite reward among other causes.
         """
-        self.without_text = []
+        self.without_text, self.nan_rewards = [], []
         counts: dict[bytes, list[int]] = {}  # prompt -> [its number, completions so far]
         found = False
         for stored in self._stored():
@@ -53,9 +58,28 @@ class CompletionFile:
             found = True
             number, sample = counts.setdefault(_key(stored), [len(counts), 0])
             counts[_key(stored)][1] += 1
-            yield self._encoder(stored, name=f"prompt_{number}", sample=sample)
+            yield self._encoder(self._with_reward(stored), name=f"prompt_{number}", sample=sample)
         if not found:
             raise DataError(f"{self.without_text[0]}: no completion has any text")
+
+    def notes(self) -> list[str]:
+        """A line for each thing that the last reading left out."""
+        left_out = {
+            "completions without text, left out": self.without_text,
+            "rewards that are NaN, read as none": self.nan_rewards,
+        }
+        return [f"{what}: {len(at)} (the first: {at[0]})" for what, at in left_out.items() if at]
+
+    def _with_reward(self, stored: StoredCompletion) -> StoredCompletion:
+        if stored.reward is None or math.isfinite(stored.reward):
+            return stored
+        if math.isinf(stored.reward):
+            raise DataError(
+                f"{stored.place}: the reward is {stored.reward}; it must be finite, or null if "
+                "there is none"
+            )
+        self.nan_rewards.append(stored.place)
+        return replace(stored, reward=None)
 
     def _stored(self) -> Iterator[StoredCompletion]:
         for path in find_files(self._path):

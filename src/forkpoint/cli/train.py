@@ -68,7 +68,8 @@ def describe(config: "RunConfig", root: Path) -> str:
     samples = c.rollout.prompts_per_step * c.rollout.group_size
     trained = "every token" if s.rule == "all" else f"{s.rule} {s.keep_fraction:.0%} of the tokens"
     return (
-        f"\nwould train {c.model.path} ({c.model.dtype}) on task {c.task.type} into {root}\n"
+        f"\nwould train {c.model.path}, computing in {c.model.compute_dtype}, on task "
+        f"{c.task.type} into {root}\n"
         f"{c.training.steps} steps of {c.rollout.prompts_per_step} prompts x "
         f"{c.rollout.group_size} = {samples} completions of at most {c.rollout.max_new_tokens} "
         f"tokens at T = {c.rollout.temperature:g}\n"

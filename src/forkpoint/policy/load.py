@@ -22,13 +22,17 @@ class LoadedModel:
     """Tokens that end a completion."""
 
 
-def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedModel:
+def load_model(
+    config: ModelConfig, *, weights: Path | None = None, trained: bool = False
+) -> LoadedModel:
     """Load a model from the shipped laboratory, a folder or a hub id.
 
     Only safetensors are read and no code of the repository is run.
 
     Args:
         weights: a folder with newer weights of the same model (a checkpoint).
+        trained: float32 parameters whatever ``compute_dtype`` says; passes compute in that type
+            by ``policy.precision.compute_in``.
 
     Raises:
         ModelError: no such folder, no tokenizer, no end-of-sequence token, a vocabulary larger
@@ -42,7 +46,7 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, config.dtype),
+            dtype=torch.float32 if trained else getattr(torch, config.compute_dtype),
             attn_implementation=config.attention,
             use_safetensors=True,
             trust_remote_code=False,

@@ -50,6 +50,7 @@ def select(
         weights_T[rows] = weights
         kept = entropies_T[rows][weights > 0]
         thresholds.append(float(kept.min()) if len(kept) else float("nan"))
+    weights_T = torch.where(batch.mask_T, weights_T, 0.0)  # the masked only compete
     return Selection(
         weights_T=weights_T,
         thresholds=tuple(thresholds),

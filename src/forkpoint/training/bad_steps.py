@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from forkpoint.errors import NumericalError, SelectionError
-from forkpoint.runs.atomic import write_atomically
 from forkpoint.types import TokenBatch
 
-ZERO_VARIANCE = "in every group all samples got the same reward"
+ZERO_VARIANCE = "in no group one sample did better than another"
 ALL_TRUNCATED = "every completion of the groups that teach something was cut by the token budget"
 NOT_SCORED = "no completion could be scored"
+NOTHING_SELECTED = "no token was selected"
 
 _ADVICE = {
     ZERO_VARIANCE: (
@@ -21,9 +21,15 @@ _ADVICE = {
         "(rollout.group_size) or more rounds (rollout.max_rounds)"
     ),
     NOT_SCORED: "mend the reward function: every failure is in rollouts/, column error",
+    NOTHING_SELECTED: (
+        "lower selection.threshold_nats, raise selection.keep_fraction, or let your selection.rule "
+        "give some token a weight above 0"
+    ),
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
-_DEFAULT_ADVICE = "the batches are in bad_steps/; try a lower optim.lr, or model.dtype = 'float32'"
+_DEFAULT_ADVICE = (
+    "the batches are in bad_steps/; try a lower optim.lr, or model.compute_dtype = 'float32'"
+)
 
 KEPT_DUMPS = 3
 """How many batches are kept, the newest."""
@@ -69,6 +75,8 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     """
     import torch
     from safetensors.torch import save
+
+    from forkpoint.runs.atomic import write_atomically
 
     batch = _first_sequences(batch)
     tensors: dict[str, Tensor] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.errors import RunError
+from forkpoint.policy.precision import whole
 from forkpoint.runs.checkpoints import (
     checkpoint_fault,
     checkpoint_folders,
@@ -67,7 +68,8 @@ def save_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial, safe_serialization=True)
+        weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(partial, state_dict=weights, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         save_file(
             {k: v.contiguous() for k, v in optimizer.state_tensors().items()},

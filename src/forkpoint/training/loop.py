@@ -14,6 +14,7 @@ from forkpoint.environment import environment
 from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.policy.keys import KeptKeys
+from forkpoint.policy.precision import unsharded
 from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
@@ -190,6 +191,7 @@ class _Run:
             advantage=config.advantage.kind,
             truncated=config.rollout.truncated,
             zero_advantage_in_pool=config.selection.zero_advantage_in_pool,
+            truncated_in_pool=config.selection.truncated_in_pool,
         )
         if fault := nothing_scored(rollouts) or nothing_to_learn(batch):
             return rollouts, None, fault
@@ -223,21 +225,22 @@ class _Run:
 
     def _collect(self, step: int) -> StepRollouts:
         config, parts = self.config, self.parts.sampling
-        return collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=config.rollout,
-            settings=SamplingSettings(
-                max_new_tokens=config.rollout.max_new_tokens,
-                temperature=config.rollout.temperature,
-                seed=config.training.seed,
-                step=step,
-            ),
-            first_serial=self.state.next_serial,
-            should_stop=self.stop,
-        )
+        with unsharded(self.parts.policy):
+            return collect_groups(
+                task=parts.task,
+                prompter=parts.prompter,
+                engine=parts.engine,
+                scorer=parts.scorer,
+                config=config.rollout,
+                settings=SamplingSettings(
+                    max_new_tokens=config.rollout.max_new_tokens,
+                    temperature=config.rollout.temperature,
+                    seed=config.training.seed,
+                    step=step,
+                ),
+                first_serial=self.state.next_serial,
+                should_stop=self.stop,
+            )
 
     def _evaluates_at(self, step: int) -> bool:
         config = self.config.evaluation
@@ -251,15 +254,16 @@ class _Run:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
         parts, step = self.parts.sampling, int(line["step"])
-        evaluation = evaluate(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            rollout=self.config.rollout,
-            config=self.config.evaluation,
-            should_stop=self.stop,
-        )
+        with unsharded(self.parts.policy):
+            evaluation = evaluate(
+                task=parts.task,
+                prompter=parts.prompter,
+                engine=parts.engine,
+                scorer=parts.scorer,
+                rollout=self.config.rollout,
+                config=self.config.evaluation,
+                should_stop=self.stop,
+            )
         accuracy = evaluation.accuracy
         rows = self.rows.rows(step, evaluation.rollouts, None)
         write_rollouts(self.directory.eval_dir / f"step_{step:05d}.parquet", rows)

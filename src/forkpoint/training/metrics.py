@@ -26,6 +26,7 @@ def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
         "reward/accepted_groups": len(rollouts.accepted),
         "reward/sampled_groups": len(rollouts.groups),
         "reward/errors": sum(r.score.error is not None for r in everything),
+        "reward/timeouts": sum(r.score.timed_out for r in everything),
         "rollout/rounds": rollouts.rounds,
         "completion/tokens": sum(lengths),
         "completion/length_mean": Metric(sum(lengths), len(lengths)).mean,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.config import parse_config
-from forkpoint.runs import RolloutRow, RunDirectory, write_rollouts
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",

@@ -14,7 +14,7 @@ import pytest
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.errors import DataError
 from forkpoint.policy.load import LoadedModel
-from forkpoint.runs import RolloutRow, write_rollouts
+from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 from forkpoint.runs.tokens import CompletionRow
 from tests.conftest import EOS, VOCABULARY, NumberTokenizer, tiny_model
 

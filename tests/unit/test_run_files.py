@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkpoint.errors import RunError
-from forkpoint.runs import MetricsLog, RolloutRow, read_metrics, read_rollouts, write_rollouts
-from forkpoint.runs.rollouts import SCHEMA
+from forkpoint.runs import MetricsLog, read_metrics
+from forkpoint.runs.rollouts import SCHEMA, RolloutRow, read_rollouts, write_rollouts
 
 FULL = Path("/dev/full")
 """Linux' disk that is always full: every write to it fails with ENOSPC."""

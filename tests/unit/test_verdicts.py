@@ -20,7 +20,7 @@ from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.rollouts.collect import teaches
 from forkpoint.rollouts.scripted import ScriptedEngine
-from forkpoint.runs import read_rollouts, write_rollouts
+from forkpoint.runs.rollouts import read_rollouts, write_rollouts
 from forkpoint.types import Completion, FinishReason, Problem, Prompt, Score
 from tests.conftest import NumberTokenizer, make_group
 

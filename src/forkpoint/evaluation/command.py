@@ -8,8 +8,9 @@ from forkpoint.config import RunConfig
 from forkpoint.environment import environment
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.rollouts import RowMaker, build_sampling
-from forkpoint.runs import RunDirectory, write_rollouts
+from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.rollouts import write_rollouts
 
 
 def evaluate_config(

@@ -17,9 +17,10 @@ from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
 from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
+from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
+from forkpoint.runs.rollouts import write_rollouts
 from forkpoint.training.bad_steps import (
     ALL_TRUNCATED,
     NOT_SCORED,

@@ -28,7 +28,7 @@ EQUAL_SEQUENCES = 8
 """Sequences in one pass where memory is compared."""
 COMPARED = ("half_zero", "no_zero", "equal")
 """Workloads on which every side runs."""
-ALONE = ("agreement", "sampling", "growth")
+ALONE = ("agreement", "sampling", "growth", "without_flat")
 """Parts whose numbers are compared with no other part's."""
 
 
@@ -56,6 +56,7 @@ def whole(out: Path) -> None:
         for size in BATCH_SIZES
     }
     fastest = min(BATCH_SIZES, key=lambda s: raw["trl_batch_sizes"][str(s)]["seconds"][0])
+    raw["fastest_trl_batch_size"] = fastest
     raw["steps"] = {name: smollm2(name, fastest) for name in COMPARED}
     raw["steps"]["half_zero"]["trl"]["seconds"] += raw["trl_batch_sizes"][str(fastest)]["seconds"]
     raw["memory"] = {
@@ -68,9 +69,8 @@ def whole(out: Path) -> None:
     raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse"), **wide_ours("local")})
     raw["wide_trl"] = run("trl_step", "--model", "wide", "--workload", "no_zero", "--batch-size", 4)
     raw["matrix_product_gflops"].append(matrix_product_rate())
-    raw |= {part: run(part) for part in ALONE}
+    raw |= {part: alone(part, fastest) for part in ALONE}
     raw["matrix_product_gflops"].append(matrix_product_rate())
-    raw["fastest_trl_batch_size"] = fastest
     write(raw, about(started), out)
 
 
@@ -78,7 +78,8 @@ def again(part: str, out: Path) -> None:
     """One part anew; the result says when and with which code."""
     result = json.loads((out / "latest.json").read_text())
     started = time.perf_counter()
-    raw = result["raw"] | {part: run(part)}
+    raw = result["raw"]
+    raw |= {part: alone(part, raw["fastest_trl_batch_size"])}
     told = {k: result[k] for k in ("date", "minutes", "versions", "machine", "git")}
     parts = result.get("again", {}) | {part: about(started)}
     write(raw, {**told, "again": parts}, out)
@@ -92,6 +93,18 @@ def write(raw: dict[str, Any], told: dict[str, Any], out: Path) -> None:
     (out / "latest.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "latest.md").write_text(markdown(result))
     print(markdown(result))
+
+
+def alone(part: str, batch_size: int) -> dict[str, Any]:
+    """One of ``ALONE``: a program of that name, or ``without_flat``."""
+    return without_flat(batch_size) if part == "without_flat" else run(part)
+
+
+def without_flat(batch_size: int) -> dict[str, Any]:
+    """TRL given only the groups of ``half_zero`` that teach, as peers that filter give it, and
+    sparse on all of them: what selection adds to leaving out flat groups."""
+    trl = ("trl_step", "--workload", "half_zero", "--without-flat", "--batch-size", batch_size)
+    return turns({"trl": trl, "sparse": ours("sparse", "half_zero")}, ("trl", "sparse"))
 
 
 def smollm2(name: str, batch_size: int) -> dict[str, Any]:
@@ -158,8 +171,12 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
     sampling = raw["sampling"]
     wide = raw["wide"]["sparse"]
     rate = 1e9 * statistics.median(raw["matrix_product_gflops"])
+    filtered = {}
+    if sides := raw.get("without_flat"):
+        filtered["trl_without_flat_over_sparse_time_half_zero"] = ratio(sides, "trl", "sparse")
     return {
         "trl_over_sparse_time_half_zero": ratio(half, "trl", "sparse"),
+        **filtered,
         "trl_over_sparse_time_no_zero": ratio(none, "trl", "sparse"),
         "trl_over_sparse_peak_memory": equal_memory / raw["memory"]["sparse"]["memory_gb"],
         "dense_over_sparse_time": ratio(half, "dense", "sparse"),

@@ -94,7 +94,10 @@ def made_up(sizes: dict[str, float], serial: int) -> Group:
         )
         reward = float(sample % 2)
         rollouts.append(
-            Rollout(completion=completion, score=Score(reward=reward, parts={"task": reward}))
+            Rollout(
+                completion=completion,
+                score=Score(reward=reward, verdict=reward, parts={"task": reward}),
+            )
         )
     prompt = Prompt(problem=Problem(id=str(serial), prompt=""), token_ids=ids(PROMPT))
     return Group(prompt=prompt, serial=serial, rollouts_G=tuple(rollouts))

@@ -109,8 +109,9 @@ def timed_generate(
     prompts = [list(r.prompt.token_ids) for r in requests]
     width = max(map(len, prompts))
     pad = loaded.eos_ids[0]
-    ids_BL = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    device = loaded.model.device
+    ids_BL = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     torch.manual_seed(settings.seed)
     started = time.perf_counter()
     made_BL = loaded.model.generate(
@@ -123,7 +124,7 @@ def timed_generate(
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=list(loaded.eos_ids),
         pad_token_id=pad,
-    )
+    ).cpu()
     seconds = time.perf_counter() - started
     ended_BL = torch.isin(made_BL[:, width:], torch.tensor(loaded.eos_ids))
     before_BL = ended_BL.cumsum(1) - ended_BL.long()  # ends seen before this token

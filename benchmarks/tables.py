@@ -50,6 +50,9 @@ def _steps(raw: dict[str, Any]) -> str:
         (name, *(_short(statistics.median(sides[way]["seconds"])) for way in ways))
         for name, sides in raw["steps"].items()
     ]
+    if sides := raw.get("without_flat"):
+        trl, sparse = (_short(statistics.median(sides[w]["seconds"])) for w in ("trl", "sparse"))
+        rows.insert(1, ("half_zero, TRL without flat groups", trl, "", sparse, "", ""))
     return _table(("workload", *ways), rows)
 
 

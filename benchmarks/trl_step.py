@@ -10,7 +10,10 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from benchmarks.memory import reset_peak, resident_gb, step_memory_gb
 from benchmarks.workloads import SampledGroup, load, workload
@@ -24,99 +27,150 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--workload", default="half_zero")
+    parser.add_argument(
+        "--without-flat", action="store_true", help="Leave out groups with zero variance."
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
-    print(json.dumps(measure(options, workload(options.workload))))
+    groups = workload(options.workload)
+    if options.without_flat:
+        groups = [group for group in groups if group.teaches]
+    print(json.dumps(measure(options, groups)))
 
 
 def measure(options: argparse.Namespace, groups: list[SampledGroup]) -> dict[str, Any]:
-    """Seconds of each optimizer step and the first one's memory."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    """Seconds of each optimizer step on the CPU and the first one's memory."""
+    from transformers import AutoTokenizer
 
     model = load(options.model)
-    size = len(groups[0].samples)
-    asked: dict[str, dict[int, int]] = {"rollout": {}, "reward": {}}
-    by_text = {group.prompt: index for index, group in enumerate(groups)}
+    before, parameters = 0.0, sum(p.numel() for p in model.parameters())
 
-    def next_of(prompt: Any, purpose: str) -> tuple[int, int]:
-        """The group of a prompt and which of its samples comes next."""
-        group = by_text[prompt if isinstance(prompt, str) else prompt[-1]["content"]]
-        turn = asked[purpose].get(group, 0)
-        asked[purpose][group] = turn + 1
-        return group, turn % size
+    def begin() -> None:
+        nonlocal before
+        before = resident_gb()
+        reset_peak()
 
-    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        chosen = [next_of(prompt, "rollout") for prompt in prompts]
-        return {
-            "prompt_ids": [groups[g].prompt_ids for g, _ in chosen],
-            "completion_ids": [groups[g].samples[s].token_ids for g, s in chosen],
-            "logprobs": None,
-        }
+    seconds, memory_gb = train(
+        model,
+        AutoTokenizer.from_pretrained("models/smollm2"),
+        groups,
+        batch_size=options.batch_size,
+        repeats=options.repeats,
+        begin=begin,
+        memory_gb=lambda: step_memory_gb(before, parameters),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    return {
+        "seconds": seconds,
+        "memory_gb": memory_gb[0],
+        "resident_gb": resident_gb("VmHWM"),
+    }
 
-    def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        return [groups[g].samples[s].reward for g, s in (next_of(p, "reward") for p in prompts)]
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    groups: list[SampledGroup],
+    *,
+    batch_size: int,
+    repeats: int,
+    begin: Callable[[], None],
+    memory_gb: Callable[[], float],
+    **settings: Any,
+) -> tuple[list[float], list[float]]:
+    """Seconds of each optimizer step on ``groups``, and ``memory_gb()`` after each.
+
+    Args:
+        batch_size: sequences in one of TRL's passes.
+        begin: called before the first step, once the trainer stands.
+        settings: what else ``GRPOConfig`` is told.
+    """
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
 
     class Clock(TrainerCallback):
         """Notes when steps begin and end."""
 
-        seconds: list[float]
-        memory = 0.0
-
         def __init__(self) -> None:
-            self.seconds, self.began = [], 0.0
+            self.seconds: list[float] = []
+            self.memory_gb: list[float] = []
+            self.began = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - self.began)
-            self.memory = self.memory or step_memory_gb(before, parameters)
+            self.memory_gb.append(memory_gb())
 
-    clock = Clock()
+    size = len(groups[0].samples)
+    clock, replay = Clock(), Replay(groups)
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             folder,
-            use_cpu=True,
-            bf16=False,
             report_to="none",
-            per_device_train_batch_size=options.batch_size,
+            per_device_train_batch_size=batch_size,
             num_generations=size,
-            gradient_accumulation_steps=len(groups) * size // options.batch_size,
+            gradient_accumulation_steps=len(groups) * size // batch_size,
             max_completion_length=max(len(s.token_ids) for g in groups for s in g.samples),
-            max_steps=options.repeats,
+            max_steps=repeats,
             top_entropy_quantile=0.2,
             save_strategy="no",
-            gradient_checkpointing=False,
             disable_tqdm=True,
             learning_rate=1e-6,
             shuffle_dataset=False,
             loss_type="dapo",
             epsilon_high=0.28,
             beta=0.0,
+            **settings,
         )
         rows = [{"prompt": [{"role": "user", "content": group.prompt}]} for group in groups]
-        tokenizer = AutoTokenizer.from_pretrained("models/smollm2")
         trainer = GRPOTrainer(
             model,
-            reward,
+            replay.reward,
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            rollout_func=rollout,
+            rollout_func=replay.rollout,
             callbacks=[clock],
         )
-        parameters = sum(p.numel() for p in model.parameters())
-        before = resident_gb()
-        reset_peak()
+        begin()
         trainer.train()
-    return {
-        "seconds": clock.seconds,
-        "memory_gb": clock.memory,
-        "resident_gb": resident_gb("VmHWM"),
-    }
+    return clock.seconds, clock.memory_gb
+
+
+class Replay:
+    """Gives TRL what was recorded, as its ``rollout_func`` and its reward function."""
+
+    def __init__(self, groups: list[SampledGroup]) -> None:
+        self._groups = groups
+        self._by_text = {group.prompt: index for index, group in enumerate(groups)}
+        self._asked: dict[str, dict[int, int]] = {"rollout": {}, "reward": {}}
+
+    def rollout(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        chosen = [self._next_of(prompt, "rollout") for prompt in prompts]
+        return {
+            "prompt_ids": [self._groups[g].prompt_ids for g, _ in chosen],
+            "completion_ids": [self._groups[g].samples[s].token_ids for g, s in chosen],
+            "logprobs": None,
+        }
+
+    def reward(self, prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        chosen = [self._next_of(prompt, "reward") for prompt in prompts]
+        return [self._groups[g].samples[s].reward for g, s in chosen]
+
+    def _next_of(self, prompt: Any, purpose: str) -> tuple[int, int]:
+        """The group of a prompt and which of its samples comes next."""
+        group = self._by_text[prompt if isinstance(prompt, str) else prompt[-1]["content"]]
+        turn = self._asked[purpose].get(group, 0)
+        self._asked[purpose][group] = turn + 1
+        return group, turn % len(self._groups[group].samples)
 
 
 if __name__ == "__main__":

@@ -147,5 +147,5 @@ def _rollout(sample: Sampled) -> Rollout:
             finish_reason=FinishReason.STOP,
             text="",
         ),
-        score=Score(reward=sample.reward, parts={"task": sample.reward}),
+        score=Score(reward=sample.reward, verdict=sample.reward, parts={"task": sample.reward}),
     )

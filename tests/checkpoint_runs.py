@@ -1,6 +1,6 @@
 """Run directories with checkpoints, made without training: the laboratory's policy, disturbed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,10 +48,14 @@ class LocalScorer:
         assert task.verifier is not None
         self._verifier = task.verifier
 
-    def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
+    def score(
+        self,
+        pairs: Sequence[tuple[Problem, Completion]],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[Score]:
         """See ``Scorer.score``."""
         rewards = [self._verifier(problem.columns, answer.text) for problem, answer in pairs]
-        return [Score(reward=reward, parts={"task": reward}) for reward in rewards]
+        return [Score(reward=reward, verdict=reward, parts={"task": reward}) for reward in rewards]
 
     def close(self) -> None:
         """Nothing is held."""

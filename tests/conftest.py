@@ -23,6 +23,7 @@ from forkpoint.types import (
 
 # As the command line does; read once, when the library is first imported.
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs a network
 
 # No deadline: a loaded machine is not a fault.
 settings.register_profile("forkpoint", deadline=None, max_examples=60)
@@ -109,7 +110,7 @@ def make_group(
             finish_reason=finish,
             text=f"completion {serial}.{sample}",
         )
-        score = Score(reward=reward, parts={"verifier": reward})
+        score = Score(reward=reward, verdict=reward, parts={"verifier": reward})
         rollouts.append(Rollout(completion=completion, score=score))
     return Group(prompt=prompt, serial=serial, rollouts_G=tuple(rollouts))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.config import parse_config
-from forkpoint.runs import RolloutRow, RunDirectory, write_rollouts
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",
@@ -39,6 +40,7 @@ def make_row(
         "prompt_id": f"p{serial}",
         "prompt": "say a b",
         "completion": " ".join(tokens),
+        "verdict": reward,
         "reward_parts": {"task": reward},
         "error": None,
         "advantage": 0.5,

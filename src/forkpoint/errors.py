@@ -7,6 +7,7 @@
     ├── RewardError           a verifier that raised, hung or returned nonsense
     ├── SelectionError        no token to select from
     ├── NumericalError        a non-finite logit, loss or gradient, again and again
+    ├── UserCodeError         a rule or an engine of the user's that raised
     ├── RunError              the run directory or a checkpoint in it
     └── Interrupted           SIGTERM or Ctrl-C: not a fault, the run can be resumed
 
@@ -41,6 +42,10 @@ class SelectionError(ForkpointError):
 
 class NumericalError(ForkpointError):
     """Non-finite numbers several steps in a row."""
+
+
+class UserCodeError(ForkpointError):
+    """A selection rule or an engine of the user's that raised."""
 
 
 class RunError(ForkpointError):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:  # records are used by packages that never import torch
     from torch import Tensor
@@ -77,10 +77,15 @@ class Score:
 
     reward: float | None
     """The sum of the weighted parts; None: leave this sample out."""
+    verdict: float | None = None
+    """What the verifier alone gave, unweighted: 1 or more is a right answer. None: it gave nothing.
+    Which reward is the verifier is decided in one place, ``rewards.build.verifier_of``."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """By the reward function's name, unweighted."""
     error: str | None = None
     """Why a verifier gave nothing: an exception's text or ``timeout after 4 s``."""
+    timed_out: bool = False
+    """A verifier used up its time or its memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +129,10 @@ class TokenBatch:
     advantages_T: "Tensor"
     """float32 [T]."""
     mask_T: "Tensor"
-    """bool [T], the tokens that count in the denominator ``all``: every one, or without truncated
-    completions."""
+    """bool [T], the tokens that may be trained on and that count in the denominator ``all``: every
+    one, or without truncated completions."""
     pool_T: "Tensor"
-    """bool [T], the tokens that compete for selection and may be trained on; within ``mask_T``."""
+    """bool [T], the tokens that compete for selection; one outside ``mask_T`` gets no weight."""
     rollout_logprobs_T: "Tensor"
     """float32 [T], the sampler's."""
     rollout_entropies_T: "Tensor | None" = None
@@ -187,9 +192,11 @@ class TokenBatch:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenStats:
-    """What a policy says of R tokens of a batch. Made by ``policy``; eaten by ``losses``."""
+class TokenStats(NamedTuple):
+    """What a policy says of R tokens of a batch. Made by ``policy``; eaten by ``losses``.
+
+    A tuple, because wrappers such as FSDP look for tensors in what a module's forward returns.
+    """
 
     rows_R: "Tensor"
     """int64 [R], indices into the batch's ``_T`` streams, ascending."""
@@ -210,7 +217,7 @@ class Selection:
     """Which tokens get a policy gradient. Made by ``selection``; eaten by ``losses.aggregate``."""
 
     weights_T: "Tensor"
-    """float32 [T] >= 0; 0 outside the pool."""
+    """float32 [T] >= 0; 0 outside pool and mask."""
     thresholds: tuple[float, ...]
     """Nats; the lowest (top rules) entropy kept in each scope group, nan where none was kept."""
     pool_tokens: int

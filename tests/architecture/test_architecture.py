@@ -19,7 +19,7 @@ PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "types"},
-    {"config", "dotted", "randomness", "environment"},
+    {"config", "dotted", "hub", "randomness", "environment"},
     {"runs", "advantages", "entropy"},
     {"lab", "batching", "selection", "losses"},
     {"tasks", "rewards"},
@@ -56,6 +56,7 @@ LIBRARIES: dict[str, set[str]] = {
     "latex2sympy2_extended": {"rewards"},
     "reasoning_gym": {"tasks"},
     "datasets": {"tasks"},
+    "huggingface_hub": {"hub"},
     "jinja2": {"report"},
     "markupsafe": {"report"},
     "matplotlib": {"analysis"},
@@ -232,6 +233,10 @@ def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
         (("config",), ("torch", "transformers", "numpy", "pyarrow")),
         (("tasks.data", "tasks.gym", "tasks.lab", "rewards", "runs"), ("torch", "transformers")),
         (("report", "demo"), ("torch", "transformers", "forkpoint.training", "forkpoint.policy")),
+        (
+            ("policy", "rollouts.transformers", "training.step", "training.checkpoint"),
+            ("pyarrow", "pebble", "scipy", "rich", "cyclopts", "jinja2", "datasets"),
+        ),
         (("advantages", "batching", "entropy", "selection", "losses"), ("transformers", "pebble")),
         (("cli.main",), ("torch", "transformers", "numpy", "pydantic", "forkpoint.config")),
     ],

@@ -19,7 +19,9 @@ from forkpoint.config import load_config, parse_config
 from forkpoint.demo import demo_configs
 from forkpoint.evaluation.statistics import bootstrap_interval
 from forkpoint.lab import BASE_POLICY
-from forkpoint.runs import RunDirectory, read_rollouts
+from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.rollouts import read_rollouts
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -128,6 +130,12 @@ def test_version_and_entry_point(here: Here) -> None:
         (["train", "--resum"], "Unknown option: --resum. Did you mean --resume?"),
         (["train", "--run-dri", "x"], "Unknown option: --run-dri. Did you mean --run-dir?"),
         (["eval", "--problem", "3"], "Unknown option: --problem. Did you mean --problems?"),
+        # before what is missing, which the misspelling may have been meant for
+        (["analyze", "--modle", "lab"], "Unknown option: --modle. Did you mean --model?"),
+        (["branch", "--budget-token=9"], "Unknown option: --budget-token. Did you mean --budget-"),
+        (["temperature", "--run-dri", "x"], "Unknown option: --run-dri. Did you mean --run-dir?"),
+        (["eval", "--problems", "--modle", "x"], "Unknown option: --modle. Did you mean --model?"),
+        (["analyze"], "parameter --run-dir requires an argument"),
         (["eval", "--problems", "many"], 'unable to convert "many" into int'),
         (["train", "a.toml", "b.toml"], "Unused Tokens: ['b.toml']"),
         (
@@ -183,6 +191,99 @@ def test_run_directory_that_exists(here: Here, tmp_path: Path) -> None:
 
 def copy_of_lab(folder: Path) -> Path:
     return Path(shutil.copytree(BASE_POLICY, folder))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train"],
+        ["eval"],
+        ["analyze", "--run-dir", "a"],
+        ["temperature", "--run-dir", "t"],
+        ["branch", "--run-dir", "b", "--budget-tokens", "999999999"],
+        ["dynamics", "--run-dir", "d", "--base", "lab", "--checkpoints", "lab"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (
+            510,
+            "and an answer may have 510; the model reads at most 512 together: lower",
+        ),
+        (
+            512,
+            "max_new_tokens = 512 leaves no room for a prompt: the model reads at most",
+        ),
+    ],
+)
+def test_answers_without_room_are_known_before_anything_is_sampled(
+    here: Here, monkeypatch: pytest.MonkeyPatch, command: list[str], new: int, message: str
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "sample", None)
+    code, _, err = here(*command, "--set", f"rollout.max_new_tokens={new}")
+    assert code == USER_ERROR
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["train"], ["eval"], ["analyze", "--run-dir", "a"]])
+def test_text_that_the_tokenizer_cannot_encode_is_one_line(
+    here: Here, tmp_path: Path, command: list[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} \x1b[2J"}) + "\n")
+    task = 'task={type="data", path="a.jsonl", eval_path="b.jsonl", chat=false}'
+    rewards = 'rewards=[{type="format", pattern="x"}]'
+    code, _, err = here(*command, "--set", task, "--set", rewards)
+    assert code == USER_ERROR
+    assert re.fullmatch(r"error: the prompt of problem '0' cannot be .* '[ab] \\x1b\[2J'\n", err)
+
+
+def test_held_out_prompts_that_are_trained_on_are_told(here: Here, tmp_path: Path) -> None:
+    both, other = ({"prompt": f"n{n} n5 goal n8 :"} for n in (3, 4))
+    (tmp_path / "a.jsonl").write_text(json.dumps(both) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps(both) + "\n" + json.dumps(other) + "\n")
+    task = 'task={type="data", path="a.jsonl", eval_path="b.jsonl", chat=false}'
+    sets = [task, 'rewards=[{type="format", pattern="x"}]', "rollout.max_new_tokens=4"]
+    flags = [flag for setting in sets for flag in ("--set", setting)]
+    said = "1 of 2 held-out prompts are trained on as well"
+    code, out, err = here("eval", *flags)
+    assert code == 0
+    assert said in err
+    assert json.loads(out)["accuracy"]["n"] == 2
+    code, out, _ = here("train", *flags, "--set", "training.steps=0")
+    assert code == 0
+    assert said in out
+
+
+def test_code_of_the_users_that_raises_is_one_line(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "my_code.py").write_text("def rule(candidates):\n    return candidates.nothing\n")
+    (tmp_path / "my_engine.py").write_text(
+        "class Engine:\n"
+        "    captures_entropy = same_weights = splits_temperatures = False\n"
+        "    def __init__(self, *_): ...\n"
+        "    def sample(self, requests, settings, should_stop):\n"
+        "        raise RuntimeError('no\\nserver')\n"
+        "    def close(self): ...\n"
+    )
+    (tmp_path / "my_broken.py").write_text("import json\n\njson.loads('')\n")
+    small = ["rollout.prompts_per_step=2", "rollout.max_new_tokens=40", "training.steps=1"]
+    for setting, line in {
+        "selection.rule=my_code:rule": "raised AttributeError: 'Candidates' .* line 2)",
+        "rollout.engine=my_engine:Engine": r"raised RuntimeError: no\\nserver .*engine.py, line 5",
+        "selection.rule=my_broken:rule": "cannot import 'my_broken': JSONDecodeError: .* line 3)",
+        "rollout.engine=my_broken:engine": "cannot import 'my_broken': JSONDecodeError: .* line 3)",
+        'rewards=[{type="custom", path="my_broken:f"}]': "cannot import 'my_broken': .* line 3)",
+    }.items():
+        sets = [*small, setting]
+        run = ["train", "--run-dir", str(abs(hash(setting)))]
+        code, _, err = here(*run, *(x for s in sets for x in ("--set", s)))
+        assert code == USER_ERROR
+        assert re.search(line.replace(")", r"\)"), err), err
+        assert len(err.splitlines()) == 1
 
 
 def test_start_that_failed_can_be_repeated(here: Here, tmp_path: Path) -> None:
@@ -298,7 +399,7 @@ def test_dry_run_prints_and_writes_nothing(here: Here, tmp_path: Path) -> None:
     config, end = json.JSONDecoder().raw_decode(out)
     assert parse_config(config).rollout.group_size == 8
     description = out[end:].strip()
-    assert "would train Qwen/Qwen3-8B-Base (bfloat16) on task data into out" in description
+    assert "would train Qwen/Qwen3-8B-Base, computing in bfloat16, on task data" in description
     assert "85 steps of 512 prompts x 8 = 4096 completions of at most 20480 tokens" in description
     assert "(ppo_clip, sparse) on top 20% of the tokens: scope minibatch" in description
     assert "16 optimizer updates a step, lr 3e-06" in description

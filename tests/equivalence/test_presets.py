@@ -1,7 +1,8 @@
 """Each published variant of the entropy mask: which tokens it keeps and what it divides by.
 
 TRL is asked itself. The others are written out here from what their papers and documentation say,
-in as few lines as they take, on rectangles with a mask as those codes have them.
+in as few lines as they take, on rectangles with a mask as those codes have them. Their whole losses
+are in ``test_trl_loss.py`` and ``test_peer_losses.py``.
 """
 
 import math
@@ -64,6 +65,7 @@ def selected(groups: list[Group], config: RunConfig) -> tuple[TokenBatch, list[l
         advantage=config.advantage.kind,
         truncated="mask",
         zero_advantage_in_pool=config.selection.zero_advantage_in_pool,
+        truncated_in_pool=config.selection.truncated_in_pool,
     )
     assert batch.rollout_entropies_T is not None
     sequences = config.training.micro_batch_sequences
@@ -165,12 +167,15 @@ def test_trl_keeps_nothing_of_a_micro_batch_that_is_all_masked(trl_mask: Any) ->
 def test_ms_swift_keeps_what_reaches_the_nan_quantile(
     groups: list[Group], keep_fraction: float, sequences: int
 ) -> None:
+    # of everything sampled: truncated completions are left out afterwards
     batch, cut = selected(groups, preset("ms-swift", keep_fraction, sequences))
     for part in cut:
-        entropies_BL, mask_BL, ours_BL = as_rectangles(batch.take(part))
-        counted_BL = entropies_BL.masked_fill(mask_BL == 0, math.nan)
+        micro = batch.take(part)
+        entropies_BL, mask_BL, ours_BL = as_rectangles(micro)
+        sampled_BL = rectangle(micro, torch.ones(micro.num_tokens), 0.0)
+        counted_BL = entropies_BL.masked_fill(sampled_BL == 0, math.nan)
         edge = torch.nanquantile(counted_BL.flatten(), 1 - keep_fraction)
-        assert torch.equal(counted_BL >= edge, ours_BL)
+        assert torch.equal((counted_BL >= edge) & (mask_BL > 0), ours_BL)
 
 
 # ---- the authors' code --------------------------------------------------------------------------
@@ -273,7 +278,8 @@ COEFFICIENTS: dict[str, list[float]] = {
     # the 0.6 quantile of 5 values has rank 0.6 * 4 = 2.4: 0.7 + 0.4 * 0.1 = 0.74 in the first
     # part, 0.2 + 0.4 * 0.1 = 0.24 in the second; over all 10
     "trl": [1 / 10, 1 / 10, 0, 0, 0, 1 / 10, 1 / 10, 0, 0, 0],
-    "ms-swift": [1 / 10, 1 / 10, 0, 0, 0, 1 / 10, 1 / 10, 0, 0, 0],
+    # the same tokens; the mean of a sequence, then of the three: 3 * 3 and 3 * 5
+    "ms-swift": [1 / 9, 1 / 9, 0, 0, 0, 1 / 15, 1 / 15, 0, 0, 0],
     # k = max(1, floor(1.2)), max(1, floor(0.8)), floor(2.0) = 1, 1, 2 of each sequence; the mean
     # of a sequence, then of the three: 1/3, 1/3, 1/2 * 1/3
     "lightrft": [1 / 3, 0, 0, 1 / 3, 0, 1 / 6, 1 / 6, 0, 0, 0],
@@ -300,8 +306,15 @@ def test_coefficients_sum_to_one_or_to_the_kept_share(
     assert batch.coefficients_T is not None
     assert batch.weights_T is not None
     total, expected = batch.coefficients_T.sum().item(), 1.0
-    if name in ("paper-v1", "trl", "ms-swift"):
+    if name in ("paper-v1", "trl"):
         expected = (batch.weights_T.sum() / batch.mask_T.sum()).item()
+    if name == "ms-swift":
+        shares = [
+            batch.weights_T[batch.sequence_T == b].mean().item() for b in range(batch.num_sequences)
+        ]
+        expected = sum(shares) / batch.num_sequences
+    if name == "lightrft":  # a sequence without a token left is a loss of 0
+        expected = len(batch.sequence_T[batch.mask_T].unique()) / batch.num_sequences
     if name == "authors-code":  # a micro-batch without a token left is a loss of 0
         alive = [part for part in cut if batch.take(part).mask_T.any()]
         expected = sum(len(part) for part in alive) / batch.num_sequences
@@ -313,24 +326,6 @@ def losses(batch: TokenBatch) -> tuple[Tensor, float]:
     assert batch.coefficients_T is not None
     losses_T = torch.linspace(-1, 2, batch.num_tokens).cos()
     return losses_T, (batch.coefficients_T * losses_T).sum().item()
-
-
-@settings(deadline=None)
-@given(groups=cases(), keep_fraction=FRACTIONS, sequences=st.integers(1, 5))
-def test_trl_loss_is_over_all_tokens_of_the_update(
-    trl_mask: Any, groups: list[Group], keep_fraction: float, sequences: int
-) -> None:
-    batch, cut = selected(groups, preset("trl", keep_fraction, sequences))
-    losses_T, ours = losses(batch)
-    num_items_in_batch = batch.mask_T.sum()  # of all accumulated micro-batches
-    total = 0.0
-    for part in cut:
-        micro = batch.take(part)
-        entropies_BL, mask_BL, _ = as_rectangles(micro)
-        losses_BL = rectangle(micro, losses_T[batch.rows_of(part)], JUNK)
-        entropy_mask_BL = trl_mask(entropies_BL, mask_BL, keep_fraction)
-        total += (losses_BL * entropy_mask_BL * mask_BL).sum().item() / num_items_in_batch
-    assert ours == pytest.approx(float(total), rel=1e-5, abs=1e-6)
 
 
 @settings(deadline=None)
@@ -357,7 +352,7 @@ def test_lightrft_loss_is_a_mean_of_means(groups: list[Group], keep_fraction: fl
         losses_T[(batch.sequence_T == b) & (batch.weights_T > 0)] for b in range(len(groups) * 2)
     ]
     means = [row_N.mean().item() for row_N in kept if len(row_N)]
-    assert ours == pytest.approx(sum(means) / len(means), rel=1e-5, abs=1e-6)
+    assert ours == pytest.approx(sum(means) / batch.num_sequences, rel=1e-5, abs=1e-6)
 
 
 @settings(deadline=None)

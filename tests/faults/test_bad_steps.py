@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import NumericalError, SelectionError
 from forkpoint.policy.module import PolicyModule
-from forkpoint.training import loop
-from forkpoint.training.bad_steps import BadSteps
+from forkpoint.selection import Candidates
+from forkpoint.training import bad_steps, loop
+from forkpoint.training.bad_steps import BadSteps, dump_batch
 from forkpoint.training.loop import train
+from forkpoint.training.metrics import peak_memory
 from forkpoint.types import TokenStats
+from tests.conftest import make_batch
 
 
 class Notes:
@@ -136,7 +139,9 @@ def test_non_finite_logits_while_sampling(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_zero_variance_in_every_group(tmp_path: Path) -> None:
     config = small({"type": "format", "pattern": ".*"})  # right whatever is said
-    with pytest.raises(SelectionError, match=r"all samples got the same reward; the task is too"):
+    with pytest.raises(
+        SelectionError, match=r"in no group one sample did better than another; the t"
+    ):
         train(config, tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["reward/accepted_groups"] for line in lines] == [0, 0]
@@ -159,6 +164,47 @@ def test_a_reward_that_fails_on_every_sample_ends_the_run_with_its_reason(tmp_pa
     assert metrics(tmp_path / "run")[0]["reward/errors"] == 12
 
 
+def nothing(candidates: Candidates) -> torch.Tensor:
+    return torch.zeros(len(candidates.entropies_N))
+
+
+def nothing_of_sequence_0(candidates: Candidates) -> torch.Tensor:
+    return (candidates.sequence_ids_N != candidates.sequence_ids_N.min()).float()
+
+
+TO_THE_RULE = {"rule": f"{__name__}:nothing"}
+ABOVE_ALL = {"rule": "threshold", "threshold_nats": 1e6}
+
+
+@pytest.mark.parametrize("selection", [TO_THE_RULE, ABOVE_ALL], ids=["rule", "threshold"])
+@pytest.mark.parametrize("scope", ["batch", "minibatch"])
+@pytest.mark.parametrize("penalties_on", ["selected", "all"])
+def test_steps_that_select_nothing_are_bad_steps(
+    tmp_path: Path, selection: dict[str, Any], scope: str, penalties_on: str
+) -> None:
+    config = small(
+        selection={**selection, "scope": scope},
+        loss={"entropy_bonus": 0.01, "penalties_on": penalties_on},
+        training={"mini_batches": 2},
+    )
+    notes = Notes()
+    with pytest.raises(SelectionError, match=r"2 steps in a row .* no token was selected; lower s"):
+        train(config, tmp_path / "run", observer=notes)
+    lines = metrics(tmp_path / "run")
+    assert [line["step/skipped"] for line in lines] == [1.0, 1.0]
+    assert [line["selection/kept_fraction"] for line in lines] == [0.0, 0.0]
+    assert "step 1 was not trained on: no token was selected" in notes.notes
+
+
+def test_a_mini_batch_that_selects_nothing_is_no_fault(tmp_path: Path) -> None:
+    # one sequence a mini-batch, of which the first is left without a token
+    config = small(
+        selection={"rule": f"{__name__}:nothing_of_sequence_0"}, training={"mini_batches": 12}
+    )
+    train(config, tmp_path / "run")
+    assert [line["step/skipped"] for line in metrics(tmp_path / "run")] == [0.0] * 4
+
+
 def test_a_good_step_starts_the_count_anew() -> None:
     bad = BadSteps(limit=2)
     for fault in ("x", None, "x"):
@@ -167,3 +213,30 @@ def test_a_good_step_starts_the_count_anew() -> None:
     bad.record("x")
     with pytest.raises(NumericalError, match=r"2 steps in a row"):
         bad.check("x")
+
+
+def test_dumps_are_few_and_none_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+    lengths = [len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)]
+    monkeypatch.setattr(bad_steps, "MOST_DUMPED_TOKENS", sum(lengths[:4]))
+    users = tmp_path / "step_00001_mine.safetensors"
+    users.touch()
+    for step in (9, 10, 99999, 100000, 8):
+        dump_batch(tmp_path / f"step_{step:05d}.safetensors", batch)
+    kept = sorted(path.name for path in tmp_path.iterdir() if path != users)
+    assert kept == ["step_00010.safetensors", "step_100000.safetensors", "step_99999.safetensors"]
+    assert users.exists()
+    assert len(load_file(tmp_path / kept[0])["prompt_lengths_B"]) == 4
+    monkeypatch.setattr(bad_steps, "MOST_DUMPED_TOKENS", 1)
+    dump_batch(tmp_path / "step_100001.safetensors", batch)
+    assert len(load_file(tmp_path / "step_100001.safetensors")["prompt_lengths_B"]) == 1
+
+
+def test_memory_on_a_cuda_device_is_measured_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert peak_memory().keys() == {"memory/peak_gb"}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: [1e9, 3e9][device])
+    assert peak_memory()["memory/cuda_peak_gb"] == 3.0

@@ -60,12 +60,12 @@ def kept(batch: TokenBatch, **given: Any) -> set[tuple[int, int]]:
     return {name for name, weight in weights.items() if weight}
 
 
-def by_its_definition(batch: TokenBatch, keep_fraction: float, sign: int) -> set[tuple[int, int]]:
+def by_its_definition(batch: TokenBatch, keep_fraction: float) -> set[tuple[int, int]]:
     """The k best by (entropy, sequence id, position), with python's sort and exact fractions."""
     assert batch.rollout_entropies_T is not None
     entropies = named(batch, batch.rollout_entropies_T)
     pool = [name for name, inside in named(batch, batch.pool_T).items() if inside]
-    pool.sort(key=lambda n: (-sign * entropies[n], sign * n[0], sign * n[1]))
+    pool.sort(key=lambda n: (-entropies[n], *n))
     return set(pool[: math.ceil(Fraction(str(keep_fraction)) * len(pool))])
 
 
@@ -74,14 +74,10 @@ def by_its_definition(batch: TokenBatch, keep_fraction: float, sign: int) -> set
 def test_exactly_k_are_kept_and_they_are_the_first_of_a_total_order(
     batch: TokenBatch, keep_fraction: float
 ) -> None:
-    assert kept(batch, rule="top", keep_fraction=keep_fraction) == by_its_definition(
-        batch, keep_fraction, 1
-    )
-    assert kept(batch, rule="bottom", keep_fraction=keep_fraction) == by_its_definition(
-        batch, keep_fraction, -1
-    )
+    expected = by_its_definition(batch, keep_fraction)
+    assert kept(batch, rule="top", keep_fraction=keep_fraction) == expected
     k = math.ceil(Fraction(str(keep_fraction)) * int(batch.pool_T.sum()))
-    for rule in ("top", "bottom", "random"):
+    for rule in ("top", "random"):
         selection = chosen(batch, rule=rule, keep_fraction=keep_fraction)
         assert selection.kept_tokens == int(selection.weights_T.sum()) == k
         assert not selection.weights_T[~batch.pool_T].any()
@@ -180,40 +176,18 @@ def test_number_kept_is_that_of_decimal_arithmetic(ten_thousandths: int, n: int)
     assert floor.num_kept == max(1, product.to_integral_value(ROUND_FLOOR))
 
 
-@st.composite
-def twenty_tokens(draw: st.DrawFn, entropy: st.SearchStrategy[float], unique: bool) -> TokenBatch:
-    """Two sequences of 20 tokens together: a multiple of 0.05 of them is a whole number."""
-    values = draw(st.lists(entropy, min_size=20, max_size=20, unique=unique))
-    split = draw(st.integers(1, 19))
-    rows = [values[:split], values[split:]]
-    group = make_group(2, [1.0, 0.0], [split, 20 - split], entropies=rows)
-    return build_batch([group], advantage="grpo")
-
-
+@pytest.mark.parametrize("scope", ["batch", "sequence"])
 @settings(deadline=None)
-@given(twenty_tokens(FREE, unique=True), st.integers(1, 19))
-def test_top_and_bottom_complement_each_other(batch: TokenBatch, k: int) -> None:
-    forks = kept(batch, rule="top", keep_fraction=k / 20)
-    rest = kept(batch, rule="bottom", keep_fraction=(20 - k) / 20)
-    assert len(forks) == k
-    assert forks.isdisjoint(rest)
-    assert len(forks | rest) == 20
-
-
-@settings(deadline=None)
-@given(twenty_tokens(TIED, unique=False), st.integers(1, 19))
-def test_top_and_bottom_of_ties_share_out_the_entropies(batch: TokenBatch, k: int) -> None:
-    # both prefer the lower sequence id among equals, so with ties the tokens may overlap; the
-    # entropies they keep still add up to all there are
-    assert batch.rollout_entropies_T is not None
-    entropies = named(batch, batch.rollout_entropies_T)
-
-    def values(names: set[tuple[int, int]]) -> list[float]:
-        return sorted(entropies[name] for name in names)
-
-    forks = values(kept(batch, rule="top", keep_fraction=k / 20))
-    rest = values(kept(batch, rule="bottom", keep_fraction=(20 - k) / 20))
-    assert rest + forks == sorted(entropies.values())
+@given(batches(), st.integers(1, 19), st.sampled_from(["order", "keep", "quantile"]))
+def test_top_and_bottom_complement_each_other(
+    scope: str, batch: TokenBatch, twentieths: int, ties: str
+) -> None:
+    groups_T = scope_groups(batch, scope, [])
+    forks, rest = (
+        chosen(batch, groups_T, rule=rule, keep_fraction=fraction, ties=ties).weights_T
+        for rule, fraction in (("top", twentieths / 20), ("bottom", (20 - twentieths) / 20))
+    )
+    assert torch.equal(forks + rest, batch.pool_T.float())
 
 
 @settings(deadline=None)

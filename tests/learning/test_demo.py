@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from forkpoint.runs import read_metrics, read_rollouts
+from forkpoint.runs import read_metrics
+from forkpoint.runs.rollouts import read_rollouts
 
 pytestmark = pytest.mark.slow
 

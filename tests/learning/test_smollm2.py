@@ -11,7 +11,8 @@ from forkpoint.config import load_config
 from forkpoint.policy import PolicyModule
 from forkpoint.rollouts import build_sampling, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.runs import read_metrics, read_rollouts
+from forkpoint.runs import read_metrics
+from forkpoint.runs.rollouts import read_rollouts
 from forkpoint.training.loop import train
 
 ROOT = Path(__file__).parents[2]

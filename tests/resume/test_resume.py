@@ -5,6 +5,7 @@ Everything here goes through the real command line in a real process.
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -63,9 +64,9 @@ def wait_for(folder: Path, lines: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def result(folder: Path) -> dict[str, Any]:
+def result(folder: Path, step: int = 6) -> dict[str, Any]:
     """What must be the same to the last byte."""
-    last = folder / "checkpoints" / "step_00006"
+    last = folder / "checkpoints" / f"step_{step:05d}"
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "metrics": [
@@ -132,6 +133,89 @@ def test_many_kills_in_a_row(tmp_path: Path, uninterrupted: dict[str, Any]) -> N
     assert kills >= 4
     finish(start(folder, "--resume"))
     assert_same(result(folder), uninterrupted)
+
+
+PRUNING = ("checkpoint.every=1", "checkpoint.keep_last=1", "training.steps=12")
+KILLS = 12
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("run") / "pruned"
+    finish(start(folder, settings=(*SETTINGS, *PRUNING)))
+    return result(folder, step=12)
+
+
+def test_kills_at_random_points_while_checkpoints_are_pruned(
+    tmp_path: Path, pruned: dict[str, Any]
+) -> None:
+    """Every start is killed at a random time after it first saved or deleted something; when the
+    run is over it begins anew. All that are resumed to their end are the uninterrupted run."""
+    draw, kills, runs = random.Random(0), 0, 0
+    folder = tmp_path / "run_0"
+    while kills < KILLS:
+        again = ["--resume"] if (folder / "config.json").exists() else []
+        process = start(folder, *again, settings=(*SETTINGS, *PRUNING))
+        wait_for_change(folder / "checkpoints", process)
+        time.sleep(draw.uniform(0.0, 0.5))
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert process.returncode == 0
+            whole(folder, pruned)
+            runs += 1
+            folder = tmp_path / f"run_{runs}"
+    finish(start(folder, "--resume", settings=(*SETTINGS, *PRUNING)))
+    whole(folder, pruned)
+
+
+def whole(folder: Path, expected: dict[str, Any]) -> None:
+    """The run's bytes, and nothing that a kill left."""
+    assert_same(result(folder, step=12), expected)
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step_00012"]
+    assert [p.name for p in folder.rglob(".*")] == [".lock"]
+
+
+def wait_for_change(checkpoints: Path, process: subprocess.Popen[str]) -> None:
+    """Until a checkpoint is begun, finished or deleted, or the run is over."""
+
+    def names() -> set[str]:
+        return {p.name for p in checkpoints.iterdir()} if checkpoints.exists() else set()
+
+    before, deadline = names(), time.monotonic() + 120
+    while names() == before and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("stop_in", ["a deletion", "a checkpoint being written"])
+def test_a_finished_run_finishes_what_a_kill_left(
+    tmp_path: Path, uninterrupted: dict[str, Any], stop_in: str
+) -> None:
+    folder = tmp_path / "run"
+    finish(start(folder))
+    ending = "removed" if stop_in == "a deletion" else "partial"
+    left = folder / "checkpoints" / f".step_00002.{ending}"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    finish(start(folder, "--resume"))
+    assert not left.exists()
+    assert_same(result(folder), uninterrupted)
+
+
+def test_bfloat16_passes_resume_to_the_byte_too(tmp_path: Path) -> None:
+    settings = (*SETTINGS, "model.compute_dtype=bfloat16", "optim.lr=1e-6")
+    finish(start(tmp_path / "whole", settings=settings))
+    folder = tmp_path / "killed"
+    process = start(folder, settings=settings)
+    wait_for(folder, 4, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    finish(start(folder, "--resume", settings=settings))
+    assert_same(result(folder), result(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.25], ids=str)

@@ -1,8 +1,12 @@
 """Reward functions under test. Workers are spawned and find them by their import path."""
 
+import json
+import math
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from forkpoint.types import Completion, Problem
@@ -103,3 +107,62 @@ def takes_no_columns(completions: list[str]) -> list[float]:
 def overlong(completions: list[str], **columns: Any) -> list[float]:
     """Bears the name of the length penalty."""
     return [0.5]
+
+
+# ---- that a pool must survive --------------------------------------------------------------------
+
+
+def notes_pid(problem: Problem, completion: Completion) -> float:
+    """Leaves its process id in the folder, then does what the completion says."""
+    (Path(problem.columns["folder"]) / str(os.getpid())).touch()
+    return obeys(problem, completion)
+
+
+def starts_a_process(problem: Problem, completion: Completion) -> float:
+    """Waits for a process of its own, as one that runs a model's code would."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        (Path(problem.columns["folder"]) / str(process.pid)).touch()
+    return 1.0
+
+
+def fills_memory(problem: Problem, completion: Completion) -> float:
+    """Takes as many megabytes as the completion says."""
+    return float(len(bytearray(int(completion.text) * 1_000_000)) > 0)
+
+
+class NotThere:
+    """A reward that can be sent to a worker but not be read there."""
+
+    def __call__(self, problem: Problem, completion: Completion) -> float:
+        return 1.0
+
+    def __reduce__(self) -> Any:
+        return _ends_the_worker, ()
+
+
+def _ends_the_worker() -> None:
+    os._exit(1)
+
+
+def by_the_batch(completions: list[str], **columns: Any) -> list[float | None]:
+    """A judge that gives the number of completions in its call; or skips, raises, hangs."""
+    if "raise" in completions:
+        raise ZeroDivisionError("of the judge")
+    while "hang" in completions:
+        pass
+    if "too many" in completions and len(completions) > 1:
+        return [1.0]
+    size = float(len(completions))
+    return [{"skip": None, "nan": math.nan}.get(text, size) for text in completions]
+
+
+def columns_of(completions: list[str], a: list[Any], b: list[Any], **columns: Any) -> list[Any]:
+    return list(zip(completions, a, b, strict=True))
+
+
+def fails_in_a_library(completions: list[str], **columns: Any) -> list[float]:
+    return [json.loads(text)["score"] for text in completions]
+
+
+def raises_a_long_text(completions: list[str], **columns: Any) -> list[float]:
+    raise ValueError("line\n" * 1000)

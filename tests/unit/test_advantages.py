@@ -96,4 +96,35 @@ def test_zero_variance() -> None:
     assert has_zero_variance([])
     assert has_zero_variance([0.3])
     assert has_zero_variance([0.1, 0.1, 0.1])
-    assert not has_zero_variance([0.1, 0.1, 0.1 + 1e-9])
+    assert not has_zero_variance([0.1, 0.1, 0.1 + 1e-8])
+
+
+PARTS = st.lists(st.floats(-10, 10), min_size=1, max_size=5)
+
+
+@given(data=st.data(), parts=PARTS, size=st.integers(1, 12), scale=st.sampled_from([1.0, 1e4]))
+def test_the_same_parts_added_in_any_order_are_equal_rewards(
+    data: st.DataObject, parts: list[float], size: int, scale: float
+) -> None:
+    # 0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in binary, and 0.3 - 0.1 - 0.2 is not 0
+    orders = [data.draw(st.permutations([scale * p for p in parts])) for _ in range(size)]
+    rewards = [sum(order) for order in orders]
+    assert has_zero_variance(rewards)
+    for estimator in ESTIMATORS.values():
+        assert estimator(rewards) == [0.0] * size
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_a_reward_at_the_mean_has_no_advantage_at_all(kind: str) -> None:
+    # 0.2 is the mean of 0.1, 0.2 and 0.3, and in binary 2.8e-17 off it: no token of that sample
+    # may compete for selection
+    advantages = ESTIMATORS[kind]([0.1, 0.2, 0.3])
+    assert advantages[1] == 0.0
+    assert advantages[0] < 0 < advantages[2]
+    assert not has_zero_variance([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(("base", "step"), [(0.0, 1e-8), (1.0, 1e-8), (1e6, 1e-2)])
+def test_small_differences_above_rounding_count(base: float, step: float) -> None:
+    assert not has_zero_variance([base, base, base + step])
+    assert has_zero_variance([base, base, base + step / 100])

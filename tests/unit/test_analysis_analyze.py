@@ -46,9 +46,9 @@ class VerifierHere:
     def __init__(self, task: Any) -> None:
         self._verifier = task.verifier
 
-    def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
+    def score(self, pairs: Sequence[tuple[Problem, Completion]], *_: Any) -> list[Score]:
         marks = [self._verifier(problem.columns, c.text) for problem, c in pairs]
-        return [Score(reward=mark, parts={"task": mark}) for mark in marks]
+        return [Score(reward=mark, verdict=mark, parts={"task": mark}) for mark in marks]
 
     def close(self) -> None:
         pass

@@ -1,6 +1,7 @@
 """Other people's files of completions, told apart by their columns and read into our tokens."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.errors import DataError
 from forkpoint.policy.load import LoadedModel
-from forkpoint.runs import RolloutRow, write_rollouts
+from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 from forkpoint.runs.tokens import CompletionRow
 from tests.conftest import EOS, VOCABULARY, NumberTokenizer, tiny_model
 
@@ -200,7 +201,8 @@ def rollout(**fields: Any) -> RolloutRow:
         "sample": 0,
         "completion": "n7 n8",
         "reward": 0.7,
-        "reward_parts": {"task": 1.0, "overlong": -0.3},
+        "verdict": 1.0,
+        "reward_parts": {"format": 0.0, "task": 1.0, "overlong": -0.3},
         "error": None,
         "advantage": 0.5,
         "accepted": True,
@@ -222,13 +224,16 @@ def test_our_own_rollouts(tmp_path: Path) -> None:
     write_rollouts(folder / "rollouts" / "step_00001.parquet", [rollout(), rollout(sample=1)])
     later = rollout(step=2, prompt_id="sum/4", completion="n7", token_ids=(7,), reward_parts={})
     write_rollouts(folder / "rollouts" / "step_00002.parquet", [rollout(step=2), later])
+    # a file without verdicts: the first part stands for it, or else the reward
+    second = folder / "rollouts" / "step_00002.parquet"
+    pq.write_table(pq.read_table(second).drop_columns(["verdict"]), second)
     started = Tokenizer()
     started.bos_token_id = 2  # it stands in the stored prompt already
     found = read(folder, tokenizer=started)
     assert facts(found) == [
         ("sum/3", 0, (2, 5), (7, 8, EOS), 1.0),  # the verifier's mark, not the penalised sum
         ("sum/3", 1, (2, 5), (7, 8, EOS), 1.0),
-        ("sum/3", 2, (2, 5), (7, 8, EOS), 1.0),  # a later step's sample of the same prompt
+        ("sum/3", 2, (2, 5), (7, 8, EOS), 0.0),  # a later step's sample of the same prompt
         ("sum/4", 0, (2, 5), (7,), 0.7),
     ]
     assert {r.finish_reason for r in found} == {"stop"}
@@ -277,6 +282,47 @@ def test_completions_without_text_are_left_out_and_named(tmp_path: Path) -> None
     assert source.without_text == [f"{path}, row 2", f"{path}, row 3"]
     assert len(list(source)) == 1
     assert len(source.without_text) == 2  # of the last reading, not of all
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_rewards_of_nan_are_none_and_counted(tmp_path: Path, parquet: bool) -> None:
+    rows = [{"prompt": "n5", "completion": "n7", "reward": x} for x in (1.0, math.nan, None, 0.5)]
+    path = tmp_path / ("a.parquet" if parquet else "a.jsonl")
+    if parquet:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_lines(path, rows)  # as Python's json spells it: NaN
+    source = CompletionFile(path, Columns(), load())
+    for _ in range(2):  # of the last reading, not of all
+        assert [r.reward for r in source] == [1.0, None, None, 0.5]
+        assert source.notes() == [
+            f"rewards that are NaN, read as none: 1 (the first: {path}, row 2)"
+        ]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "n5", "completion": "n7", "reward": 1.0},
+        {"input": "n5", "output": "n7", "score": 1.0},
+        {"text": "n5 n7", "reward": 1.0},
+    ],
+)
+def test_infinite_rewards_are_refused_by_name(
+    tmp_path: Path, row: dict[str, Any], value: float
+) -> None:
+    name = next(name for name in row if name in ("reward", "score"))
+    path = write_lines(tmp_path / "a.jsonl", [row, {**row, name: value}])
+    with pytest.raises(DataError, match=rf"a.jsonl, row 2: the reward is {value}; it must be"):
+        read(path)
+
+
+def test_infinite_rewards_of_our_own_files_are_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "step_00001.parquet"
+    write_rollouts(path, [replace(rollout(), reward=math.inf, verdict=math.inf)])
+    with pytest.raises(DataError, match="row 1: the reward is inf"):
+        read(path)
 
 
 def test_an_answer_that_ended_at_once_has_a_token(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The committed result of ``make bench`` says what its own raw numbers say."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import bench
 from benchmarks.bench import RESULTS, capture_overhead, headline
 from benchmarks.tables import markdown
+from benchmarks.workloads import workload
 
 
 @pytest.fixture
@@ -26,3 +29,31 @@ def test_capture_overhead() -> None:
     # 1 of 11 seconds is 1 over the other 10; 1 of 5 is 1 over 4; 2 of 12 is 2 over 10
     sampling = {"capture_seconds": [1.0, 1.0, 2.0], "engine_seconds": [11.0, 5.0, 12.0]}
     assert capture_overhead(sampling) == pytest.approx(0.2)
+
+
+def test_trl_without_flat_groups_is_measured_into_the_result_that_is_there(
+    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def run(module: str, *arguments: Any) -> dict[str, Any]:
+        commands.append((module, *arguments))
+        return {"seconds": [30.0] if module == "trl_step" else [12.0, 12.0]}
+
+    monkeypatch.setattr(bench, "run", run)
+    (tmp_path / "latest.json").write_text(json.dumps(result))
+    bench.again("without_flat", tmp_path)
+    after = json.loads((tmp_path / "latest.json").read_text())
+    assert after["trl_without_flat_over_sparse_time_half_zero"] == 2.5
+    assert after["again"].keys() == result.get("again", {}).keys() | {"without_flat"}
+    assert {name: after[name] for name in result["headline"]} == headline(result["raw"])
+    row = "| half_zero, TRL without flat groups | 30 |  | 12 |  |  |"
+    assert row in (tmp_path / "latest.md").read_text().splitlines()
+    # in turns, TRL at the batch size that was fastest
+    assert [module for module, *_ in commands] == ["trl_step", "ours"] * 2
+    flat = ("--workload", "half_zero", "--without-flat")
+    assert commands[0] == ("trl_step", *flat, "--batch-size", 4)
+
+
+def test_half_of_the_groups_of_half_zero_teach() -> None:
+    assert [group.teaches for group in workload("half_zero")] == [True, True, False, False]

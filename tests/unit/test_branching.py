@@ -67,7 +67,7 @@ class TableScorer:
         self.rewards = rewards
         self.seen: list[Completion] = []
 
-    def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
+    def score(self, pairs: Sequence[tuple[Problem, Completion]], *_: Any) -> list[Score]:
         self.seen += [completion for _, completion in pairs]
         return [Score(reward=self.rewards.get(completion.text)) for _, completion in pairs]
 
@@ -381,7 +381,7 @@ def test_a_pair_whose_verifier_failed_is_left_out_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(LocalScorer):
-        def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
+        def score(self, pairs: Sequence[tuple[Problem, Completion]], *_: Any) -> list[Score]:
             return [Score(reward=None, parts={"task": None}, error="timeout") for _ in pairs]
 
     monkeypatch.setattr("forkpoint.rollouts.build.build_scorer", Failing)

@@ -267,3 +267,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes) -
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
 def test_every_recipe_is_a_configuration(recipe: Path) -> None:
     assert load_config(recipe) != RunConfig()
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "float32"])
+def test_an_old_recipe_is_told_what_to_write(tmp_path: Path, given: str) -> None:
+    recipe = tmp_path / "old.toml"
+    recipe.write_text(f'[model]\ndtype = "{given}"\n')
+    with pytest.raises(ConfigError, match=r"model.dtype = '\w+': .* model.compute_dtype") as told:
+        load_config(recipe)
+    assert "\n" not in str(told.value)

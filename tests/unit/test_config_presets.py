@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from forkpoint.config import RunConfig, load_config, parse_config
-from forkpoint.config.presets import LOSS_PRESETS, SELECTION_PRESETS
+from forkpoint.config.presets import DENOMINATORS, LOSS_PRESETS, SELECTION_PRESETS
 from forkpoint.config.stages import SelectionConfig
 from tests.unit.test_config import NEEDED, fault, placed
 
@@ -55,24 +55,72 @@ def test_each_preset_has_a_name_and_each_name_a_preset() -> None:
     for section, table in (("selection", SELECTION_PRESETS), ("loss", LOSS_PRESETS)):
         model: Any = RunConfig.model_fields[section].annotation
         assert set(get_args(model.model_fields["preset"].annotation)) == set(table)
+    assert DENOMINATORS.keys() == SELECTION_PRESETS.keys()
 
 
-@pytest.mark.parametrize("loss", LOSS_PRESETS)
-@pytest.mark.parametrize("selection", SELECTION_PRESETS)
+PAIRS = [(selection, loss) for selection in DENOMINATORS for loss in DENOMINATORS[selection]]
+
+
+@pytest.mark.parametrize(("selection", "loss"), PAIRS)
 def test_presets_are_resolved(selection: str, loss: str) -> None:
-    # the dump names every value; where both presets have a word, the loss preset's holds
+    # the dump names every value
     raw = {
         "selection": {"preset": selection},
         "loss": {"preset": loss},
         "training": {"micro_batch_sequences": 2},
     }
     dump = parse_config(raw).model_dump()
-    for section in ("selection", "loss", "advantage"):
-        expected = {
-            **SELECTION_PRESETS[selection].get(section, {}),
-            **LOSS_PRESETS[loss].get(section, {}),
-        }
-        assert {key: dump[section][key] for key in expected} == expected
+    assert dump["loss"]["denominator"] == DENOMINATORS[selection][loss]
+    for preset in (SELECTION_PRESETS[selection], LOSS_PRESETS[loss]):
+        for section, settings in preset.items():
+            assert {key: dump[section][key] for key in settings} == settings
+
+
+def test_no_preset_undoes_what_another_says() -> None:
+    for selection, loss in PAIRS:
+        first, second = SELECTION_PRESETS[selection], LOSS_PRESETS[loss]
+        assert not first.get("loss", {}).keys() & second["loss"].keys()
+
+
+@pytest.mark.parametrize("loss", LOSS_PRESETS)
+@pytest.mark.parametrize("selection", SELECTION_PRESETS)
+def test_a_pair_of_presets_is_right_or_refused(selection: str, loss: str) -> None:
+    raw: dict[str, Any] = {
+        "selection": {"preset": selection},
+        "loss": {"preset": loss},
+        "training": {"micro_batch_sequences": 2},
+    }
+    if (selection, loss) in PAIRS:
+        parse_config(raw)
+        return
+    message = fault(raw)
+    assert f"selection.preset = '{selection}' stands for no published loss.preset" in message
+    assert f"use '{next(iter(DENOMINATORS[selection]))}'" in message
+    assert "\n" not in message
+    raw["loss"]["denominator"] = "constant"  # whoever writes it knows
+    assert parse_config(raw).loss.denominator == "constant"
+
+
+@pytest.mark.parametrize(
+    ("selection", "loss", "denominator", "clip_high"),
+    [
+        ("forkpoint", "dapo", "selected", 0.28),
+        ("paper", "dapo", "selected", 0.28),
+        ("paper-v1", "dapo", "all", 0.28),
+        ("authors-code", "dapo", "microbatch_selected", 0.28),
+        ("trl", "dapo", "all_per_update", 0.28),
+        # GRPO is the default of these two
+        ("ms-swift", "grpo", "sequence", 0.2),
+        ("lightrft", "grpo", "sequence_selected", 0.2),
+    ],
+)
+def test_without_a_loss_preset_it_is_the_codes_own_default(
+    selection: str, loss: str, denominator: str, clip_high: float
+) -> None:
+    raw = {"selection": {"preset": selection}, "training": {"micro_batch_sequences": 2}}
+    config = parse_config(raw).loss
+    assert (config.preset, config.denominator) == (loss, denominator)
+    assert config.clip_high == clip_high
 
 
 def test_the_default_presets_are_the_defaults() -> None:

@@ -15,7 +15,8 @@ from forkpoint.config import parse_config
 from forkpoint.config.stages import DataTaskConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.tasks import build_task
-from forkpoint.tasks.data import DataTask, read_rows
+from forkpoint.tasks import data as module
+from forkpoint.tasks.data import DataTask, held_out_source, read_rows
 from forkpoint.types import Problem
 
 ROWS: list[dict[str, Any]] = [
@@ -257,6 +258,96 @@ def test_no_held_out_problems(tmp_path: Path) -> None:
     other = write_lines(tmp_path / "eval.jsonl", {"question": "a"})
     with pytest.raises(DataError, match=f"{other} has no column 'prompt' \\(task.prompt_column\\)"):
         data(path, eval_path=str(other)).held_out(1, seed=0)
+
+
+def test_the_training_file_cannot_be_held_out(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    (tmp_path / "link.jsonl").symlink_to(path)
+    (tmp_path / "hard.jsonl").hardlink_to(path)
+    for name in ("rows", "link", "hard"):
+        with pytest.raises(ConfigError, match=r"are the same file, .*cannot be held out"):
+            data(path, eval_path=str(tmp_path / f"{name}.jsonl"))
+    copy = write_lines(tmp_path / "copy.jsonl", {"prompt": "b"}, {"prompt": "b", "x": 1})
+    with pytest.raises(DataError, match=r"every prompt of task.eval_path = .* is one of task.path"):
+        data(path, eval_path=str(copy))
+
+
+def test_prompts_that_are_trained_on_are_counted(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "a"}]
+    train = write_lines(tmp_path / "train.jsonl", {"prompt": "a"}, {"prompt": chat, "id": 1})
+    path = write_lines(tmp_path / "eval.jsonl", *({"prompt": p} for p in ("b", chat, chat, "A")))
+    assert data(train, eval_path=str(path)).notes == (
+        "1 of 3 held-out prompts are trained on as well: the accuracy on them is not of unseen "
+        "problems",
+    )
+    apart = write_lines(tmp_path / "apart.jsonl", {"prompt": "b"})
+    assert data(train, eval_path=str(apart)).notes == data(train).notes == ()
+
+
+HUB = {"path": "a/b", "eval_path": "a/b"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (HUB, ("a/b", None, "test")),
+        ({**HUB, "subset": "main"}, ("a/b", "main", "test")),
+        ({**HUB, "subset": "main", "eval_subset": "hard"}, ("a/b", "hard", "test")),
+        ({**HUB, "eval_split": "validation"}, ("a/b", None, "validation")),
+        (
+            {**HUB, "split": "train[:90%]", "eval_split": "train[90%:]"},
+            ("a/b", None, "train[90%:]"),
+        ),
+        ({**HUB, "eval_path": "c/d", "subset": "main"}, ("c/d", None, "test")),
+        ({**HUB, "eval_path": "c/d", "eval_split": "train"}, ("c/d", None, "train")),
+        ({"path": "a/b"}, None),
+    ],
+)
+def test_held_out_rows_of_the_hub(settings: dict[str, str], expected: tuple[Any, ...]) -> None:
+    assert held_out_source(DataTaskConfig.model_validate({"type": "data", **settings})) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {**HUB, "eval_split": "train"},
+            "the same rows, split 'train' of a/b: .*eval_split",
+        ),
+        ({**HUB, "split": "test"}, "are the same rows, split 'test'"),
+        ({**HUB, "subset": "x", "eval_subset": "x", "eval_split": "train"}, "are the same rows"),
+        ({"path": "a/b", "eval_split": "test"}, "are read with task.eval_path"),
+    ],
+)
+def test_held_out_rows_that_cannot_be(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        held_out_source(DataTaskConfig.model_validate({"type": "data", **settings}))
+
+
+def test_held_out_rows_are_read_from_their_own_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(name: str, subset: str | None, split: str) -> Any:
+        return datasets.Dataset.from_list([{"prompt": f"{name} {subset} {split}"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = data("openai/gsm8k", subset="main", eval_path="openai/gsm8k")
+    assert task.problem(0).prompt == "openai/gsm8k main train"
+    assert task.held_out(1, seed=0)[0].prompt == "openai/gsm8k main test"
+
+
+def test_an_epoch_is_shuffled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, original = [], module.stream
+
+    def counting(*arguments: Any) -> Any:
+        drawn.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "stream", counting)
+    task = data(write_lines(tmp_path / "rows.jsonl", *({"prompt": f"q{i}"} for i in range(9))))
+    ordered = [task.problem(serial).prompt for serial in (*range(27), *range(27))]
+    assert ordered[:27] == ordered[27:]
+    assert len(drawn) == 6  # three epochs, twice
 
 
 def test_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,9 +247,13 @@ def test_completions_that_exist_are_scored_as_they_are(
 
 
 def test_checkpoints_of_a_run_are_in_the_order_of_training(tmp_path: Path) -> None:
-    for step in (100000, 4, 99999):
-        (tmp_path / "checkpoints" / f"step_{step:05d}").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".step_00008.partial").mkdir()
+    folder = tmp_path / "checkpoints"
+    names = [f"step_{step:05d}" for step in (100000, 4, 99999)]
+    for name in (*names, ".step_00008.partial", ".step_00009.removed", "step_00010_best"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.safetensors").touch()
+    (folder / "step_00012").mkdir()  # of a deletion that was killed
+    (folder / "step_00012" / "manifest.json").touch()
     found = checkpoints_of_run(tmp_path, "lab")
     assert [(c.name, c.step) for c in found] == [
         ("base", 0),

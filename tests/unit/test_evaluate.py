@@ -20,8 +20,11 @@ def scored(serial: int, *scores: Score) -> Group:
     return replace(group, rollouts_G=rollouts)
 
 
-def given(*parts: float | None) -> Score:
-    return Score(reward=sum(p or 0 for p in parts), parts={f"p{i}": p for i, p in enumerate(parts)})
+def given(verdict: float, bonus: float = 0.0) -> Score:
+    """A score whose verifier comes last among its parts."""
+    return Score(
+        reward=verdict + bonus, verdict=verdict, parts={"bonus": bonus, "verifier": verdict}
+    )
 
 
 FAILED = Score(reward=None, parts={"task": None}, error="task: timeout after 4 s")
@@ -41,7 +44,7 @@ UNREADABLE = Score(reward=None, parts={"math": None})
         (Score(reward=None), False),
     ],
 )
-def test_the_first_part_decides(score: Score, right: bool) -> None:
+def test_the_verdict_decides(score: Score, right: bool) -> None:
     (rollout,) = scored(0, score).rollouts_G
     assert is_right(rollout) is right
 

@@ -14,6 +14,7 @@ from forkpoint.batching import build_batch
 from forkpoint.config import parse_config
 from forkpoint.config.stages import LossConfig
 from forkpoint.losses import DENOMINATORS, KL_ESTIMATORS, SURROGATES, with_coefficients
+from forkpoint.losses.denominators import StepTotals, step_totals
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.losses.surrogates import LOG_RATIO_BOUND
 from forkpoint.types import FinishReason, TokenBatch
@@ -260,6 +261,9 @@ WEIGHTS = [1, 0, 0.5, 1, 0, 0, 0.5]
 BY_HAND = {
     "selected": [1 / 3, 0, 1 / 6, 1 / 3, 0, 0, 1 / 6],
     "all": [1 / 7, 0, 1 / 14, 1 / 7, 0, 0, 1 / 14],
+    # the step is this mini-batch alone: one update of 7 tokens
+    "all_per_update": [1 / 7, 0, 1 / 14, 1 / 7, 0, 0, 1 / 14],
+    "sampled_of_step": [1 / 7, 0, 1 / 14, 1 / 7, 0, 0, 1 / 14],
     # 3 * 3 = 9, 3 * 2 = 6, 6
     "sequence": [1 / 9, 0, 1 / 18, 1 / 6, 0, 0, 1 / 12],
     # 3 * 1.5 = 4.5, 3 * 1 = 3, 3 * 0.5 = 1.5
@@ -304,27 +308,51 @@ def test_constant_length_can_be_given() -> None:
     assert out.coefficients_T.tolist() == pytest.approx([w / 12 for w in WEIGHTS])
 
 
-def test_a_truncated_sequence_counts_neither_in_n_nor_in_tokens() -> None:
-    # Two sequences of 2 and one truncated of 5 that is masked: N = 2, 4 tokens, never 3 and 9.
+@pytest.mark.parametrize(("name", "divisor"), [("all_per_update", 12), ("sampled_of_step", 40)])
+def test_denominators_of_the_whole_step(name: str, divisor: int) -> None:
+    # a step of 36 tokens of the mask and 4 truncated ones in 3 updates, whichever this one is
+    totals = StepTotals(mask_tokens=36, sampled_tokens=40, updates=3)
+    groups_T, config = torch.zeros(7, dtype=torch.int64), run_config(name)
+    batch = batch_of([3, 2, 2])
+    out = with_coefficients(batch, torch.tensor(WEIGHTS), groups_T, config, totals)
+    assert out.coefficients_T is not None
+    assert out.coefficients_T.tolist() == pytest.approx([w / divisor for w in WEIGHTS])
+
+
+def test_totals_of_a_step() -> None:
+    whole = make_group(0, [1.0, 0.0], [2, 2])
+    cut = make_group(1, [1.0], [5], finish=FinishReason.LENGTH)
+    batch = build_batch([whole, cut], advantage="dr_grpo", truncated="mask")
+    assert step_totals(batch, 2) == StepTotals(mask_tokens=4, sampled_tokens=9, updates=2)
+
+
+def test_a_truncated_sequence_is_a_sequence_with_a_loss_of_zero() -> None:
+    # Two sequences of 2 and one truncated of 5 that is masked: N = 3, and 4 tokens of the mask.
     whole = make_group(0, [1.0, 0.0], [2, 2])
     cut = make_group(1, [1.0], [5], finish=FinishReason.LENGTH)
     batch = build_batch([whole, cut], advantage="dr_grpo", truncated="mask")
     weights_T = torch.tensor([1.0, 0, 1, 1, 0, 0, 0, 0, 0])
     groups_T = torch.zeros(9, dtype=torch.int64)
+    # of each: the coefficients, and those of penalties on every token of the mask
     expected = {
-        "selected": [1 / 3, 0, 1 / 3, 1 / 3],
-        "all": [1 / 4, 0, 1 / 4, 1 / 4],
-        "sequence": [1 / 4, 0, 1 / 4, 1 / 4],
-        "sequence_selected": [1 / 2, 0, 1 / 4, 1 / 4],
-        "constant": [1 / 20, 0, 1 / 20, 1 / 20],
+        "selected": ([1 / 3, 0, 1 / 3, 1 / 3], [1 / 4] * 4),
+        "all": ([1 / 4, 0, 1 / 4, 1 / 4], [1 / 4] * 4),
+        "all_per_update": ([1 / 4, 0, 1 / 4, 1 / 4], [1 / 4] * 4),
+        "sampled_of_step": ([1 / 9, 0, 1 / 9, 1 / 9], [1 / 9] * 4),
+        "sequence": ([1 / 6, 0, 1 / 6, 1 / 6], [1 / 6] * 4),
+        "sequence_selected": ([1 / 3, 0, 1 / 6, 1 / 6], [1 / 6] * 4),
+        "constant": ([1 / 30, 0, 1 / 30, 1 / 30], [1 / 30] * 4),
+        # one micro-batch: its own share of the sequences is 1
+        "microbatch_selected": ([1 / 3, 0, 1 / 3, 1 / 3], [1 / 4] * 4),
     }
-    for name, values in expected.items():
+    assert expected.keys() == DENOMINATORS.keys()
+    for name, (values, penalties) in expected.items():
         config = run_config(name, entropy_bonus=0.1, penalties_on="all")
         out = with_coefficients(batch, weights_T, groups_T, config)
         assert out.coefficients_T is not None
         assert out.penalty_coefficients_T is not None
         assert out.coefficients_T.tolist() == pytest.approx([*values, 0, 0, 0, 0, 0])
-        assert out.penalty_coefficients_T.tolist() == [1 / 4] * 4 + [0] * 5
+        assert out.penalty_coefficients_T.tolist() == pytest.approx([*penalties, 0, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("name", DENOMINATORS)
@@ -340,7 +368,8 @@ def test_nothing_selected_is_a_coefficient_of_zero(name: str) -> None:
 @pytest.mark.parametrize("penalty", [{"kl_coefficient": 0.1}, {"entropy_bonus": 0.1}])
 def test_penalties_go_with_the_selected_tokens_or_with_all(penalty: dict[str, float]) -> None:
     weights_T, groups_T = torch.tensor(WEIGHTS), torch.zeros(7, dtype=torch.int64)
-    for where, expected in (("selected", BY_HAND["sequence"]), ("all", [1 / 7] * 7)):
+    everything = [1 / 9] * 3 + [1 / 6] * 4  # 3 sequences of 3, 2 and 2
+    for where, expected in (("selected", BY_HAND["sequence"]), ("all", everything)):
         config = run_config("sequence", penalties_on=where, **penalty)
         out = with_coefficients(batch_of([3, 2, 2]), weights_T, groups_T, config)
         assert out.penalty_coefficients_T is not None

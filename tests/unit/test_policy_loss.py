@@ -247,13 +247,14 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
     total = torch.zeros((), dtype=torch.float64)
     for t in range(batch.num_tokens):
         b = int(sequence[t])
-        divisor = {
-            "selected": float(w.sum()),
-            "all": batch.num_tokens,
-            "sequence": batch.num_sequences * count[b],
-            "sequence_selected": batch.num_sequences * kept[b],
-            "constant": batch.num_sequences * 160,  # rollout.max_new_tokens by default
-        }[c.denominator]
+        divisors = {  # of a selected token, and of one if all were selected
+            "selected": (float(w.sum()), batch.num_tokens),
+            "all": (batch.num_tokens, batch.num_tokens),
+            "sequence": (batch.num_sequences * count[b], batch.num_sequences * count[b]),
+            "sequence_selected": (batch.num_sequences * kept[b], batch.num_sequences * count[b]),
+            "constant": (batch.num_sequences * 160,) * 2,  # rollout.max_new_tokens by default
+        }
+        divisor, divisor_of_all = divisors[c.denominator]
         coefficient = float(w[t]) / divisor if w[t] else 0.0
         ratio = (logp_T[t] - old_T[t]).exp()
         if c.surrogate == "gspo":
@@ -270,7 +271,7 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
             surrogate = torch.maximum(surrogate, c.dual_clip * a)
         d = reference_T[t] - logp_T[t]
         kl = {"k1": -d, "k2": d * d / 2, "k3": torch.expm1(d) - d}[c.kl]
-        penalty = coefficient if c.penalties_on == "selected" else 1 / batch.num_tokens
+        penalty = coefficient if c.penalties_on == "selected" else 1 / divisor_of_all
         total = total - coefficient * surrogate
         total = total + penalty * (c.kl_coefficient * kl - c.entropy_bonus * entropy_T[t])
     return total

@@ -20,8 +20,8 @@ from forkpoint.report.build import SCRIPTS
 from forkpoint.report.provenance import leaves
 from forkpoint.report.steps import StepFile, bin_edges, entropy_profile, token_table
 from forkpoint.report.text import number, percent, script_json, three_figures, visible
-from forkpoint.runs import RolloutRow, write_rollouts
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 from tests.report_page import page_of
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 

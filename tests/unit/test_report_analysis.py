@@ -124,10 +124,22 @@ def test_an_interrupted_measurement_says_so(tmp_path: Path, name: str) -> None:
     run = write_analysis(tmp_path / "run", words=None)
     (run / "analysis" / name).mkdir()
     write_json(run / "analysis" / name / "config.json", {"seed": 23})
+    (run / "analysis" / name / "part_00000.parquet").touch()
     page = page_of(run)
     assert f"analysis/{name}.json is not there: the measurement was interr" in page.words(name)
     assert list(page.sections) == ["completions", name, "provenance"]
     assert f"seed 23 analysis/{name}/config.json" in page.words("provenance")
+
+
+@pytest.mark.parametrize("name", ["", "dynamics", "temperature", "branching"])
+def test_an_analysis_that_failed_makes_no_page(tmp_path: Path, name: str) -> None:
+    """It leaves its settings: no such model, say."""
+    run = tmp_path / "run"
+    write_json(run / "analysis" / name / "config.json", {"seed": 23})
+    (run / ".lock").touch()
+    message = r"run holds no metrics\.jsonl, .* its analysis ended before anything was measured$"
+    with pytest.raises(RunError, match=message):
+        page_of(run)
 
 
 def test_zero_tokens_are_said_plainly(tmp_path: Path) -> None:

@@ -161,19 +161,12 @@ def test_a_sample_is_not_the_beginning_of_the_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "reward", "right"),
-    [
-        ([1.0, 0.0], 0.5, True),
-        ([0.5, 1.0], 1.5, False),
-        ([None], None, None),
-        ([], 1.0, True),
-        ([], None, None),
-    ],
+    ("verdict", "right"), [(1.0, True), (2.0, True), (0.5, False), (None, None)]
 )
-def test_right_means_the_first_part_gave_full_marks(
-    parts: list[float | None], reward: float | None, right: bool | None
+def test_right_means_the_verifier_gave_full_marks(
+    verdict: float | None, right: bool | None
 ) -> None:
-    assert is_right(parts, reward) is right
+    assert is_right(verdict) is right
 
 
 # ---- words --------------------------------------------------------------------------------------

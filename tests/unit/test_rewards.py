@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +14,13 @@ import pytest
 from forkpoint.config import parse_config
 from forkpoint.config.stages import OverlongConfig
 from forkpoint.errors import ConfigError, DataError
-from forkpoint.rewards import Scorer, build_scorer
+from forkpoint.rewards import Scorer, build_scorer, worker
 from forkpoint.rewards import build as build_module
-from forkpoint.rewards import scorer as scorer_module
 from forkpoint.rewards.build import OfColumns
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
 from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier
+from forkpoint.rewards.worker import Part
 from forkpoint.types import Completion, FinishReason, Problem, Score
 from tests.unit import reward_functions as functions
 
@@ -44,6 +45,14 @@ def problem(**columns: Any) -> Problem:
     return Problem(id="p", prompt="?", columns=columns)
 
 
+def line_of(code: str) -> str:
+    """``reward_functions.py:55: `` of the one line with this code."""
+    path = Path(functions.__file__)
+    numbers = [n for n, line in enumerate(path.read_text().splitlines(), 1) if code in line]
+    assert len(numbers) == 1
+    return f"{path.name}:{numbers[0]}: "
+
+
 # ---- the scorer ----------------------------------------------------------------------------------
 
 MakeScorer = Callable[..., Scorer]
@@ -58,9 +67,12 @@ def make_scorer() -> Iterator[MakeScorer]:
         weights: Sequence[float] = (1.0, 1.0, 1.0),
         timeout_s: float = PATIENT_S,
         overlong: OverlongConfig | None = None,
+        **settings: Any,
     ) -> Scorer:
         parts = [
-            RewardFunction(name=f"part{i}", call=call, weight=weights[i], timeout_s=timeout_s)
+            RewardFunction(
+                name=f"part{i}", call=call, weight=weights[i], timeout_s=timeout_s, **settings
+            )
             for i, call in enumerate(calls)
         ]
         made.append(Scorer(parts, overlong or OverlongConfig(), max_new_tokens=10))
@@ -101,16 +113,16 @@ def test_whatever_a_verifier_does_costs_its_own_sample_only(make_scorer: MakeSco
         "give 2": "",
         "give True": "",
         "give None": "",
-        "raise": "part0: ZeroDivisionError: of the verifier",
-        "unpicklable": "part0: TwoArgumentsError: 1 and 2",
-        "sys.exit": "part0: SystemExit: 0",
-        "interrupt": "part0: KeyboardInterrupt: ",
+        "raise": f"part0: {line_of('of the verifier')}ZeroDivisionError: of the verifier",
+        "unpicklable": f"part0: {line_of('raise Two')}TwoArgumentsError: 1 and 2",
+        "sys.exit": f"part0: {line_of('sys.exit(0)')}SystemExit: 0",
+        "interrupt": f"part0: {line_of('raise Keyboard')}KeyboardInterrupt: ",
         "give nan": "part0: ValueError: the reward nan is not finite",
         "give inf": "part0: ValueError: the reward inf is not finite",
         "give text": "part0: ValueError: could not convert string to float: 'text'",
         "give complex": "part0: TypeError: float() argument must be a string or a real number, "
         "not 'complex'",
-        "exit 3": "part0: the verifier's process died (Abnormal termination)",
+        "exit 3": "part0: the verifier's process died with status 3",
         "give 5": "",
     }
     scores = score_texts(scorer, *texts)
@@ -131,24 +143,29 @@ def test_verifier_that_cannot_travel_to_a_worker(make_scorer: MakeScorer) -> Non
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("give 2", (2.0, None)),
-        ("give None", (None, None)),
-        ("raise", (None, "ZeroDivisionError: of the verifier")),
-        ("sys.exit", (None, "SystemExit: 0")),
-        ("give nan", (None, "ValueError: the reward nan is not finite")),
+        ("give 2", Part(2.0)),
+        ("give None", Part(None)),
+        ("raise", Part(None, f"{line_of('of the verifier')}ZeroDivisionError: of the verifier")),
+        ("sys.exit", Part(None, f"{line_of('sys.exit(0)')}SystemExit: 0")),
+        ("give nan", Part(None, "ValueError: the reward nan is not finite")),
     ],
 )
-def test_a_part_or_why_there_is_none(text: str, part: tuple[float | None, str | None]) -> None:
+def test_a_part_or_why_there_is_none(text: str, part: Part) -> None:
     # what a worker does, in this process
-    assert scorer_module._run(functions.obeys, problem(), answer(text)) == part
+    assert worker.run(functions.obeys, [(problem(), answer(text))]) == [part]
 
 
 def test_workers_start_with_imports_and_default_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers: dict[int, Any] = {}
+    limited: list[float] = []
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(os, "setpgid", lambda *_: None)
+    monkeypatch.setattr(worker, "_die_with", lambda parent: None)
+    monkeypatch.setattr(worker, "_limit_memory", limited.append)
     monkeypatch.delitem(sys.modules, "this", raising=False)
-    scorer_module._start_worker(["no_such_module_of_ours", "this"])
+    worker.start(os.getppid(), 4.0, ["no_such_module_of_ours", "this"])
     assert "this" in sys.modules
+    assert limited == [4.0]
     assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -161,7 +178,8 @@ def test_hanging_verifiers_are_killed_in_time(make_scorer: MakeScorer) -> None:
     assert time.perf_counter() - started < 3 * 1.0 + GRACE_S
     late = "part0: timeout after 1 s"
     assert [s.error for s in scores] == [late, None, late, late, None]
-    assert [s.reward for s in scores] == [None, 1.0, None, None, 2.0]
+    assert [s.reward for s in scores] == [0.0, 1.0, 0.0, 0.0, 2.0]
+    assert [s.timed_out for s in scores] == [True, False, True, True, False]
 
 
 def test_time_limits_do_not_include_waiting_for_a_worker(make_scorer: MakeScorer) -> None:
@@ -173,10 +191,10 @@ def test_time_limits_do_not_include_waiting_for_a_worker(make_scorer: MakeScorer
 def test_workers_killed_from_outside_are_replaced(make_scorer: MakeScorer) -> None:
     scorer = make_scorer(functions.pid)
     killed = {int(s.reward or 0) for s in score_texts(scorer, *"abcdef")}
-    for worker in killed:
-        os.kill(worker, signal.SIGKILL)
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
     deadline = time.perf_counter() + GRACE_S
-    while scorer._pool.active and time.perf_counter() < deadline:
+    while scorer._pool._pool.active and time.perf_counter() < deadline:
         time.sleep(0.05)  # until the pool has seen it
     replaced = {int(s.reward or 0) for s in score_texts(scorer, *"abcdef")}
     assert 0 not in replaced
@@ -185,7 +203,8 @@ def test_workers_killed_from_outside_are_replaced(make_scorer: MakeScorer) -> No
 
 def test_closing_does_not_wait_for_a_busy_worker(make_scorer: MakeScorer) -> None:
     scorer = make_scorer(functions.sleeps)
-    future = scorer._schedule(scorer._functions[0], problem(), answer("600"))
+    (call,) = scorer._calls(1)
+    future = scorer._pool._submit(call, [(problem(), answer("600"))])
     deadline = time.perf_counter() + GRACE_S
     while not future.running() and time.perf_counter() < deadline:
         time.sleep(0.05)
@@ -351,7 +370,7 @@ def test_hostile_mathematics_and_patterns_are_cut_off() -> None:
     finally:
         scorer.close()
     for score, late in zip(scores, ("math", "format"), strict=True):
-        assert score.reward is None
+        assert score.reward == 0.0
         assert f"{late}: timeout after 1 s" in (score.error or "")
 
 

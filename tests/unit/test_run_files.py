@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkpoint.errors import RunError
-from forkpoint.runs import MetricsLog, RolloutRow, read_metrics, read_rollouts, write_rollouts
-from forkpoint.runs.rollouts import SCHEMA
+from forkpoint.runs import MetricsLog, read_metrics
+from forkpoint.runs.rollouts import SCHEMA, RolloutRow, read_rollouts, write_rollouts
 
 FULL = Path("/dev/full")
 """Linux' disk that is always full: every write to it fails with ENOSPC."""
@@ -113,6 +113,7 @@ def row(**settings: Any) -> RolloutRow:
         "sample": 1,
         "completion": "7",
         "reward": 1.0,
+        "verdict": 1.0,
         "reward_parts": {"task": 1.0, "overlong": -0.25},
         "error": None,
         "advantage": -0.5,

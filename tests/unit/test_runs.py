@@ -180,9 +180,27 @@ def test_lock_ends_with_the_block_even_by_an_error(tmp_path: Path) -> None:
             raise ZeroDivisionError
 
 
-@needs_full_disk
-def test_no_room_for_the_lock(tmp_path: Path) -> None:
-    (tmp_path / ".lock").symlink_to(FULL)
+@pytest.mark.parametrize("target", ["notes.txt", "nothing.txt"])
+def test_lock_that_leads_elsewhere(tmp_path: Path, target: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / ".lock").symlink_to(tmp_path / target)
+    for claim in (
+        lambda: RunDirectory.claim(root),
+        lambda: RunDirectory.open(root, config(), resume=True),
+    ):
+        with pytest.raises(RunError, match=r"run/\.lock is a symbolic link: delete it"), claim():
+            pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["notes.txt"]
+
+
+def test_no_room_for_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(RunError, match=f"cannot lock {tmp_path}: "):
         start(tmp_path)
 

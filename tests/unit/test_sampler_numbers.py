@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from forkpoint.batching import build_batch
 from forkpoint.config import parse_config
 from forkpoint.policy import PolicyModule
 from forkpoint.training.step import Meter, annotate
-from tests.conftest import make_batch, tiny_model
+from tests.conftest import make_batch, make_group, tiny_model
 
 CONFIG = parse_config({})
+BFLOAT16 = parse_config({"model": {"compute_dtype": "bfloat16"}})
 
 
 @pytest.mark.parametrize("stream", ["rollout_logprobs_T", "rollout_entropies_T"])
@@ -34,6 +36,26 @@ def test_numbers_that_are_off_are_not_used(stream: str, off: float, trusted: boo
     assert noted.old_logprobs_T is not None
     expected = noted.rollout_logprobs_T if trusted else exact.logprobs_R
     torch.testing.assert_close(noted.old_logprobs_T, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "trusted"),
+    # means of 80: 0.9 / 80 = 0.011, 1.1 / 80 = 0.014, (0.9 + 79 * 0.01) / 80 = 0.021
+    [(0.9, 0.0, True), (1.1, 0.0, False), (0.9, 0.01, False)],
+)
+def test_bfloat16_numbers_may_differ_by_rounding(
+    first: float, others: float, trusted: bool
+) -> None:
+    policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    batch = build_batch([make_group(0, [1.0, 0.0], [80, 5])], advantage="grpo")
+    exact = policy.annotate(batch, max_tokens=1000)
+    off_T = torch.full_like(exact.logprobs_R, others)
+    off_T[0] = first
+    batch = batch.with_streams(
+        rollout_logprobs_T=exact.logprobs_R + off_T, rollout_entropies_T=exact.entropies_R
+    )
+    noted = annotate(policy, batch, BFLOAT16, Meter(), step=0, same_weights=True)
+    assert (noted.old_entropies_T is None) == trusted
 
 
 def test_an_engine_with_other_weights_is_not_even_looked_at() -> None:

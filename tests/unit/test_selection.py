@@ -81,9 +81,37 @@ def test_top_keeps_the_highest() -> None:
 
 
 def test_bottom_keeps_the_lowest() -> None:
-    # k = ceil(0.5 * 5) = 3: 0.0, 0.1 and 0.2
+    # the top half has ceil(0.5 * 5) = 3 tokens, 0.9, 0.7 and 0.2: the other two are the bottom
     weights_N = RULES["bottom"](candidates([0.1, 0.9, 0.0, 0.7, 0.2], 0.5))
-    assert weights_N.tolist() == [1, 0, 1, 0, 1]
+    assert weights_N.tolist() == [1, 0, 1, 0, 0]
+
+
+def test_bottom_80_percent_of_seven_is_what_the_top_20_percent_leaves() -> None:
+    # ceil(1.4) = 2 forks leave 5; ceil(5.6) = 6 would be one of them again
+    values = [0.3, 0.9, 0.1, 0.4, 0.2, 0.8, 0.5]
+    assert RULES["top"](candidates(values, 0.2)).tolist() == [0, 1, 0, 0, 0, 1, 0]
+    assert RULES["bottom"](candidates(values, 0.8)).tolist() == [1, 0, 1, 1, 1, 0, 1]
+    # one token alone is the top's
+    assert RULES["bottom"](candidates([0.3], 0.8)).tolist() == [0]
+    assert RULES["bottom"](candidates([0.3, 0.9], 1.0)).tolist() == [1, 1]
+
+
+@given(
+    entropies=st.lists(
+        st.sampled_from([0.0, 0.25, 0.5]) | st.floats(0, 12, width=32), min_size=1, max_size=40
+    ),
+    thousandths=st.integers(1, 999),
+    ties=st.sampled_from(["order", "keep", "quantile"]),
+    rounding=st.sampled_from(["ceil", "floor"]),
+)
+def test_top_and_bottom_share_no_token_and_are_everything(
+    entropies: list[float], thousandths: int, ties: str, rounding: str
+) -> None:
+    given_: dict[str, Any] = {"ties": ties, "rounding": rounding}
+    forks_N = RULES["top"](candidates(entropies, thousandths / 1000, **given_))
+    rest_N = RULES["bottom"](candidates(entropies, (1000 - thousandths) / 1000, **given_))
+    assert (forks_N + rest_N).tolist() == [1.0] * len(entropies)
+    assert set(rest_N.tolist()) <= {0.0, 1.0}
 
 
 def test_ties_go_by_sequence_id_then_position() -> None:
@@ -103,8 +131,8 @@ def test_ties_keep_all_that_reach_the_kth_value() -> None:
     # k = ceil(0.4 * 5) = 2, the second highest value is 0.4, and three tokens have it
     tied = candidates([0.4, 0.9, 0.4, 0.1, 0.4], 0.4, ties="keep")
     assert RULES["top"](tied).tolist() == [1, 1, 1, 0, 1]
-    # k = 2 from below: 0.1, then 0.4
-    assert RULES["bottom"](tied).tolist() == [1, 0, 1, 1, 1]
+    # the top 60 % has k = 3 and the third value is 0.4 as well: 0.1 alone is left
+    assert RULES["bottom"](tied).tolist() == [0, 0, 0, 1, 0]
 
 
 def test_quantile_interpolates_between_neighbours() -> None:

@@ -68,9 +68,9 @@ class FakeEngine:
 
 
 class FakeScorer:
-    def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
+    def score(self, pairs: Sequence[tuple[Problem, Completion]], *_: Any) -> list[Score]:
         marks = [float(completion.text == "right") for _, completion in pairs]
-        return [Score(reward=mark, parts={"task": mark}) for mark in marks]
+        return [Score(reward=mark, verdict=mark, parts={"task": mark}) for mark in marks]
 
 
 class FakeTask:

@@ -133,14 +133,15 @@ def sampled_parts(
     parts: SamplingParts, config: RunConfig, should_stop: Callable[[], bool]
 ) -> list[Part]:
     """Held-out problems, cut so that a part's completions are sampled side by side."""
-    problems = list(numbered_problems(parts, config).items())
+    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
+    numbers = list(prompts)
     size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
 
     def make(first: int) -> list[CompletionRow]:
-        prompts = {n: parts.prompter(p) for n, p in problems[first : first + size]}
-        return sample_answers(parts, config, prompts, should_stop)
+        some = {n: prompts[n] for n in numbers[first : first + size]}
+        return sample_answers(parts, config, some, should_stop)
 
-    return [lambda first=first: make(first) for first in range(0, len(problems), size)]
+    return [lambda first=first: make(first) for first in range(0, len(numbers), size)]
 
 
 def read_parts(source: CompletionFile) -> Iterator[Part]:
@@ -193,10 +194,8 @@ class _Filler:
                 tokens = writer.write(number, part())
                 write_run_files(self.directory, self.config)
                 self.observer.part(number, of, tokens, time.perf_counter() - started)
-        if self.source is not None and (places := self.source.without_text):
-            self.observer.note(
-                f"completions without text, left out: {len(places)} (the first: {places[0]})"
-            )
+        for line in self.source.notes() if self.source is not None else ():
+            self.observer.note(line)
 
 
 class _Writer:

@@ -8,8 +8,12 @@ from typing import Any
 
 from forkpoint.errors import ModelError, RunError
 from forkpoint.policy.load import model_source
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.checkpoints import checkpoint_folders
 
 KEEP_MORE = "--set checkpoint.every=4 --set checkpoint.keep_last=99"
+
+WEIGHTS = "model*.safetensors"
 
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """What two checkpoints of one model have in common."""
@@ -29,11 +33,13 @@ class Checkpoint:
 def checkpoints_of_run(root: Path, base: str) -> list[Checkpoint]:
     """The model a run began with, then the checkpoints it kept, in the order of training.
 
+    A folder without weights is left out: what a kill left, or what a user made room by.
+
     Raises:
         RunError: it kept none.
     """
-    folders = [p for p in (root / "checkpoints").glob("step_*") if p.is_dir()]
-    found = sorted(map(_checkpoint, map(str, folders)), key=lambda c: c.step or 0)
+    folders = checkpoint_folders(RunDirectory(root).checkpoints_dir).values()
+    found = [_checkpoint(str(folder)) for folder in folders if any(folder.glob(WEIGHTS))]
     if not found:
         raise RunError(
             f"{root} has no checkpoints: train with {KEEP_MORE} to keep one every 4 steps"

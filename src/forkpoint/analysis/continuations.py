@@ -54,7 +54,8 @@ class Continuer:
             for number, (token, logprob) in enumerate(place.choices)
             for answer in self._answers(place, token, logprob, drawn.get(number))
         ]
-        scores = self.parts.scorer.score([(place.prompt.problem, a) for _, a in answers])
+        pairs = [(place.prompt.problem, answer) for _, answer in answers]
+        scores = self.parts.scorer.score(pairs, should_stop)
         branches = tuple(
             Branch(
                 rewards=tuple(

@@ -111,7 +111,7 @@ def _settings(job: DynamicsJob, root: Path) -> dict[str, Any]:
         "checkpoints": [_relative(c.path, root) for c in job.checkpoints],
         "rollouts": None if job.rollouts is None else _relative(str(job.rollouts), root),
         "temperature": config.rollout.temperature,
-        "dtype": config.model.dtype,
+        "compute_dtype": config.model.compute_dtype,
         "task": config.task.model_dump(mode="json") if sampled else None,
         "problems": config.evaluation.problems if sampled else None,
         "samples": config.evaluation.samples if sampled else None,
@@ -147,8 +147,8 @@ def _completions(
         ensure_vocabulary(folder.parent.parent, loaded.tokenizer)
         source = CompletionFile(job.rollouts, Columns(), loaded)
         paths = _copy(source, folder)
-        if source.without_text:
-            note(f"left out {len(source.without_text)} completions without text")
+        for line in source.notes():
+            note(line)
     write_text(whole, "")
     return paths
 

@@ -49,14 +49,15 @@ def sample_held_out(
     Raises:
         Interrupted: ``should_stop()`` turned true; the files written so far stay.
     """
-    problems = list(numbered_problems(parts, config).items())
+    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
+    numbers = list(prompts)
     together = max(1, config.rollout.batch_sequences // config.evaluation.samples)
     paths = []
-    for start in range(0, len(problems), together):
+    for start in range(0, len(numbers), together):
         path = folder / f"part_{len(paths):05d}.parquet"
         if not path.exists():
-            prompts = {n: parts.prompter(p) for n, p in problems[start : start + together]}
-            write_completions(path, sample_answers(parts, config, prompts, should_stop))
+            some = {n: prompts[n] for n in numbers[start : start + together]}
+            write_completions(path, sample_answers(parts, config, some, should_stop))
         paths.append(path)
     return paths
 
@@ -76,7 +77,7 @@ def sample_answers(
     settings = sample_settings(config, "analyze")
     completions = parts.engine.sample(requests, settings, should_stop)
     pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs)
+    scores = parts.scorer.score(pairs, should_stop)
     decode = parts.loaded.tokenizer.decode
     return [
         _row(request, completion, score, decode(list(request.prompt.token_ids)))
@@ -92,7 +93,7 @@ def _row(
         prompt=prompt,
         sample=request.sample,
         completion=completion.text,
-        reward=next(iter(score.parts.values()), None),
+        reward=score.verdict,
         finish_reason=str(completion.finish_reason),
         tokens=len(completion.token_ids),
         prompt_token_ids=request.prompt.token_ids,

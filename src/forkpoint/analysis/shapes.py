@@ -5,13 +5,13 @@ became tokens is ``sources``' business.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from forkpoint.analysis.rows import Row, column_names, short
 from forkpoint.errors import DataError
+from forkpoint.runs.rollouts import stored_verdict
 from forkpoint.types import Message
 
 UNKNOWN = "unknown"
@@ -29,6 +29,7 @@ class StoredCompletion:
     prompt_id: str | None = None
     """None: prompts of equal text are one."""
     reward: float | None = None
+    """As it stands in the file, NaN and infinities included."""
     finish_reason: str = UNKNOWN
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
@@ -98,14 +99,13 @@ def plain(completion: str, prompt: str | None, reward: str | None = None) -> Rea
 def forkpoint(row: Row) -> Iterator[StoredCompletion]:
     """rollouts/*.parquet, eval/*.parquet and analysis/completions/*.parquet of this package."""
     values = row.values
-    parts = dict(values.get("reward_parts") or [])
     prompt_ids = values.get("prompt_token_ids")
     yield StoredCompletion(
         place=row.place,
         completion=_text(row, "completion"),
         prompt=_text(row, "prompt"),
         prompt_id=str(values.get("prompt_id")),
-        reward=next(iter(parts.values()), values.get("reward")),
+        reward=stored_verdict(values),
         finish_reason=str(values["finish_reason"]),
         prompt_token_ids=None if prompt_ids is None else _ids(row, "prompt_token_ids"),
         token_ids=_ids(row, "token_ids"),
@@ -271,7 +271,7 @@ def _ids(row: Row, name: str) -> tuple[int, ...]:
 
 def _number(row: Row, name: str) -> float | None:
     value = _value(row, name)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if value is None:
         return None
     if not isinstance(value, int | float):
         raise DataError(f"{row.place}: column {name!r} holds {short(value)}, not a number")

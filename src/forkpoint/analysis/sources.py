@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from forkpoint.analysis.rows import Row, find_files, read_rows, short
 from forkpoint.analysis.shapes import StoredCompletion, shape_of
 from forkpoint.errors import DataError
+from forkpoint.policy.lengths import context_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.rollouts import Prompter
 from forkpoint.runs.tokens import CompletionRow
@@ -35,14 +37,18 @@ class CompletionFile:
         self._encoder = _Encoder(loaded)
         self.without_text: list[str] = []
         """The places of completions without text, which are left out."""
+        self.nan_rewards: list[str] = []
+        """The places of rewards that are NaN, which are read as none."""
 
     def __iter__(self) -> Iterator[CompletionRow]:
         """The completions in the order of the file.
 
+        A reward of NaN is no reward: pandas, and with it TRL's logs, write a missing one so.
+
         Raises:
-            DataError: naming the file and the row.
+            DataError: naming the file and the row; an infinite reward among other causes.
         """
-        self.without_text = []
+        self.without_text, self.nan_rewards = [], []
         counts: dict[bytes, list[int]] = {}  # prompt -> [its number, completions so far]
         found = False
         for stored in self._stored():
@@ -52,9 +58,28 @@ class CompletionFile:
             found = True
             number, sample = counts.setdefault(_key(stored), [len(counts), 0])
             counts[_key(stored)][1] += 1
-            yield self._encoder(stored, name=f"prompt_{number}", sample=sample)
+            yield self._encoder(self._with_reward(stored), name=f"prompt_{number}", sample=sample)
         if not found:
             raise DataError(f"{self.without_text[0]}: no completion has any text")
+
+    def notes(self) -> list[str]:
+        """A line for each thing that the last reading left out."""
+        left_out = {
+            "completions without text, left out": self.without_text,
+            "rewards that are NaN, read as none": self.nan_rewards,
+        }
+        return [f"{what}: {len(at)} (the first: {at[0]})" for what, at in left_out.items() if at]
+
+    def _with_reward(self, stored: StoredCompletion) -> StoredCompletion:
+        if stored.reward is None or math.isfinite(stored.reward):
+            return stored
+        if math.isinf(stored.reward):
+            raise DataError(
+                f"{stored.place}: the reward is {stored.reward}; it must be finite, or null if "
+                "there is none"
+            )
+        self.nan_rewards.append(stored.place)
+        return replace(stored, reward=None)
 
     def _stored(self) -> Iterator[StoredCompletion]:
         for path in find_files(self._path):
@@ -73,7 +98,7 @@ class _Encoder:
     def __init__(self, loaded: LoadedModel) -> None:
         self._tokenizer = loaded.tokenizer
         self._size = loaded.model.get_input_embeddings().weight.shape[0]
-        self._positions = getattr(loaded.model.config, "max_position_embeddings", None)
+        self._positions = context_length(loaded.model)
         self._prompter = Prompter(loaded.tokenizer)
 
     def __call__(self, stored: StoredCompletion, *, name: str, sample: int) -> CompletionRow:

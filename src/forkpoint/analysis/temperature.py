@@ -24,6 +24,7 @@ from forkpoint.evaluation.evaluate import accuracy, is_right
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.rollouts import SampleRequest, SamplingParts, build_sampling
 from forkpoint.rollouts.base import SplitTemperature
+from forkpoint.rollouts.build import check_engine
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.directory import check_settings
@@ -109,7 +110,7 @@ def measure_temperature(
         if started:
             check_settings(folder / "config.json", _described(config, settings))
         with closing(build_sampling(config)) as parts:
-            _check_engine(parts, config)
+            check_engine(parts.engine, config, splits_temperatures=True)
             write_run_files(directory, config)
             if not started:  # a start that failed may have left others
                 write_json(folder / "config.json", _described(config, settings))
@@ -151,15 +152,6 @@ def _described(config: RunConfig, settings: TemperatureSettings) -> dict[str, An
         "percentile": None if by_value else settings.percentile,
         "config": sections,
     }
-
-
-def _check_engine(parts: SamplingParts, config: RunConfig) -> None:
-    engine = parts.engine
-    if not (engine.captures_entropy and getattr(engine, "splits_temperatures", False)):
-        raise ConfigError(
-            f"rollout.engine = {config.rollout.engine!r} cannot decode forks and the rest at "
-            "different temperatures; 'transformers' can"
-        )
 
 
 # ---- sampling -----------------------------------------------------------------------------------
@@ -235,9 +227,8 @@ class _Sweep:
     def _groups(self, completions: Sequence[Completion]) -> Iterator[Group]:
         samples = self._config.evaluation.samples
         prompts = [prompt for prompt in self._prompts.values() for _ in range(samples)]
-        scores = self._parts.scorer.score(
-            [(prompt.problem, c) for prompt, c in zip(prompts, completions, strict=True)]
-        )
+        pairs = [(p.problem, c) for p, c in zip(prompts, completions, strict=True)]
+        scores = self._parts.scorer.score(pairs, self._should_stop)
         rollouts = [
             Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)
         ]

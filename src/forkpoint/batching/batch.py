@@ -15,6 +15,7 @@ def build_batch(
     advantage: str,
     truncated: str = "keep",
     zero_advantage_in_pool: bool = False,
+    truncated_in_pool: bool = False,
 ) -> TokenBatch:
     """The batch of one training step, in the order (group serial, sample).
 
@@ -23,6 +24,7 @@ def build_batch(
         advantage: a key of ``advantages.ESTIMATORS``.
         truncated: ``mask`` takes completions that hit the token budget out of mask and pool.
         zero_advantage_in_pool: let tokens whose advantage is 0 compete for selection.
+        truncated_in_pool: let tokens that ``truncated`` masks compete; they are not trained on.
     """
     size = max((len(g.rollouts_G) for g in groups), default=1)
     prompts, completions, ids, advantages, counted = [], [], [], [], []
@@ -52,7 +54,7 @@ def build_batch(
         position_T=_positions(lengths_B),
         advantages_T=advantages_T,
         mask_T=mask_T,
-        pool_T=mask_T if zero_advantage_in_pool else mask_T & (advantages_T != 0),
+        pool_T=(mask_T | truncated_in_pool) & ((advantages_T != 0) | zero_advantage_in_pool),
         rollout_logprobs_T=_flat([c.logprobs for c in completions], torch.float32),
         rollout_entropies_T=(
             _flat([c.entropies or () for c in completions], torch.float32) if captured else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, shorthands
+from forkpoint.cli.options import Overrides, note, shorthands, title
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -94,12 +94,11 @@ def _run(
     config: "RunConfig", run_dir: Path, settings: "AnalysisSettings", format_: str | None
 ) -> int:
     """Analyse, print, draw; the exit code."""
-    from rich.console import Console
-
     from forkpoint.analysis.analyze import analyze as run
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.training.stop import StopFlag
 
-    console = Console()
+    console = SafeConsole()
     with StopFlag() as stop:
         try:
             summary = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
@@ -154,7 +153,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """See ``analysis.analyze.Observer``."""
-        self._console.print(f"  {text}", style="dim", highlight=False, markup=False)
+        note(self._console, text)
 
 
 # ---- the summary on a terminal -------------------------------------------------------------------
@@ -164,7 +163,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     """The headline numbers and the words of both ends."""
     from forkpoint.analysis.words import read_words
 
-    console.print(f"\n[bold]{root}[/bold]", highlight=False)
+    title(console, root)
     for line in headlines(summary):
         console.print(line, highlight=False, markup=False)
     words = read_words(root / "analysis" / "words.parquet")

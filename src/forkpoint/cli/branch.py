@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.cli.options import Overrides, note
+from forkpoint.cli.options import Overrides, note, title
 from forkpoint.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ def branch(
     keep_fraction
         The share of tokens of highest entropy that counts as high.
     """
-    from rich.console import Console
-
     from forkpoint.analysis.branching import BranchSettings, measure_branching
     from forkpoint.cli.analyze import analysis_config
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.training.stop import StopFlag
 
     config = analysis_config(recipe, model, task, problems, samples, set_ or [])
@@ -69,7 +68,7 @@ def branch(
         continuations=continuations,
         keep_fraction=keep_fraction,
     )
-    console = Console()
+    console = SafeConsole()
     with StopFlag() as stop:
         try:
             summary = measure_branching(
@@ -88,7 +87,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     """The gaps of both kinds of position."""
     s = summary
     measured = s["groups"]["high"]["positions"]
-    console.print(f"\n[bold]{root}[/bold]", highlight=False)
+    title(console, root)
     for line in (
         f"{measured} of {s['pairs_possible']} pairs of positions measured, in answers to "
         f"{s['prompts']} prompts; {s['spent_tokens']:,} of {s['budget_tokens']:,} tokens spent",

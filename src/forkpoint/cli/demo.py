@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, title
 
 
 def demo(
@@ -29,8 +29,7 @@ def demo(
     """
     import time
 
-    from rich.console import Console
-
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.cli.table import LiveTable
     from forkpoint.demo import demo_configs, summarise
     from forkpoint.report import build_report
@@ -44,20 +43,21 @@ def demo(
         f"forks: policy gradient on the top {config.selection.keep_fraction:.0%} by entropy",
         f"control: the bottom {control.selection.keep_fraction:.0%}, same number of steps",
     )
-    console = Console()
+    console = SafeConsole()
     with StopFlag() as stop:
-        for part, folder, title in zip(
+        for part, folder, name in zip(
             (config, control), (root, root / "control"), titles, strict=True
         ):
-            with LiveTable(console, part.training.steps, title) as table:
+            with LiveTable(console, part.training.steps, name) as table:
                 again = resume and (folder / "config.json").exists()
                 outcome = train(part, folder, resume=again, observer=table, stop=stop)
             if outcome.stopped:
-                console.print(f"stopped; go on with forkpoint demo --resume --run-dir {root}")
+                stopped = f"stopped; go on with forkpoint demo --resume --run-dir {root}"
+                console.print(stopped, highlight=False, markup=False)
                 return stop.exit_code
     summary = summarise(root)
     report = build_report([root], root / "report.html")
-    console.print("\n[bold]accuracy on held-out problems, 95 % interval[/bold]")
+    title(console, "accuracy on held-out problems, 95 % interval")
     for label, estimate in (
         ("before", summary.before),
         ("trained on the forks", summary.after),
@@ -65,7 +65,7 @@ def demo(
     ):
         console.print(f"  {label:<22}{estimate.percent()}   n = {estimate.n}", highlight=False)
     minutes = (time.perf_counter() - started) / 60
-    console.print(f"\nreport: {report}", highlight=False, soft_wrap=True)
+    console.print(f"\nreport: {report}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"in {minutes:.1f} minutes", highlight=False)
     return 0
 

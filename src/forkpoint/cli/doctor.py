@@ -3,11 +3,10 @@
 
 def doctor() -> int:
     """Say what is installed, what will run here and what will not."""
-    from rich.console import Console
-
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.environment import CORE_PACKAGES, EXTRAS, package_version
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     missing = False
     console.print("[bold]core[/bold]")
     for name in CORE_PACKAGES:

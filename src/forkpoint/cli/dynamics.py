@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, note
+from forkpoint.cli.options import Overrides, note, title
+from forkpoint.cli.terminal import visible
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ def dynamics(
     run_dir
         Where the analysis goes; default RUN.
     """
-    from rich.console import Console
-
     from forkpoint.analysis.dynamics import measure_dynamics
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.training.stop import StopFlag
 
     if rollouts is not None and (samples is not None or problems is not None or task is not None):
@@ -73,7 +73,7 @@ def dynamics(
     else:
         config = (recipe, base, task, problems, samples, set_ or [])
         job = _job_of_models(checkpoints or [], rollouts, keep_fraction, *config)
-    console = Console()
+    console = SafeConsole()
     with StopFlag() as stop:
         try:
             summary = measure_dynamics(job, root, stop, lambda text: note(console, text))
@@ -143,7 +143,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     from forkpoint.analysis.checkpoints import KEEP_MORE
 
     s, keep = summary, 100 * summary["keep_fraction"]
-    console.print(f"\n[bold]{root}[/bold]", highlight=False)
+    title(console, root)
     lines = [
         f"{s['tokens']:,} tokens of {s['completions']:,} completions to {s['prompts']:,} prompts",
         s["source"],
@@ -174,7 +174,7 @@ def _table(summary: dict[str, Any]) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     for i, checkpoint in enumerate(summary["checkpoints"]):
         table.add_row(
-            Text(checkpoint["name"]),
+            Text(visible(checkpoint["name"])),
             "-" if checkpoint["step"] is None else str(checkpoint["step"]),
             _share(summary["overlap_with_base"][i]),
             _share(summary["overlap_with_final"][i]),

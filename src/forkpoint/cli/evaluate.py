@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, shorthands
+from forkpoint.cli.options import Overrides, note, shorthands
 
 if TYPE_CHECKING:
     from forkpoint.config import RunConfig
@@ -35,12 +35,14 @@ def evaluate(
     run_dir
         Write the completions and the result there.
     """
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.evaluation.command import evaluate_config
     from forkpoint.training.stop import StopFlag
 
     config = _config(recipe, model, task, problems, samples, set_ or [])
+    console = SafeConsole(stderr=True)  # the output is JSON
     with StopFlag() as stop:
-        evaluation = evaluate_config(config, run_dir, stop)
+        evaluation = evaluate_config(config, run_dir, stop, lambda text: note(console, text))
     print(json.dumps(evaluation.summary(config.model.path), indent=2))
     return 0
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from forkpoint.cli.terminal import visible
+
 
 def figures(
     run: Path,
@@ -23,5 +25,5 @@ def figures(
     from forkpoint.analysis.figures import draw_figures
 
     for path in draw_figures(run, format_):
-        print(path)
+        print(visible(str(path)))
     return 0

@@ -3,8 +3,7 @@
 import os
 import sys
 
-import cyclopts
-from cyclopts import App
+from cyclopts import App, CycloptsError, MissingArgumentError, Token, UnknownOptionError
 
 import forkpoint
 from forkpoint.cli.analyze import analyze
@@ -16,6 +15,7 @@ from forkpoint.cli.evaluate import evaluate
 from forkpoint.cli.figures import figures
 from forkpoint.cli.report import report
 from forkpoint.cli.temperature import temperature
+from forkpoint.cli.terminal import visible
 from forkpoint.cli.train import train
 from forkpoint.errors import ForkpointError
 
@@ -27,6 +27,7 @@ app = App(
     help="Reinforcement learning with verifiable rewards, seen through token entropy.",
     version=forkpoint.__version__,
     exit_on_error=False,
+    print_error=False,
 )
 app.command(demo)
 app.command(train)
@@ -46,10 +47,35 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         sys.exit(app(sys.argv[1:]) or 0)
-    except cyclopts.CycloptsError:
-        sys.exit(USER_ERROR)  # printed by cyclopts, with the nearest name for a typo
+    except CycloptsError as error:
+        _print_parse_error(error)
+        sys.exit(USER_ERROR)
     except ForkpointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _print_parse_error(error: CycloptsError) -> None:
+    """As cyclopts prints it, with the nearest name for a typo."""
+    from cyclopts import CycloptsPanel
+
+    from forkpoint.cli.console import SafeConsole
+
+    text = visible(str(_misspelling(error) or error))
+    SafeConsole(stderr=True).print(CycloptsPanel(CycloptsError(msg=text)))
+
+
+def _misspelling(error: CycloptsError) -> UnknownOptionError | None:
+    """The option nobody knows, where another is missing: the one is likely meant for the other."""
+    if not isinstance(error, MissingArgumentError) or error.app is None:
+        return None
+    known = error.app.assemble_argument_collection()
+    names = {name for argument in known for name in argument.names}
+    given = (token.split("=")[0] for token in error.unused_tokens or ())
+    unknown = next((t for t in given if t.startswith("--") and t not in names), None)
+    if unknown is None:
+        return None
+    token = Token(keyword=unknown, source="cli")
+    return UnknownOptionError(token=token, argument_collection=known, verbose=False)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from forkpoint.cli.terminal import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,6 +32,12 @@ def shorthands(model: str | None, task: str | None) -> list[str]:
     return settings
 
 
+def title(console: "Console", text: object) -> None:
+    """A heading, after an empty line."""
+    line = f"\n{visible(str(text))}"
+    console.print(line, style="bold", highlight=False, markup=False)
+
+
 def note(console: "Console", text: str) -> None:
-    """A line about how a command goes, as it is written."""
-    console.print(f"  {text}", style="dim", highlight=False, markup=False)
+    """A line about how a command goes; whatever it quotes, it stays one line."""
+    console.print(f"  {visible(text)}", style="dim", highlight=False, markup=False)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from forkpoint.cli.terminal import visible
+
 
 def report(
     *runs: Path,
@@ -24,5 +26,5 @@ def report(
 
     if not runs:
         raise RunError("name at least one run directory: forkpoint report RUN -o report.html")
-    print(build_report(runs, out))
+    print(visible(str(build_report(runs, out))))
     return 0

@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from forkpoint.cli.options import note, title
+
 COLUMNS = {
     "step": 6, "reward": 6, "groups": 6, "H mean": 6, "H p80": 6, "kept": 5, "length": 6,
     "tok/s": 5, "ETA": 5, "held-out": 17,
@@ -45,7 +47,7 @@ class LiveTable:
         self._status = console.status("") if console.is_terminal else None
 
     def __enter__(self) -> "LiveTable":
-        self._console.print(f"\n[bold]{self._title}[/bold]")
+        title(self._console, self._title)
         self._console.print(_line(tuple(COLUMNS)), style="dim", highlight=False)
         if self._status:
             self._status.start()
@@ -58,7 +60,7 @@ class LiveTable:
 
     def note(self, text: str) -> None:
         """See ``training.loop.Observer``."""
-        self._console.print(f"  {text}", style="dim", highlight=False, markup=False)
+        note(self._console, text)
 
     def step(self, metrics: dict[str, float]) -> None:
         """See ``training.loop.Observer``."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, note
+from forkpoint.cli.options import Overrides, note, title
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -49,15 +49,14 @@ def temperature(
     temperatures
         With commas between; 0 is greedy. Default 0,0.05,0.3,0.6,1,2,3,5.
     """
-    from rich.console import Console
-
     from forkpoint.analysis.temperature import measure_temperature
     from forkpoint.cli.analyze import analysis_config
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.training.stop import StopFlag
 
     settings = _settings(threshold, percentile, temperatures)
     config = analysis_config(recipe, model, task, problems, samples, set_ or [])
-    console = Console()
+    console = SafeConsole()
     with StopFlag() as stop:
         try:
             summary = measure_temperature(
@@ -99,7 +98,7 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     """Both sweeps."""
     s, percentile = summary, summary["threshold_percentile"]
     which = "" if percentile is None else f", the {percentile:g}th percentile"
-    console.print(f"\n[bold]{root}[/bold]", highlight=False)
+    title(console, root)
     for line in (
         f"{s['model']} on {s['task']}: {s['problems']} problems x {s['samples']} samples at each "
         "point",

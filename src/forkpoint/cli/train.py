@@ -1,11 +1,13 @@
 """``forkpoint train``."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from forkpoint.cli.options import Overrides
+from forkpoint.cli.terminal import visible
 from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,16 +38,15 @@ def train(
     config = _config(recipe, set_ or [], run_dir, resume)
     root = run_dir or Path("runs") / config.name
     if dry_run:
-        print(config.model_dump_json(indent=2))
-        print(describe(config, root))
+        print(json.dumps(config.model_dump(mode="json"), indent=2))
+        print(visible(describe(config, root), newlines=True))
         return 0
-    from rich.console import Console
-
+    from forkpoint.cli.console import SafeConsole
     from forkpoint.cli.table import LiveTable
     from forkpoint.training.loop import train as run
     from forkpoint.training.stop import StopFlag
 
-    console = Console()
+    console = SafeConsole()
     with StopFlag() as stop, LiveTable(console, config.training.steps, str(root)) as table:
         outcome = run(config, root, resume=resume, observer=table, stop=stop)
     if outcome.stopped:
@@ -53,9 +54,11 @@ def train(
             f"stopped after step {outcome.state.step}; go on with "
             f"forkpoint train --resume --run-dir {root}",
             highlight=False,
+            markup=False,
         )
         return stop.exit_code
-    console.print(f"done: {root}; look at it with forkpoint report {root}", highlight=False)
+    done = f"done: {root}; look at it with forkpoint report {root}"
+    console.print(done, highlight=False, markup=False)
     return 0
 
 
@@ -65,7 +68,8 @@ def describe(config: "RunConfig", root: Path) -> str:
     samples = c.rollout.prompts_per_step * c.rollout.group_size
     trained = "every token" if s.rule == "all" else f"{s.rule} {s.keep_fraction:.0%} of the tokens"
     return (
-        f"\nwould train {c.model.path} ({c.model.dtype}) on task {c.task.type} into {root}\n"
+        f"\nwould train {c.model.path}, computing in {c.model.compute_dtype}, on task "
+        f"{c.task.type} into {root}\n"
         f"{c.training.steps} steps of {c.rollout.prompts_per_step} prompts x "
         f"{c.rollout.group_size} = {samples} completions of at most {c.rollout.max_new_tokens} "
         f"tokens at T = {c.rollout.temperature:g}\n"

@@ -12,6 +12,12 @@ from pydantic import BaseModel, ValidationError
 from forkpoint.config.run import RunConfig
 from forkpoint.errors import ConfigError
 
+REPLACED = {
+    "model.dtype": "trained parameters are always float32 now, since bfloat16 ones hardly learn; "
+    "write model.compute_dtype for what a forward pass computes in",
+}
+"""Keys of earlier versions, and what to write instead."""
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a recipe with ``--set`` overrides applied.
@@ -81,6 +87,8 @@ def _toml_value(text: str) -> Any:
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
     where = _dotted(loc)
     if kind == "extra_forbidden":
+        if where in REPLACED:
+            return f"{where} = {given!r}: {REPLACED[where]}"
         near = difflib.get_close_matches(str(loc[-1]), _fields_at(loc[:-1]), n=1)
         hint = f"; did you mean {_dotted((*loc[:-1], *near))}?" if near else ""
         return f"unknown key {where}{hint}"

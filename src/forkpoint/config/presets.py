@@ -12,7 +12,6 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     # Exact k over the whole step, ties broken by a total order, known before the first update.
     "forkpoint": {
         "selection": {"scope": "batch", "entropy": "auto", "ties": "order", "rounding": "ceil"},
-        "loss": {"denominator": "selected"},
     },
     # Eq. 6 of v2: H >= tau with tau the k-th value, divided by the number of selected tokens.
     "paper": {
@@ -22,7 +21,6 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
             "ties": "keep",
             "rounding": "ceil",
         },
-        "loss": {"denominator": "selected"},
     },
     # v1 divided by all tokens of the batch.
     "paper-v1": {
@@ -32,7 +30,6 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
             "ties": "keep",
             "rounding": "ceil",
         },
-        "loss": {"denominator": "all"},
     },
     # top-k inside one micro-batch, each micro-batch's mean weighted by its share of sequences.
     "authors-code": {
@@ -43,9 +40,9 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
             "rounding": "ceil",
             "zero_advantage_in_pool": True,
         },
-        "loss": {"denominator": "microbatch_selected", "dual_clip": 10.0},
+        "loss": {"dual_clip": 10.0, "penalties_on": "all"},
     },
-    # torch.quantile's linear interpolation inside one micro-batch, divided by all tokens.
+    # torch.quantile's linear interpolation inside one micro-batch.
     "trl": {
         "selection": {
             "scope": "microbatch",
@@ -54,8 +51,9 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
             "rounding": "ceil",
             "zero_advantage_in_pool": True,
         },
-        "loss": {"denominator": "all"},
+        "loss": {"penalties_on": "all"},
     },
+    # The same, and the threshold is taken before truncated completions are left out.
     "ms-swift": {
         "selection": {
             "scope": "microbatch",
@@ -63,8 +61,9 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
             "ties": "quantile",
             "rounding": "ceil",
             "zero_advantage_in_pool": True,
+            "truncated_in_pool": True,
         },
-        "loss": {"denominator": "all"},
+        "loss": {"penalties_on": "all"},
     },
     # Each sequence for itself, with the entropies of the sampling policy.
     "lightrft": {
@@ -75,7 +74,7 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
             "rounding": "floor",
             "zero_advantage_in_pool": True,
         },
-        "loss": {"denominator": "sequence_selected"},
+        "loss": {"penalties_on": "all"},
     },
 }
 """Name -> settings of [selection] and [loss]."""
@@ -86,30 +85,15 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
         "advantage": {"kind": "grpo"},
     },
     "grpo": {
-        "loss": {
-            "surrogate": "ppo_clip",
-            "clip_low": 0.2,
-            "clip_high": 0.2,
-            "denominator": "sequence",
-        },
+        "loss": {"surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2},
         "advantage": {"kind": "grpo"},
     },
     "dr_grpo": {
-        "loss": {
-            "surrogate": "ppo_clip",
-            "clip_low": 0.2,
-            "clip_high": 0.2,
-            "denominator": "constant",
-        },
+        "loss": {"surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2},
         "advantage": {"kind": "dr_grpo"},
     },
     "gspo": {
-        "loss": {
-            "surrogate": "gspo",
-            "clip_low": 3e-4,
-            "clip_high": 4e-4,
-            "denominator": "sequence",
-        },
+        "loss": {"surrogate": "gspo", "clip_low": 3e-4, "clip_high": 4e-4},
         "advantage": {"kind": "grpo"},
     },
     "cispo": {
@@ -119,18 +103,62 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 }
 """Name -> settings of [loss] and [advantage]. ``clip_low = 1``: no lower bound (ratio >= 0)."""
 
+DENOMINATORS: dict[str, dict[str, str]] = {
+    "forkpoint": {
+        "dapo": "selected",
+        "cispo": "selected",
+        "grpo": "sequence",
+        "gspo": "sequence",
+        "dr_grpo": "constant",
+    },
+    "paper": {"dapo": "selected", "cispo": "selected"},
+    "paper-v1": {"dapo": "all", "cispo": "all"},
+    "authors-code": {"dapo": "microbatch_selected"},
+    "trl": {
+        "dapo": "all_per_update",
+        "cispo": "all_per_update",
+        "grpo": "sequence",
+        "dr_grpo": "constant",
+    },
+    "ms-swift": {
+        "grpo": "sequence",
+        "gspo": "sequence",
+        "dr_grpo": "constant",
+        "dapo": "sampled_of_step",
+        "cispo": "sampled_of_step",
+    },
+    "lightrft": {"grpo": "sequence_selected"},
+}
+"""Selection preset -> loss preset -> ``loss.denominator``: what the published code divides by under
+each of its loss types. The first one is its default, taken where the recipe names no loss preset; a
+pair that is not here is one that the name does not stand for."""
+
 
 def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
     """Fill a raw configuration from the presets it names; keys already there are kept.
 
-    The loss preset goes first, so that a loss preset's denominator (Dr. GRPO divides by a constant)
-    is not overridden by the selection preset's.
+    Raises:
+        ValueError: the two presets do not go together, and the recipe writes no denominator.
     """
-    loss_name = _section(raw, "loss").get("preset", "dapo")
-    selection_name = _section(raw, "selection").get("preset", "forkpoint")
     out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    for preset in (LOSS_PRESETS.get(str(loss_name)), SELECTION_PRESETS.get(str(selection_name))):
-        for section, settings in (preset or {}).items():  # an unknown name fails in validation
+    selection_name = str(_section(raw, "selection").get("preset", "forkpoint"))
+    denominators = DENOMINATORS.get(selection_name, {})
+    loss_name = str(_section(raw, "loss").get("preset", next(iter(denominators), "dapo")))
+    loss: dict[str, Any] = {"preset": loss_name}
+    if loss_name in denominators:
+        loss["denominator"] = denominators[loss_name]
+    elif denominators and loss_name in LOSS_PRESETS and "denominator" not in _section(raw, "loss"):
+        raise ValueError(
+            f"selection.preset = {selection_name!r} stands for no published loss.preset = "
+            f"{loss_name!r}: use {' or '.join(map(repr, denominators))}, or write loss.denominator"
+        )
+    filling = (
+        {"loss": loss},
+        LOSS_PRESETS.get(loss_name, {}),
+        SELECTION_PRESETS.get(selection_name, {}),
+    )
+    for preset in filling:  # an unknown name fails in validation
+        for section, settings in preset.items():
             if isinstance(out.setdefault(section, {}), dict):
                 out[section] = {**settings, **out[section]}
     return out

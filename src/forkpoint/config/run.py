@@ -16,6 +16,7 @@ from forkpoint.config.stages import (
     OverlongConfig,
     RewardConfig,
     RolloutConfig,
+    ScoringConfig,
     SelectionConfig,
     Stage,
     TaskConfig,
@@ -31,6 +32,7 @@ class RunConfig(Stage):
     model: ModelConfig = ModelConfig()
     task: TaskConfig = LabTaskConfig()
     rewards: tuple[RewardConfig, ...] = Field(default=(TaskRewardConfig(),), min_length=1)
+    scoring: ScoringConfig = ScoringConfig()
     overlong: OverlongConfig = OverlongConfig()
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()

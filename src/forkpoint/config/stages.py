@@ -21,7 +21,9 @@ class ModelConfig(Stage):
 
     path: str = "lab"
     """``lab`` (the shipped laboratory policy), a folder, or a hub id. Safetensors only."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What a forward pass computes in. Trained parameters, their moments and sums of gradients are
+    float32 always, and so are log-probabilities and entropies."""
     device: str = "auto"
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``."""
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
@@ -82,7 +84,12 @@ class DataTaskConfig(Stage):
     chat: bool = True
     """Ask through the model's chat template; false: plain text."""
     eval_path: str | None = None
-    """Held-out rows of the same shape; without it nothing can be evaluated on this task."""
+    """Held-out rows of the same shape, other ones than those of ``path``; without it nothing can be
+    evaluated on this task."""
+    eval_subset: str | None = None
+    """Of a hub data set; default ``subset`` if ``eval_path`` is ``path``, else none."""
+    eval_split: str | None = None
+    """Of a hub data set; default ``test``."""
 
 
 TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(discriminator="type")]
@@ -92,11 +99,13 @@ TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(dis
 
 
 class VerifierConfig(Stage):
-    """What every reward has: its weight in the sum and a time limit."""
+    """What every reward has: its weight in the sum and a time limit. See docs/rewards.md."""
 
     weight: float = 1.0
     timeout_s: float = Field(default=4.0, gt=0)
     """Per completion; the process of a verifier that hangs is killed."""
+    on_timeout: Literal["wrong", "leave_out"] = "wrong"
+    """A completion on which it used up its time or memory gets 0; or no reward at all."""
 
 
 class TaskRewardConfig(VerifierConfig):
@@ -133,6 +142,8 @@ class CustomRewardConfig(VerifierConfig):
     type: Literal["custom"]
     path: str
     """``package.module:function``, importable from the working directory."""
+    batch_size: int = Field(default=1, ge=1)
+    """Completions in one call, for a judge that is faster with several."""
 
 
 RewardConfig = Annotated[
@@ -143,6 +154,15 @@ RewardConfig = Annotated[
     | CustomRewardConfig,
     Field(discriminator="type"),
 ]
+
+
+class ScoringConfig(Stage):
+    """The processes that call the rewards."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """How many; default: one a CPU, 8 at most."""
+    memory_gb: float = Field(default=4.0, gt=0)
+    """10^9 bytes that each may take beyond what its modules do. Obeyed on Linux only."""
 
 
 class OverlongConfig(Stage):
@@ -168,7 +188,7 @@ class RolloutConfig(Stage):
     batch_sequences: int = Field(default=512, ge=1)
     """How many completions the engine samples side by side."""
     dynamic_sampling: bool = True
-    """Keep only groups with rewards that differ: 0 < correct < G."""
+    """Keep only groups whose answers the verifier judged differently: 0 < right < G."""
     max_rounds: int = Field(default=3, ge=1)
     """Rounds of sampling to fill a step; what is short after that is trained as it is."""
     truncated: Literal["keep", "mask"] = "keep"
@@ -199,6 +219,8 @@ class SelectionConfig(Stage):
     rounding: Literal["ceil", "floor"] = "ceil"
     zero_advantage_in_pool: bool = False
     """True for parity with peers: dead tokens compete and use up the budget."""
+    truncated_in_pool: bool = False
+    """The same for tokens that ``rollout.truncated = "mask"`` leaves out of training (ms-swift)."""
 
 
 class LossConfig(Stage):
@@ -211,7 +233,14 @@ class LossConfig(Stage):
     dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of tokens with negative advantage by this times |advantage|."""
     denominator: Literal[
-        "selected", "all", "sequence", "sequence_selected", "microbatch_selected", "constant"
+        "selected",
+        "all",
+        "all_per_update",
+        "sampled_of_step",
+        "sequence",
+        "sequence_selected",
+        "microbatch_selected",
+        "constant",
     ] = "selected"
     constant_tokens: int | None = Field(default=None, ge=1)
     """Per sequence, for ``constant``; default ``rollout.max_new_tokens`` (Dr. GRPO)."""
@@ -220,7 +249,8 @@ class LossConfig(Stage):
     """> 0 loads a frozen copy of the first weights as the reference."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     penalties_on: Literal["selected", "all"] = "selected"
-    """Which tokens carry KL penalty and entropy bonus; ``all`` makes sparse run every head row."""
+    """Which tokens carry KL penalty and entropy bonus, divided as the surrogate is; ``all`` makes
+    sparse run every head row."""
 
 
 class OptimConfig(Stage):
@@ -250,7 +280,8 @@ class TrainingConfig(Stage):
     mini_batches: int = Field(default=4, ge=1)
     """Optimizer updates per step; the paper: 16."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Padded tokens in one forward pass; changes memory and speed, never the result."""
+    """Most tokens in one forward pass, padding included; a single sequence may be longer. Changes
+    memory and speed, never the result."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
     max_bad_steps: int = Field(default=5, ge=1)

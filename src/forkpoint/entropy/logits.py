@@ -14,7 +14,8 @@ def logits_stats(
         temperature: of sampling; logits are divided by it.
     """
     logp_RV = log_probs(logits_RV, temperature)
-    return logp_RV.gather(-1, token_ids_R[:, None])[:, 0], entropy_of_logprobs(logp_RV)
+    logp_R1 = logp_RV.gather(-1, token_ids_R[:, None])
+    return logp_R1.sum(-1), entropy_of_logprobs(logp_RV)  # a sum of one: no view of logp_RV
 
 
 def log_probs(logits_RV: Tensor, temperature: float | Tensor) -> Tensor:

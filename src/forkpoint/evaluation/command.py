@@ -8,18 +8,23 @@ from forkpoint.config import RunConfig
 from forkpoint.environment import environment
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.rollouts import RowMaker, build_sampling
-from forkpoint.runs import RunDirectory, write_rollouts
+from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.rollouts import write_rollouts
 
 
 def evaluate_config(
-    config: RunConfig, root: Path | None, should_stop: Callable[[], bool] = lambda: False
+    config: RunConfig,
+    root: Path | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Evaluate ``config.model`` on held-out problems of ``config.task``.
 
     Args:
         root: a new folder for config.json, env.json, eval/step_00000.parquet (every completion)
             and eval/summary.json; None writes nothing.
+        note: gets a line about each thing that whoever reads the accuracy should know.
 
     Raises:
         ForkpointError: see errors.py; ``Interrupted`` when ``should_stop()`` turned true.
@@ -30,6 +35,8 @@ def evaluate_config(
             text = config.model_dump_json(indent=2)
             directory = stack.enter_context(RunDirectory.open(root, text, resume=False))
         parts = stack.enter_context(closing(build_sampling(config)))
+        for text in parts.task.notes:
+            note(text)
         evaluation = evaluate(
             task=parts.task,
             prompter=parts.prompter,

@@ -22,7 +22,7 @@ class Evaluation:
     """Made by ``evaluate``; eaten by ``training.loop`` and the command line."""
 
     accuracy: Estimate
-    """Share of right answers: a reward of 1 or more is right, before any length penalty."""
+    """Share of right answers: a verdict of 1 or more is right, whatever the other rewards say."""
     length_mean: float
     """Tokens per completion."""
     rollouts: StepRollouts
@@ -72,7 +72,7 @@ def evaluate(
     )
     completions = engine.sample(requests, settings, should_stop)
     scores = scorer.score(
-        [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
+        [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)], should_stop
     )
     rollouts = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
     n = config.samples
@@ -96,7 +96,7 @@ def accuracy(groups: tuple[Group, ...], *, seed: int) -> Estimate:
     of one problem are not independent. Samples a verifier failed on count as wrong.
     """
     scores = [r.score for g in groups for r in g.rollouts_G]
-    if all(next(iter(s.parts.values()), None) is None for s in scores):
+    if all(s.timed_out or s.verdict is None for s in scores):
         first = next((s.error for s in scores if s.error), "none: the answers are unreadable")
         raise RewardError(f"no completion could be scored; the first verifier error: {first}")
     right_P = [
@@ -110,6 +110,6 @@ def accuracy(groups: tuple[Group, ...], *, seed: int) -> Estimate:
 
 
 def is_right(rollout: Rollout) -> bool:
-    """Whether the first reward part, the verifier, gave full marks."""
-    parts = list(rollout.score.parts.values())
-    return bool(parts) and parts[0] is not None and parts[0] >= 1.0
+    """Whether the verifier gave full marks: 1 or more."""
+    verdict = rollout.score.verdict
+    return verdict is not None and verdict >= 1.0

@@ -49,9 +49,25 @@ def check_length(model: Any, tokens: int) -> None:
         )
 
 
+def context_length(model: Any) -> int | None:
+    """How many tokens a model reads by its configuration; None if that states no limit.
+
+    ``max_position_embeddings``, or what scaled rotary positions are stretched to: the original
+    length times the factor. With learned positions more is impossible, with rotary ones it is what
+    the model was not trained for; both are refused, for both give numbers nobody should train on.
+    """
+    config = causal_lm(model).config.get_text_config()
+    limit = config_field(config, "max_position_embeddings")
+    scaling = config_field(config, "rope_parameters", {})
+    original, factor = (
+        scaling.get(name) for name in ("original_max_position_embeddings", "factor")
+    )
+    stretched = [int(original * factor)] if original and factor else []
+    return max([limit, *stretched]) if limit else None
+
+
 def longest_readable(model: Any) -> int | None:
     """Tokens that a model has positions for, and numbers of their own; None if nothing says."""
-    config = causal_lm(model).config.get_text_config()
     limit = exact_length(model)
-    lengths = [config_field(config, "max_position_embeddings"), limit and limit[0]]
+    lengths = [context_length(model), limit and limit[0]]
     return min((n for n in lengths if n and n > 0), default=None)

@@ -10,6 +10,7 @@ import torch
 
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import ModelError
+from forkpoint.hub import prepare_hub
 from forkpoint.policy.body import name_of
 from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.checks import check_rows, settle_attention
@@ -28,13 +29,17 @@ class LoadedModel:
     """Tokens that end a completion."""
 
 
-def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedModel:
+def load_model(
+    config: ModelConfig, *, weights: Path | None = None, trained: bool = False
+) -> LoadedModel:
     """Load a model from the shipped laboratory, a folder or a hub id.
 
     Only safetensors are read and no code of the repository is run.
 
     Args:
         weights: a folder with newer weights of the same model (a checkpoint).
+        trained: float32 parameters whatever ``compute_dtype`` says; passes compute in that type
+            by ``policy.precision.compute_in``.
 
     Raises:
         ModelError: no such folder, no tokenizer, no end-of-sequence token, a vocabulary larger
@@ -49,7 +54,7 @@ def load_model(config: ModelConfig, *, weights: Path | None = None) -> LoadedMod
     read = partial(
         transformers.AutoModelForCausalLM.from_pretrained,
         folder,
-        dtype=getattr(torch, config.dtype),
+        dtype=torch.float32 if trained else getattr(torch, config.compute_dtype),
         use_safetensors=True,
         trust_remote_code=False,
     )
@@ -89,6 +94,8 @@ def model_source(path: str) -> str:
         return str(BASE_POLICY)
     if path.startswith((".", "/", "~", "models/")) and not Path(path).expanduser().is_dir():
         raise ModelError(f"model.path = {path!r}: there is no such folder")
+    if not Path(path).expanduser().is_dir():
+        prepare_hub()
     return str(Path(path).expanduser())
 
 

@@ -4,6 +4,7 @@ That is the seam for wrappers which hook a module's forward (FSDP, DDP, compile)
 model from outside of it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -54,6 +55,7 @@ class PolicyModule(nn.Module):
         gradient: str,
         temperature: float,
         rows: str = "auto",
+        row_tokens: int | None = None,
     ) -> None:
         """
         Args:
@@ -61,6 +63,7 @@ class PolicyModule(nn.Module):
             gradient: ``dense``, ``sparse`` or ``local``.
             temperature: of sampling; entropies and log-probabilities are those of softmax(z / T).
             rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
+            row_tokens: most tokens in a tree row, where what pays for this model is more.
 
         Raises:
             ModelError: a trial finds the numbers of this layout wrong, and there is no other.
@@ -70,7 +73,7 @@ class PolicyModule(nn.Module):
         self.temperature = temperature
         self.rows = settle_rows(model, gradient, rows)
         self._gradient = GRADIENTS[gradient, self.rows]
-        self.row_tokens = row_width(model)
+        self.row_tokens = min(row_width(model), row_tokens or sys.maxsize)
         """Width of a tree row."""
 
     def passes(

@@ -31,8 +31,20 @@ def tree_passes(
     """Which sequences share a forward pass: tree rows of similar lengths, up to ``max_tokens``."""
     rows = pack_trees(batch, wanted_T, width)
     lengths = dict(enumerate(row_lengths(batch, wanted_T, rows)))
-    passes = longest_first(lengths, max_tokens)
-    return cut_passes([[b for row in one for b in rows[row]] for one in passes], max_sequences)
+    passes: list[list[int]] = []
+    for one in longest_first(lengths, max_tokens):
+        sequences = [b for row in one for b in rows[row]]
+        # Packed once more by itself, a pass may come out larger; a row alone never does.
+        fits = len(one) == 1 or _laid_tokens(batch, wanted_T, sequences, width) <= max_tokens
+        passes += [sequences] if fits else [rows[row] for row in one]
+    return cut_passes(passes, max_sequences)
+
+
+def _laid_tokens(batch: TokenBatch, wanted_T: Tensor, sequences: list[int], width: int) -> int:
+    """Tokens in the rectangle that ``lay_trees`` makes of some sequences, padding included."""
+    part, wanted_T = batch.take(sequences), wanted_T[batch.rows_of(sequences)]
+    rows = pack_trees(part, wanted_T, width)
+    return len(rows) * max(row_lengths(part, wanted_T, rows))
 
 
 def tree_stats(

@@ -9,8 +9,10 @@ from forkpoint.errors import RunError
 from forkpoint.report.json_file import JsonObject, is_number, read_object
 from forkpoint.runs import RunDirectory, read_metrics
 
-SUBJECTS = ("metrics.jsonl", "analysis", "eval/summary.json", "ablation.json")
-"""What a page can be about; a run directory has at least one of them."""
+SUBJECTS = ("metrics.jsonl", "eval/summary.json", "ablation.json")
+"""What a page can be about besides an analysis."""
+ANALYSES = ("summary", "dynamics", "temperature", "branching")
+"""analysis/NAME.json, each written when its measurement is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +92,13 @@ def _load_run(root: Path, label: str) -> RunData:
     directory = RunDirectory(root)
     if not root.is_dir():
         raise RunError(f"{root}: no such run directory")
-    if not any((root / name).exists() for name in SUBJECTS):
-        raise RunError(f"{root} holds no {', '.join(SUBJECTS)}: it is not a run directory")
+    analysis = directory.analysis_dir
+    if not any((root / name).exists() for name in SUBJECTS) and not _was_analysed(analysis):
+        begun = "; its analysis ended before anything was measured" if analysis.exists() else ""
+        raise RunError(
+            f"{root} holds no {', '.join(SUBJECTS)} and no analysis: there is nothing to report"
+            + begun
+        )
     trained = directory.metrics_jsonl.exists()
     return RunData(
         label=label,
@@ -102,3 +109,9 @@ def _load_run(root: Path, label: str) -> RunData:
         trained=trained,
         summary=read_object(root / "summary.json"),
     )
+
+
+def _was_analysed(folder: Path) -> bool:
+    """Whether an analysis was finished, or interrupted when it had measured something."""
+    finished = any((folder / f"{name}.json").exists() for name in ANALYSES)
+    return finished or any(folder.rglob("*.parquet"))

@@ -16,6 +16,7 @@ from forkpoint.report.completions import (
 )
 from forkpoint.report.steps import StepFile
 from forkpoint.runs.columns import stream_columns
+from forkpoint.runs.rollouts import stored_verdict
 
 ROWS = 64
 """Completions in memory at a time."""
@@ -26,13 +27,9 @@ COLUMNS = (
 )
 
 
-def is_right(parts: Sequence[float | None], reward: float | None) -> bool | None:
-    """Whether the verifier, the first reward part, gave full marks; None without a score.
-
-    The evaluation counts right answers the same way. A row without parts goes by its reward.
-    """
-    score = parts[0] if parts else reward
-    return None if score is None else score >= 1.0
+def is_right(verdict: float | None) -> bool | None:
+    """Whether the verifier gave full marks, as the evaluation counts them; None: it failed."""
+    return None if verdict is None else verdict >= 1.0
 
 
 def rollout_sizes(file: StepFile) -> tuple[np.ndarray, Sizes]:
@@ -86,7 +83,7 @@ def read_rollout_source(
 
 
 def _rows(file: StepFile, serials: np.ndarray) -> Iterator[dict[str, Any]]:
-    for batch in stream_columns(file.path, COLUMNS, rows=ROWS):
+    for batch in stream_columns(file.path, COLUMNS, optional=["verdict"], rows=ROWS):
         wanted = np.isin(batch.column(0).to_numpy(zero_copy_only=False), serials)
         for i in np.flatnonzero(wanted):
             yield batch.slice(int(i), 1).to_pylist()[0]
@@ -110,7 +107,7 @@ def _completion(row: Mapping[str, Any], limit: int, vocabulary: Vocabulary) -> S
     return ShownCompletion(
         sample=row["sample"],
         reward=row["reward"],
-        right=is_right([score for _, score in row["reward_parts"]], row["reward"]),
+        right=is_right(stored_verdict(row)),
         truncated=row["finish_reason"] == "length",
         error=row["error"],
         advantage=row["advantage"],

@@ -177,7 +177,7 @@ def _completion(
     return ShownCompletion(
         sample=row["sample"],
         reward=row["reward"],
-        right=is_right([], row["reward"]),
+        right=is_right(row["reward"]),
         truncated=row["finish_reason"] == "length",
         error=None,
         advantage=None,

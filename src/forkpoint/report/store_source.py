@@ -70,7 +70,7 @@ def _completion(head: dict[str, Any], rows: TokenRows) -> ShownCompletion:
     return ShownCompletion(
         sample=head["sample"],
         reward=head["reward"],
-        right=is_right([], head["reward"]),
+        right=is_right(head["reward"]),
         truncated=head["finish_reason"] == "length",
         error=None,
         advantage=None,

@@ -17,7 +17,8 @@ def _totals(run: RunData) -> dict[str, Any]:
     body, head, flops, dense = (
         _sum(run, f"work/{name}") for name in ("body_tokens", "head_rows", "flops", "dense_flops")
     )
-    memory = max((value for _, value in run.series("memory/peak_gb")), default=None)
+    memory = _most(run, "memory/peak_gb")
+    device = _most(run, "memory/cuda_peak_gb")
     return {
         "label": visible(run.label),
         "known": any(value is not None for value in (body, head, flops, memory)),
@@ -26,7 +27,8 @@ def _totals(run: RunData) -> dict[str, Any]:
         "flops": number(flops),
         "dense": number(dense),
         "saved": percent(saved_share(run)),
-        "memory": "–" if memory is None else f"{memory:.2f} GB",
+        "memory": ("–" if memory is None else f"{memory:.2f} GB")
+        + ("" if device is None else f", CUDA {device:.2f} GB"),
     }
 
 
@@ -50,6 +52,10 @@ def saved_share(run: RunData) -> float | None:
 def _sum(run: RunData, name: str) -> float | None:
     values = [value for _, value in run.series(name)]
     return sum(values) if values else None
+
+
+def _most(run: RunData, name: str) -> float | None:
+    return max((value for _, value in run.series(name)), default=None)
 
 
 def _count(value: float | None) -> str:

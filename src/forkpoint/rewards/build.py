@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
         ConfigError, DataError: a task without a verifier, a missing column, package or function.
     """
     functions: list[RewardFunction] = []
+    verifier = verifier_of(config.rewards)
     for reward in config.rewards:
         name, call, imports = _function(reward, task)
         taken = {OVERLONG, *(f.name for f in functions)}
@@ -52,10 +54,32 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
                 call=call,
                 weight=reward.weight,
                 timeout_s=reward.timeout_s,
+                is_verifier=reward is verifier,
+                on_timeout=reward.on_timeout,
+                batch_size=reward.batch_size if isinstance(reward, CustomRewardConfig) else 1,
                 imports=imports,
             )
         )
-    return Scorer(functions, config.overlong, max_new_tokens=config.rollout.max_new_tokens)
+    return Scorer(
+        functions,
+        config.overlong,
+        max_new_tokens=config.rollout.max_new_tokens,
+        scoring=config.scoring,
+    )
+
+
+def verifier_of(rewards: Sequence[RewardConfig]) -> RewardConfig:
+    """Which of the rewards is the verifier, the one that says whether an answer is right.
+
+    The first of type ``task``, ``math`` or ``integer``; without one the first ``custom`` one;
+    without one the first. Accuracy and dynamic sampling go by it alone, wherever it stands in the
+    recipe and whatever its weight is.
+    """
+    for kinds in (("task", "math", "integer"), ("custom",)):
+        for reward in rewards:
+            if reward.type in kinds:
+                return reward
+    return rewards[0]
 
 
 def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ...]]:

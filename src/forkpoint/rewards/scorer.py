@@ -1,28 +1,22 @@
 """Scores completions in worker processes: one that hangs is killed, one that raises is noted."""
 
-import importlib
 import math
-import multiprocessing
-import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Literal
 
-from pebble import ProcessExpired, ProcessPool
-
-from forkpoint.config.stages import OverlongConfig
+from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.rewards.overlong import overlong_penalty
+from forkpoint.rewards.pool import Call, WorkerPool
+from forkpoint.rewards.worker import Part
 from forkpoint.types import Completion, Problem, Score
-
-WORKERS = 2
 
 OVERLONG = "overlong"
 """The name of the length penalty among the parts."""
-
-Part: TypeAlias = tuple[float | None, str | None]
-"""A part of the reward, and why it is missing if that is for a fault."""
+MOST_WORKERS = 8
+"""Unless ``scoring.workers`` says otherwise."""
+DEFAULTS = ScoringConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +28,13 @@ class RewardFunction:
     """Picklable; runs in a worker."""
     weight: float
     timeout_s: float
+    """Per completion."""
+    is_verifier: bool = False
+    """Whether this part is the score's verdict; of one function at most."""
+    on_timeout: Literal["wrong", "leave_out"] = "wrong"
+    """What a time-out or a full memory says: 0, or nothing."""
+    batch_size: int = 1
+    """Completions in one call; more than 1 need a method ``batch`` of ``call``."""
     imports: tuple[str, ...] = ()
     """Modules a worker loads when it starts: slow ones would use up the first sample's time."""
 
@@ -41,69 +42,70 @@ class RewardFunction:
 class Scorer:
     """reward = sum of weight * part, plus the overlong penalty.
 
-    A part that is None leaves the sample out (its reward is None). A part whose verifier raised,
-    hung or died does too, and the score says why: a failure is never silently a 0.
+    A part that is None leaves the sample out (its reward is None). A part whose verifier raised or
+    died does too, and the score says why: a failure is never silently a 0. A part whose verifier
+    used up its time or memory is 0 unless ``on_timeout`` says otherwise, since a completion must
+    not escape being wrong by being endless; the score says that too.
     """
 
     def __init__(
-        self, functions: Sequence[RewardFunction], overlong: OverlongConfig, *, max_new_tokens: int
+        self,
+        functions: Sequence[RewardFunction],
+        overlong: OverlongConfig,
+        *,
+        max_new_tokens: int,
+        scoring: ScoringConfig = DEFAULTS,
     ) -> None:
         self._functions = functions
         self._overlong = overlong
         self._limit = max_new_tokens
-        self._pool = self._new_pool()
+        self._pool = WorkerPool(
+            workers=scoring.workers or min(MOST_WORKERS, os.cpu_count() or 1),
+            memory_gb=scoring.memory_gb,
+            imports=[name for f in functions for name in f.imports],
+        )
 
-    def score(self, pairs: Sequence[tuple[Problem, Completion]]) -> list[Score]:
-        """One score per pair, in order."""
-        futures = [
-            [self._schedule(function, problem, completion) for function in self._functions]
-            for problem, completion in pairs
-        ]
+    def score(
+        self,
+        pairs: Sequence[tuple[Problem, Completion]],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[Score]:
+        """One score per pair, in order.
+
+        Raises:
+            Interrupted: ``should_stop()`` turned true; nothing is kept.
+            RewardError: a function that no worker can call.
+        """
+        by_name = {f.name: f for f in self._functions}
+        parts: dict[tuple[str, int], Part] = {}
+        for call, results in self._pool.results(self._calls(len(pairs)), pairs, should_stop):
+            function = by_name[call.name]
+            for sample, part in zip(call.samples, results, strict=True):
+                parts[call.name, sample] = _verdict(function, part)
         return [
-            self._combine(
-                completion, [self._result(*x) for x in zip(self._functions, row, strict=True)]
-            )
-            for (_, completion), row in zip(pairs, futures, strict=True)
+            self._combine(completion, [parts[f.name, i] for f in self._functions])
+            for i, (_, completion) in enumerate(pairs)
         ]
 
     def close(self) -> None:
         """End the workers, busy or not."""
-        self._pool.stop()
-        self._pool.join()
+        self._pool.close()
 
-    def _new_pool(self) -> ProcessPool:
-        # Spawned, not forked: a copy of this process would copy the locks of torch's threads.
-        return ProcessPool(
-            max_workers=WORKERS,
-            context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=[tuple(name for f in self._functions for name in f.imports)],
-        )
-
-    def _schedule(self, function: RewardFunction, problem: Problem, completion: Completion) -> Any:
-        """The future of a ``Part``."""
-        if not self._pool.active:  # a worker that dies between two tasks takes its pool with it
-            self.close()
-            self._pool = self._new_pool()
-        arguments = [function.call, problem, completion]
-        return self._pool.schedule(_run, args=arguments, timeout=function.timeout_s)
-
-    def _result(self, function: RewardFunction, future: Any) -> Part:
-        try:
-            part, error = future.result()
-        except FutureTimeout:
-            part, error = None, f"timeout after {function.timeout_s:g} s"
-        except ProcessExpired as died:
-            part, error = None, f"the verifier's process died ({died})"
-        except Exception as fault:  # the pool broke, or its arguments cannot be pickled
-            part, error = None, f"{type(fault).__name__}: {fault}"
-        return part, None if error is None else f"{function.name}: {error}"
+    def _calls(self, count: int) -> Iterator[Call]:
+        for function in self._functions:
+            for first in range(0, count, function.batch_size):
+                yield Call(
+                    name=function.name,
+                    function=function.call,
+                    samples=tuple(range(first, min(first + function.batch_size, count))),
+                    timeout_s=function.timeout_s,
+                )
 
     def _combine(self, completion: Completion, results: Sequence[Part]) -> Score:
-        parts = {f.name: part for f, (part, _) in zip(self._functions, results, strict=True)}
-        total: float | None = 0.0
-        for function, (part, _) in zip(self._functions, results, strict=True):
-            total = None if part is None or total is None else total + function.weight * part
+        parts = {f.name: part.value for f, part in zip(self._functions, results, strict=True)}
+        verdict = next((parts[f.name] for f in self._functions if f.is_verifier), None)
+        weighted = [f.weight * part for f in self._functions if (part := parts[f.name]) is not None]
+        complete = len(weighted) == len(self._functions)
         if self._overlong.buffer:
             penalty = overlong_penalty(
                 len(completion.token_ids),
@@ -112,33 +114,19 @@ class Scorer:
                 penalty=self._overlong.penalty,
             )
             parts[OVERLONG] = penalty
-            total = None if total is None else total + penalty
-        errors = [error for _, error in results if error is not None]
-        return Score(reward=total, parts=parts, error="; ".join(errors) or None)
+            weighted.append(penalty)
+        errors = [part.error for part in results if part.error is not None]
+        return Score(
+            reward=math.fsum(weighted) if complete else None,
+            verdict=verdict,
+            parts=parts,
+            error="; ".join(errors) or None,
+            timed_out=any(part.timed_out for part in results),
+        )
 
 
-def _run(
-    call: Callable[[Problem, Completion], float | None], problem: Problem, completion: Completion
-) -> Part:
-    """In a worker. Only numbers and text go back: an exception of the user's may not survive the
-    way, and ``sys.exit()`` would end the run."""
-    try:
-        value = call(problem, completion)
-        if value is None:
-            return None, None
-        value = float(value)
-        if not math.isfinite(value):
-            raise ValueError(f"the reward {value} is not finite")
-        return value, None
-    except BaseException as error:  # whatever a verifier raises is data
-        return None, f"{type(error).__name__}: {error}"
-
-
-def _start_worker(imports: Sequence[str]) -> None:
-    # Ctrl-C reaches the whole process group; the workers are ended by ``close``.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The default ends a worker at once, even in the middle of a computation in C.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for name in imports:
-        with suppress(Exception):  # raised again, and noted, when the verifier needs it
-            importlib.import_module(name)
+def _verdict(function: RewardFunction, part: Part) -> Part:
+    """The part with its function's name, and its value where time or memory ran out."""
+    value = 0.0 if part.timed_out and function.on_timeout == "wrong" else part.value
+    error = None if part.error is None else f"{function.name}: {part.error}"
+    return Part(value, error, part.timed_out)

@@ -2,14 +2,21 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from forkpoint.rewards.answers import last_boxed
+from forkpoint.rewards.answers import after_thinking, last_boxed, last_list
 
-INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*)?")
-"""Sign, digits with or without separators of thousands in LaTeX, a decimal part of zeros."""
+INTEGER = re.compile(
+    r"([+-]?)(\d{1,3}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*|(?:,|\{,\})0{1,2})?"
+)
+"""Sign, digits with or without separators of thousands in LaTeX, a decimal part of zeros. Three
+digits after a comma are thousands: ``25,000`` is not 25."""
+DECIMAL_COMMA = re.compile(r"([^\d,;.()\[\]{}|]*\d+)(?:,|\{,\})(\d+)([^\d,;.]*)")
+"""One number with one comma in it, maybe with a name or a sign before it and a unit after it."""
+THOUSANDS = re.compile(r"[1-9]\d{0,2}")
+"""The digits before a comma that separates thousands, if three follow it."""
 MOST_DIGITS = 1000
 """Longer numbers are no answers, and Python refuses to read them."""
 UNESCAPED_DOLLAR = re.compile(r"(?<!\\)\$")
@@ -37,13 +44,17 @@ class IntegerVerifier:
         gold = _integer(str(column(columns, self.answer_column)).rsplit("####", 1)[-1])
         if gold is None:
             return None
-        boxed = last_boxed(text.rsplit("</think>", 1)[-1])
+        boxed = last_boxed(after_thinking(text))
         return float(boxed is not None and _integer(boxed) == gold)
 
 
 @dataclass(frozen=True, slots=True)
 class MathVerifier:
     """1.0 if math-verify finds the answer equivalent, else 0.0; None if the gold is unreadable.
+
+    The answer is the last ``\\boxed{}``, or a list of boxes (``answers.last_list``), which is the
+    same answer as one box with all of them: a gold of one value is not met by several. A comma in
+    the answer may be decimal (``0,5``) unless it separates thousands; the gold is read with points.
 
     math-verify's own time limits use SIGALRM, which works in no thread but the main one; they are
     off, and the process this runs in is killed instead.
@@ -53,8 +64,7 @@ class MathVerifier:
     imports: ClassVar = ("math_verify",)
 
     def __call__(self, columns: Mapping[str, Any], text: str) -> float | None:
-        from latex2sympy2_extended import NormalizationConfig
-        from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+        from math_verify import parse, verify
 
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the limits being off
         answer = str(column(columns, self.answer_column)).strip()
@@ -65,24 +75,55 @@ class MathVerifier:
         )
         if not gold:
             return None
-        boxed = last_boxed(text.rsplit("</think>", 1)[-1])
-        if boxed is None:
-            return 0.0
-        # One box alone: math-verify joins neighbouring boxes into one number. What it calls
-        # malformed operators are arguments without braces, as in \frac12: good LaTeX.
-        found = parse(
-            f"\\boxed{{{boxed}}}",
-            extraction_config=[
-                LatexExtractionConfig(
-                    boxed_match_priority=0,
-                    normalization_config=NormalizationConfig(units=True, malformed_operators=True),
-                ),
-                ExprExtractionConfig(),
-            ],
-            extraction_mode="first_match",
-            parsing_timeout=None,  # pyright: ignore[reportArgumentType]
-        )
+        contents = last_list(after_thinking(text))
+        readings = [contents, [with_point(content) for content in contents]]
+        found = [x for reading in readings[: 1 + (contents != readings[1])] for x in _read(reading)]
         return float(bool(found) and verify(gold, found, timeout_seconds=None))
+
+
+def with_point(number: str) -> str:
+    """The answer with its decimal comma as a point; unchanged if it is not one number, or one whose
+    comma separates thousands (``1,234``)."""
+    found = DECIMAL_COMMA.fullmatch(number)
+    if found is None:
+        return number
+    digits = re.sub(r"\D", "", found[1])
+    if len(found[2]) == 3 and THOUSANDS.fullmatch(digits):
+        return number
+    return f"{found[1]}.{found[2]}{found[3]}"
+
+
+def _read(contents: Sequence[str]) -> list[Any]:
+    """What math-verify reads in the boxes: the value with its text, or the set of their values."""
+    values = [_read_one(content) for content in contents]
+    if len(values) < 2:
+        return values[0] if values else []
+    from latex2sympy2_extended.sets import FiniteSet
+
+    members: list[Any] = []
+    for value in values:
+        if not value or isinstance(value[0], str):  # it cannot be read as mathematics
+            return []
+        members += value[0].args if isinstance(value[0], FiniteSet) else [value[0]]
+    return [FiniteSet(*members)]
+
+
+def _read_one(content: str) -> list[Any]:
+    """One box alone: math-verify joins neighbouring boxes into one number. What it calls malformed
+    operators are arguments without braces, as in ``\\frac12``: good LaTeX."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    latex = LatexExtractionConfig(
+        boxed_match_priority=0,
+        normalization_config=NormalizationConfig(units=True, malformed_operators=True),
+    )
+    return parse(
+        f"\\boxed{{{content}}}",
+        extraction_config=[latex, ExprExtractionConfig()],
+        extraction_mode="first_match",
+        parsing_timeout=None,  # pyright: ignore[reportArgumentType]
+    )
 
 
 @dataclass(frozen=True, slots=True)

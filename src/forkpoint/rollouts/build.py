@@ -5,8 +5,9 @@ from pathlib import Path
 
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import RolloutConfig
-from forkpoint.dotted import resolve
-from forkpoint.policy.lengths import check_length, longest_readable
+from forkpoint.dotted import call_users, resolve
+from forkpoint.errors import ConfigError
+from forkpoint.policy.lengths import check_length, context_length
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.rollouts.base import Engine
@@ -14,6 +15,7 @@ from forkpoint.rollouts.key_keeper import KeyKeeper
 from forkpoint.rollouts.prompting import Prompter
 from forkpoint.rollouts.rows import settle_decoding
 from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.rollouts.users_engine import UsersEngine
 from forkpoint.tasks import Task, build_task
 
 
@@ -33,25 +35,57 @@ class SamplingParts:
         self.scorer.close()
 
 
-def build_sampling(config: RunConfig, *, weights: Path | None = None) -> SamplingParts:
+def build_sampling(
+    config: RunConfig, *, weights: Path | None = None, trained: bool = False
+) -> SamplingParts:
     """Open the task, load the model, start what must be started.
 
     Args:
         weights: a checkpoint to take the model's weights from.
+        trained: the model will be trained: see ``load_model``.
 
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
     task = build_task(config.task)
-    loaded = load_model(config.model, weights=weights)
+    loaded = load_model(config.model, weights=weights, trained=trained)
     keeps_keys = config.training.gradient == "local"
     return SamplingParts(
         loaded=loaded,
         task=task,
-        prompter=Prompter(loaded.tokenizer, max_positions=longest_readable(loaded.model)),
+        prompter=Prompter(
+            loaded.tokenizer,
+            max_positions=context_length(loaded.model),
+            max_new_tokens=config.rollout.max_new_tokens,
+        ),
         engine=build_engine(loaded, config.rollout, keeps_keys=keeps_keys),
         scorer=build_scorer(config, task),
     )
+
+
+def check_engine(engine: Engine, config: RunConfig, *, splits_temperatures: bool = False) -> None:
+    """Refuse an engine that cannot do what is asked of it, before anything is sampled.
+
+    Args:
+        config: of a run that trains.
+        splits_temperatures: two decoding temperatures will be asked for, which go by the engine's
+            entropies.
+
+    Raises:
+        ConfigError: naming the engine and what to write instead.
+    """
+    name = config.rollout.engine
+    captures = getattr(engine, "captures_entropy", False)  # one that does not say so does not
+    if config.selection.entropy == "rollout" and not captures:
+        raise ConfigError(
+            f"selection.entropy = 'rollout', but rollout.engine = {name!r} does not capture "
+            "entropies: write selection.entropy = 'old' (or 'auto')"
+        )
+    if splits_temperatures and not (captures and getattr(engine, "splits_temperatures", False)):
+        raise ConfigError(
+            f"rollout.engine = {name!r} cannot decode forks and the rest at different "
+            "temperatures: write rollout.engine = 'transformers'"
+        )
 
 
 def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool = False) -> Engine:
@@ -71,4 +105,6 @@ def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool
             batch_sequences=config.batch_sequences,
             keeper=KeyKeeper() if keeps_keys else None,
         )
-    return resolve(config.engine, key="rollout.engine")(loaded, config)
+    setting = f"rollout.engine = {config.engine!r}"
+    factory = resolve(config.engine, key="rollout.engine")
+    return UsersEngine(call_users(factory, loaded, config, setting=setting), setting)

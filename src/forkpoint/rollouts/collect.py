@@ -1,8 +1,9 @@
 """Dynamic sampling: draw groups until the step has enough that teach something.
 
-A group whose rewards are all equal has advantages of exactly zero. DAPO leaves such groups out
-(0 < correct < G) and draws new prompts in their place, so that every step trains on the same number
-of groups; here at most ``max_rounds`` times.
+A group that the verifier judges alike throughout teaches nothing: DAPO leaves it out (0 < correct <
+G) and draws new prompts in its place, so that every step trains on the same number of groups; here
+at most ``max_rounds`` times. The verifier's verdicts decide and not the rewards, whose length
+penalty or mark for form would let a group of wrong answers through.
 """
 
 import time
@@ -25,7 +26,7 @@ class StepRollouts:
     accepted: tuple[Group, ...]
     """To be trained on."""
     rejected: tuple[Group, ...]
-    """Zero variance; kept for the record."""
+    """All answers were judged alike; kept for the record."""
     next_serial: int
     """The first prompt of the stream that was not used."""
     rounds: int
@@ -65,7 +66,7 @@ def collect_groups(
         completions = engine.sample(requests, settings, should_stop)
         sampled = time.perf_counter()
         pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-        scores = scorer.score(pairs)
+        scores = scorer.score(pairs, should_stop)
         sample_s, score_s = sample_s + sampled - started, score_s + time.perf_counter() - sampled
         rollouts = [
             Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)
@@ -85,9 +86,13 @@ def collect_groups(
 
 
 def teaches(group: Group) -> bool:
-    """Whether some sample of the group did better than another."""
-    rewards = [r.score.reward for r in group.rollouts_G if r.score.reward is not None]
-    return not has_zero_variance(rewards)
+    """Whether the verifier judged some sample of the group better than another.
+
+    Verdicts are equal as rewards are (``advantages.EQUAL_REWARDS``): for verdicts of 0 and 1 this
+    is 0 < right < G. Samples without a reward are not trained on and do not count.
+    """
+    scores = [r.score for r in group.rollouts_G if r.score.reward is not None]
+    return not has_zero_variance([s.verdict for s in scores if s.verdict is not None])
 
 
 def _groups(

@@ -1,12 +1,14 @@
 """A step's rollouts as rows of its parquet file."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkpoint.advantages import group_advantages
 from forkpoint.rollouts.collect import StepRollouts
-from forkpoint.runs.rollouts import RolloutRow
 from forkpoint.types import Group, TokenBatch
+
+if TYPE_CHECKING:  # sampling works where pyarrow is not installed
+    from forkpoint.runs.rollouts import RolloutRow
 
 
 class RowMaker:
@@ -19,7 +21,7 @@ class RowMaker:
 
     def rows(
         self, step: int, rollouts: StepRollouts, trained: TokenBatch | None
-    ) -> list[RolloutRow]:
+    ) -> "list[RolloutRow]":
         """One row per sampled completion, in the order of the prompt stream.
 
         Args:
@@ -35,7 +37,9 @@ class RowMaker:
 
     def _group(
         self, step: int, group: Group, accepted: bool, selected: dict[int, list[bool]]
-    ) -> Iterator[RolloutRow]:
+    ) -> "Iterator[RolloutRow]":
+        from forkpoint.runs.rollouts import RolloutRow
+
         size = len(group.rollouts_G)
         advantages = group_advantages([r.score.reward for r in group.rollouts_G], self._advantage)
         prompt = self._tokenizer.decode(group.prompt.token_ids)
@@ -50,6 +54,7 @@ class RowMaker:
                 sample=sample,
                 completion=completion.text,
                 reward=score.reward,
+                verdict=score.verdict,
                 reward_parts=dict(score.parts),
                 error=score.error,
                 advantage=advantages[sample] or 0.0,

@@ -10,11 +10,14 @@ from forkpoint.errors import RunError
 
 
 def stream_columns(
-    path: Path, names: Sequence[str], *, rows: int = 65_536
+    path: Path, names: Sequence[str], *, optional: Sequence[str] = (), rows: int = 65_536
 ) -> Iterator[pa.RecordBatch]:
     """The named columns in the order named, in batches of at most ``rows`` rows.
 
     Memory does not grow with the file. A list column of long lists wants few rows.
+
+    Args:
+        optional: further columns, of which those that the file lacks are left out.
 
     Raises:
         RunError: no such file, not parquet, or a column is missing.
@@ -24,7 +27,8 @@ def stream_columns(
             missing = [name for name in names if name not in file.schema_arrow.names]
             if missing:
                 raise RunError(f"{path} has no column {', '.join(missing)}")
-            for batch in file.iter_batches(rows, columns=list(names)):
-                yield batch.select(list(names))
+            found = [*names, *(name for name in optional if name in file.schema_arrow.names)]
+            for batch in file.iter_batches(rows, columns=found):
+                yield batch.select(found)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"cannot read {path}: {error}") from error

@@ -123,8 +123,11 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _open_lock(root: Path) -> int:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        # no symbolic link: whatever it leads to would be emptied
+        return os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
+        if (root / ".lock").is_symlink():
+            raise RunError(f"{root / '.lock'} is a symbolic link: delete it") from error
         raise RunError(f"cannot write in {root}: {error}") from error
 
 

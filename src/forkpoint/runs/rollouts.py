@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,8 @@ class RolloutRow:
     completion: str
     reward: float | None
     """Null: a verifier failed, or a reward function left the sample out."""
+    verdict: float | None
+    """What the verifier alone gave; 1 or more is right. Null: it failed."""
     reward_parts: Mapping[str, float | None]
     error: str | None
     advantage: float
@@ -51,6 +54,7 @@ SCHEMA = pa.schema(
         ("sample", pa.int32()),
         ("completion", pa.string()),
         ("reward", pa.float64()),
+        ("verdict", pa.float64()),
         ("reward_parts", pa.map_(pa.string(), pa.float64())),
         ("error", pa.string()),
         ("advantage", pa.float64()),
@@ -63,6 +67,17 @@ SCHEMA = pa.schema(
         ("selected", pa.list_(pa.bool_())),
     ]
 )
+
+
+def stored_verdict(values: Mapping[str, Any]) -> float | None:
+    """The verifier's verdict in a stored row.
+
+    A row without that column has its first reward part instead, or without parts its reward.
+    """
+    if "verdict" in values:
+        return values["verdict"]
+    parts = dict(values.get("reward_parts") or {})
+    return next(iter(parts.values()), values.get("reward"))
 
 
 def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:

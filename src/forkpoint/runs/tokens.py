@@ -65,7 +65,7 @@ class CompletionRow:
     sample: int
     completion: str
     reward: float | None
-    """The first reward's mark (the verifier's), unweighted; null: there is none."""
+    """The verifier's verdict, unweighted; null: there is none."""
     finish_reason: str
     """``stop``, ``length``, or ``unknown`` (read from a file that does not say)."""
     tokens: int

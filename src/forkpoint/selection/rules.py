@@ -7,7 +7,7 @@ gradient. The rules here return 0 or 1. A rule of yours is named by its dotted p
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -65,15 +65,26 @@ def top(candidates: Candidates) -> Tensor:
     ``keep`` keeps H >= the k-th value; ``quantile`` keeps H >= the linearly interpolated
     (1 - keep_fraction) quantile.
     """
-    return _highest(candidates, candidates.entropies_N)
+    if candidates.ties == "order":
+        return _exactly_k(candidates, candidates.entropies_N.numpy())
+    if candidates.ties == "keep":
+        ranked_N = torch.sort(candidates.entropies_N, descending=True).values
+        edge = ranked_N[candidates.num_kept - 1]
+    else:
+        edge = linear_quantile(candidates.entropies_N, 1 - candidates.keep_fraction)
+    return (candidates.entropies_N >= edge).float()
 
 
 def bottom(candidates: Candidates) -> Tensor:
-    """The control: tokens of lowest entropy.
+    """The control: every token that ``top`` with a fraction of 1 - keep_fraction leaves.
 
-    Mirrors ``top``, ties included: at the edge the tokens that ``top`` would keep last go first.
+    The two never share a token and together are everything, whatever ``ties`` and ``rounding`` say.
+    So with rounding up it is the bottom that gets one token less (none of a single one).
     """
-    return _highest(candidates, -candidates.entropies_N, ties_from_the_end=True)
+    rest = 1 - Fraction(str(candidates.keep_fraction))
+    if rest == 0:
+        return everything(candidates)
+    return 1 - top(replace(candidates, keep_fraction=float(rest)))
 
 
 def random(candidates: Candidates) -> Tensor:
@@ -107,22 +118,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _highest(
-    candidates: Candidates, scores_N: Tensor, *, ties_from_the_end: bool = False
-) -> Tensor:
-    if candidates.ties == "order":
-        return _exactly_k(candidates, scores_N.numpy(), -1 if ties_from_the_end else 1)
-    if candidates.ties == "keep":
-        edge = torch.sort(scores_N, descending=True).values[candidates.num_kept - 1]
-    else:
-        edge = linear_quantile(scores_N, 1 - candidates.keep_fraction)
-    return (scores_N >= edge).float()
-
-
-def _exactly_k(candidates: Candidates, scores_N: np.ndarray, sign: int = 1) -> Tensor:
-    """1 for the k highest scores; equal scores go by lower ``sign *`` (sequence id, position)."""
+def _exactly_k(candidates: Candidates, scores_N: np.ndarray) -> Tensor:
+    """1 for the k highest scores; equal scores go by lower (sequence id, position)."""
     ids_N, positions_N = candidates.sequence_ids_N.numpy(), candidates.positions_N.numpy()
-    order = np.lexsort((sign * positions_N, sign * ids_N, -scores_N))
+    order = np.lexsort((positions_N, ids_N, -scores_N))
     weights_N = torch.zeros(len(scores_N))
     weights_N[torch.from_numpy(order[: candidates.num_kept])] = 1.0
     return weights_N

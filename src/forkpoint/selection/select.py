@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.config.stages import SelectionConfig
-from forkpoint.dotted import resolve
+from forkpoint.dotted import call_users, resolve
 from forkpoint.errors import NumericalError, SelectionError
 from forkpoint.selection.rules import RULES, Candidates, Rule
 from forkpoint.types import Selection, TokenBatch
@@ -30,6 +30,7 @@ def select(
         NumericalError: an entropy of the pool is not finite.
         SelectionError: the pool is empty, or a custom rule returned something else than one
             weight >= 0 per candidate.
+        UserCodeError: a custom rule raised.
     """
     pool = batch.pool_T.nonzero().flatten()
     if not len(pool):
@@ -44,10 +45,12 @@ def select(
     thresholds = []
     for group in groups_T[pool].unique():
         rows = pool[groups_T[pool] == group]
-        weights = _checked(rule, _candidates(batch, entropies_T, rows, config, seed, step))
+        candidates = _candidates(batch, entropies_T, rows, config, seed, step)
+        weights = _checked(rule, candidates, config.rule)
         weights_T[rows] = weights
         kept = entropies_T[rows][weights > 0]
         thresholds.append(float(kept.min()) if len(kept) else float("nan"))
+    weights_T = torch.where(batch.mask_T, weights_T, 0.0)  # the masked only compete
     return Selection(
         weights_T=weights_T,
         thresholds=tuple(thresholds),
@@ -94,10 +97,10 @@ def _candidates(
     )
 
 
-def _checked(rule: Rule, candidates: Candidates) -> Tensor:
+def _checked(rule: Rule, candidates: Candidates, name: str) -> Tensor:
     """What the rule says, if it is one finite weight >= 0 per candidate."""
     n = len(candidates.entropies_N)
-    given = rule(candidates)
+    given = call_users(rule, candidates, setting=f"selection.rule = {name!r}")
     try:
         weights_N = torch.as_tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):

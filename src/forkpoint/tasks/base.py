@@ -23,6 +23,11 @@ class Task(Protocol):
         """The task's own, if it has one."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever starts a run should know, a line each."""
+        ...
+
     def problem(self, serial: int) -> Problem:
         """Number ``serial`` of the training stream: a function of the task's seed and serial."""
         ...

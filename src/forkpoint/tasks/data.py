@@ -1,19 +1,23 @@
 """Problems from a JSONL or parquet file, or a data set of the hub."""
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from forkpoint.config.stages import DataTaskConfig
 from forkpoint.errors import ConfigError, DataError
+from forkpoint.hub import prepare_hub
 from forkpoint.randomness import stream
 from forkpoint.tasks.asking import ask
 from forkpoint.types import Message, Problem
 
 Row = Mapping[str, Any]
+
+HELD_OUT_SPLIT = "test"
 
 PLACES = re.compile(r"\{(prompt|instruction)\}")
 
@@ -26,22 +30,35 @@ class DataTask:
     def __init__(self, config: DataTaskConfig) -> None:
         """
         Raises:
-            ConfigError: a template that drops the prompt or the instruction.
+            ConfigError: a template that drops the prompt or the instruction; held-out rows that are
+                the training rows.
             DataError: no such file, unreadable or empty data, no prompt column.
         """
         _check_template(config)
+        held_out = held_out_source(config)
         self._config = config
         self._rows = read_rows(config.path, config.subset, config.split)
+        self._epoch, self._order = -1, []
+        """The last epoch that was asked for, and its order of rows."""
         self.columns = frozenset(self._rows[0])
         _require(self.columns, config.prompt_column, "task.prompt_column", config.path)
         if config.id_column is not None:
             _require(self.columns, config.id_column, "task.id_column", config.path)
+        self._held_out: list[Row] = []
+        self.notes: tuple[str, ...] = ()
+        if held_out is not None:
+            self._held_out = read_rows(*held_out)
+            names = frozenset(self._held_out[0])
+            _require(names, config.prompt_column, "task.prompt_column", held_out.path)
+            self.notes = _overlap(self._rows, self._held_out, config)
 
     def problem(self, serial: int) -> Problem:
         """See ``Task.problem``."""
         epoch, place = divmod(serial, len(self._rows))
-        order = stream(self._config.seed, "data order", epoch).permutation(len(self._rows))
-        return self._problem(self._config.path, self._rows, int(order[place]))
+        if self._epoch != epoch:
+            generator = stream(self._config.seed, "data order", epoch)
+            self._epoch, self._order = epoch, generator.permutation(len(self._rows)).tolist()
+        return self._problem(self._config.path, self._rows, self._order[place])
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
         """The first ``count`` of ``task.eval_path``, in file order; ``seed`` changes nothing."""
@@ -51,8 +68,7 @@ class DataTask:
                 "there are no held-out problems: name some with task.eval_path, or set "
                 "evaluation.every = 0"
             )
-        rows = read_rows(path, self._config.subset, self._config.split)
-        _require(frozenset(rows[0]), self._config.prompt_column, "task.prompt_column", path)
+        rows = self._held_out
         return [self._problem(path, rows, index) for index in range(min(count, len(rows)))]
 
     def _problem(self, path: str, rows: Sequence[Row], index: int) -> Problem:
@@ -72,6 +88,73 @@ class DataTask:
             )
         columns = {k: v for k, v in row.items() if k != config.prompt_column}
         return Problem(id=identity, prompt=prompt, columns=columns)
+
+
+class Source(NamedTuple):
+    """Which rows: a file, or a hub data set's subset and split."""
+
+    path: str
+    subset: str | None
+    split: str
+
+
+def held_out_source(config: DataTaskConfig) -> Source | None:
+    """Where the held-out rows are; None if there are none.
+
+    Raises:
+        ConfigError: they are the rows that are trained on, or nobody says of which data set
+            ``eval_subset`` and ``eval_split`` are.
+    """
+    if config.eval_path is None:
+        if config.eval_subset is not None or config.eval_split is not None:
+            raise ConfigError("task.eval_subset and task.eval_split are read with task.eval_path")
+        return None
+    subset = config.eval_subset
+    if subset is None and config.eval_path == config.path:
+        subset = config.subset
+    held_out = Source(config.eval_path, subset, config.eval_split or HELD_OUT_SPLIT)
+    a, b = (Path(path).expanduser() for path in (config.path, held_out.path))
+    if a.is_file() and b.is_file():
+        if a.samefile(b):
+            raise ConfigError(
+                f"task.path and task.eval_path are the same file, {b}: what is trained on cannot "
+                "be held out; put some rows into a file of their own"
+            )
+    elif held_out == Source(config.path, config.subset, config.split):
+        raise ConfigError(
+            f"task.path and task.eval_path are the same rows, split {held_out.split!r} of {b}: "
+            "what is trained on cannot be held out; set another task.eval_split"
+        )
+    return held_out
+
+
+def _overlap(
+    rows: Sequence[Row], held_out: Sequence[Row], config: DataTaskConfig
+) -> tuple[str, ...]:
+    """A line about held-out prompts that are trained on as well; nothing if there are none.
+
+    Raises:
+        DataError: all of them are.
+    """
+    trained = {_key(row.get(config.prompt_column)) for row in rows}
+    asked = {_key(row.get(config.prompt_column)) for row in held_out}
+    if not (shared := len(asked & trained)):
+        return ()
+    if shared == len(asked):
+        raise DataError(
+            f"every prompt of task.eval_path = {config.eval_path!r} is one of task.path as well: "
+            "what is trained on cannot be held out"
+        )
+    return (
+        f"{shared} of {len(asked)} held-out prompts are trained on as well: the accuracy on them "
+        "is not of unseen problems",
+    )
+
+
+def _key(prompt: Any) -> bytes:
+    """Equal for equal prompts."""
+    text = json.dumps(prompt, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def read_rows(path: str, subset: str | None, split: str) -> list[Row]:
@@ -129,6 +212,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
+    prepare_hub()
     try:
         import datasets
     except ImportError as error:

@@ -50,6 +50,7 @@ class GymTask:
     """One task of reasoning-gym."""
 
     columns = frozenset({"answer", "entry"})
+    notes = ()
 
     def __init__(self, config: GymTaskConfig) -> None:
         """

@@ -11,6 +11,7 @@ class LabTask:
     """Arithmetic games; see ``forkpoint.lab``."""
 
     columns = frozenset({"numbers", "goal"})
+    notes = ()
 
     def __init__(self, config: LabTaskConfig) -> None:
         self.world = LabWorld(verbosity=config.verbosity)

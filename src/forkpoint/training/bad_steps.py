@@ -1,16 +1,18 @@
 """Steps that could not be trained on: counted, dumped, and after enough in a row the end."""
 
+import re
+from itertools import accumulate
 from pathlib import Path
 
 from torch import Tensor
 
 from forkpoint.errors import NumericalError, SelectionError
-from forkpoint.runs.atomic import write_atomically
 from forkpoint.types import TokenBatch
 
-ZERO_VARIANCE = "in every group all samples got the same reward"
+ZERO_VARIANCE = "in no group one sample did better than another"
 ALL_TRUNCATED = "every completion of the groups that teach something was cut by the token budget"
 NOT_SCORED = "no completion could be scored"
+NOTHING_SELECTED = "no token was selected"
 
 _ADVICE = {
     ZERO_VARIANCE: (
@@ -19,9 +21,20 @@ _ADVICE = {
         "(rollout.group_size) or more rounds (rollout.max_rounds)"
     ),
     NOT_SCORED: "mend the reward function: every failure is in rollouts/, column error",
+    NOTHING_SELECTED: (
+        "lower selection.threshold_nats, raise selection.keep_fraction, or let your selection.rule "
+        "give some token a weight above 0"
+    ),
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
-_DEFAULT_ADVICE = "the batches are in bad_steps/; try a lower optim.lr, or model.dtype = 'float32'"
+_DEFAULT_ADVICE = (
+    "the batches are in bad_steps/; try a lower optim.lr, or model.compute_dtype = 'float32'"
+)
+
+KEPT_DUMPS = 3
+"""How many batches are kept, the newest."""
+MOST_DUMPED_TOKENS = 1_000_000
+"""Of prompts and completions in one file: less than 100 MB."""
 
 
 class BadSteps:
@@ -53,7 +66,9 @@ class BadSteps:
 def dump_batch(path: Path, batch: TokenBatch) -> None:
     """Write every tensor of a batch as safetensors, for whoever looks into the fault.
 
-    Ragged fields are laid end to end, with their lengths beside them.
+    Ragged fields are laid end to end, with their lengths beside them. Of a batch of more than
+    ``MOST_DUMPED_TOKENS`` tokens the first sequences are written, and of the files in the folder
+    the newest ``KEPT_DUMPS`` stay.
 
     Raises:
         RunError: the disk is full.
@@ -61,6 +76,9 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
     import torch
     from safetensors.torch import save
 
+    from forkpoint.runs.atomic import write_atomically
+
+    batch = _first_sequences(batch)
     tensors: dict[str, Tensor] = {
         name: value
         for name in TokenBatch.__dataclass_fields__
@@ -75,3 +93,20 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
         partial.write_bytes(data)
 
     write_atomically(path, write)
+    dumps = [p for p in path.parent.iterdir() if re.fullmatch(r"step_\d+\.safetensors", p.name)]
+    for old in sorted(dumps, key=_step_of)[:-KEPT_DUMPS]:
+        old.unlink(missing_ok=True)
+
+
+def _first_sequences(batch: TokenBatch) -> TokenBatch:
+    """As many whole sequences as the limit allows, one at least."""
+    pairs = zip(batch.prompts_B, batch.completions_B, strict=True)
+    ends = accumulate(len(prompt) + len(completion) for prompt, completion in pairs)
+    fitting = sum(end <= MOST_DUMPED_TOKENS for end in ends)
+    if fitting == batch.num_sequences:
+        return batch
+    return batch.take(range(max(1, fitting)))
+
+
+def _step_of(dump: Path) -> int:
+    return int(dump.stem.removeprefix("step_"))

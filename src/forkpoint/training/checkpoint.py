@@ -6,7 +6,6 @@ other file. It is written under another name, synced, and renamed last, so that 
 between leaves the previous checkpoint in place.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.errors import RunError
+from forkpoint.policy.precision import whole
+from forkpoint.runs.checkpoints import (
+    checkpoint_fault,
+    checkpoint_folders,
+    checkpoint_path,
+    remove_checkpoint,
+    sha256,
+)
 from forkpoint.training.optimizer import Optimizer
 
 
@@ -45,7 +52,10 @@ class FoundCheckpoint:
 def save_checkpoint(
     root: Path, state: RunState, model: Any, tokenizer: Any, optimizer: Optimizer, keep_last: int
 ) -> Path:
-    """Write ``root/step_XXXXX`` and remove all but the newest ``keep_last``.
+    """Write ``root/step_XXXXX``; of it and the earlier ones the newest ``keep_last`` stay.
+
+    A folder of a later step is one that could not be used, or the run would have gone on from it:
+    it does not count, and is replaced when the run gets there.
 
     Raises:
         RunError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -53,12 +63,13 @@ def save_checkpoint(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final = root / f"step_{state.step:05d}"
+    final = checkpoint_path(root, state.step)
     partial = root / f".{final.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial, safe_serialization=True)
+        weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(partial, state_dict=weights, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         save_file(
             {k: v.contiguous() for k, v in optimizer.state_tensors().items()},
@@ -66,8 +77,8 @@ def save_checkpoint(
         )
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         _seal(partial)
-        if final.exists():  # left by a run that was killed before it could use it
-            shutil.rmtree(final)
+        if final.exists():  # it could not be used
+            remove_checkpoint(final)
         partial.rename(final)
         _sync(root)
     except (OSError, SafetensorError) as error:  # a failed write of tensors is the latter
@@ -76,16 +87,17 @@ def save_checkpoint(
             f"cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make "
             "room and go on with --resume"
         ) from error
-    for old in _folders(root)[keep_last:]:
-        shutil.rmtree(old)
+    earlier = [path for step, path in checkpoint_folders(root).items() if step <= state.step]
+    for old in earlier[:-keep_last]:
+        remove_checkpoint(old)
     return final
 
 
 def latest_checkpoint(root: Path) -> tuple[FoundCheckpoint | None, list[str]]:
     """The newest complete checkpoint, and a sentence about each newer one that is not."""
     skipped = []
-    for folder in _folders(root):
-        fault = _fault(folder)
+    for folder in reversed(checkpoint_folders(root).values()):
+        fault = checkpoint_fault(folder)
         if fault is None:
             state = RunState(**json.loads((folder / "state.json").read_text()))
             return FoundCheckpoint(path=folder, state=state), skipped
@@ -101,41 +113,16 @@ def restore_optimizer(found: FoundCheckpoint, optimizer: Optimizer) -> None:
     optimizer.load_state_tensors(tensors, found.state.updates)
 
 
-def _folders(root: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    return sorted((p for p in root.glob("step_*") if p.is_dir()), reverse=True)
-
-
 def _seal(folder: Path) -> None:
     """Sync every file, then write the manifest that vouches for them."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     for path in files:
         _sync(path)
-    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2) + "\n")
     _sync(path)
     _sync(folder)
-
-
-def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, entry in manifest.items():
-            path = folder / name
-            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-                return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "manifest.json cannot be read"
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -11,13 +11,16 @@ import torch
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.environment import environment
-from forkpoint.errors import Interrupted, NumericalError
+from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.policy.keys import KeptKeys
+from forkpoint.policy.precision import unsharded
 from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
 from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.runs import MetricsLog, RunDirectory, write_rollouts
+from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
+from forkpoint.runs.rollouts import write_rollouts
 from forkpoint.training.bad_steps import (
     ALL_TRUNCATED,
     NOT_SCORED,
@@ -31,7 +34,7 @@ from forkpoint.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from forkpoint.training.metrics import entropy_summary, peak_memory_gb, rollout_metrics
+from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_metrics
 from forkpoint.training.parts import RunParts, build_parts
 from forkpoint.training.step import StepResult, train_step
 from forkpoint.training.stop import StopFlag
@@ -83,7 +86,8 @@ def train(
     seed and what it is for, and the metrics are cut back to the checkpoint's step.
 
     Raises:
-        ForkpointError: see errors.py; what was trained so far is saved first.
+        ForkpointError: see errors.py. The last finished step is saved first, whatever is raised,
+            unless the weights have moved on: between a step's first update and its end.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
@@ -104,14 +108,15 @@ class _Run:
         self, config: RunConfig, directory: RunDirectory, observer: Observer, stop: StopFlag
     ) -> None:
         self.config, self.directory, self.observer, self.stop = config, directory, observer, stop
+        finish_removals(directory.checkpoints_dir)
         found, skipped = latest_checkpoint(directory.checkpoints_dir)
         for sentence in skipped:
             observer.note(sentence)
         self.parts: RunParts = build_parts(config, weights=found.path if found else None)
+        for sentence in self.parts.sampling.task.notes:
+            observer.note(sentence)
         self.state = found.state if found else RunState()
         self.saved = self.state
-        self.dirty = False
-        """Weights are ahead of ``state``: in the middle of a step's updates."""
         if found:
             restore_optimizer(found, self.parts.optimizer)
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
@@ -133,8 +138,10 @@ class _Run:
                 last = self._step(self.state.step + 1) or last
         except Interrupted:
             pass  # what was being sampled is given up; the last finished step is saved below
-        finally:
-            self._save()
+        except BaseException:
+            self._save_after_fault()
+            raise
+        self._save()
         finished = self.state.step >= self.config.training.steps and not self.state.unevaluated
         return Outcome(state=self.state, first=first, last=last, stopped=not finished)
 
@@ -148,10 +155,7 @@ class _Run:
             line |= _metrics(rollouts, result)
             rows = self.rows.rows(step, rollouts, result.batch if result else None)
             write_rollouts(self.directory.rollouts_dir / f"step_{step:05d}.parquet", rows)
-        line |= {
-            "time/step_s": time.perf_counter() - started,
-            "memory/peak_gb": peak_memory_gb(),
-        }
+        line |= {"time/step_s": time.perf_counter() - started, **peak_memory()}
         evaluates = self._evaluates_at(step)
         if not evaluates:
             self._log(line)
@@ -162,7 +166,6 @@ class _Run:
             bad_steps=self.bad_steps.count,
             unevaluated=line if evaluates else None,
         )
-        self.dirty = False
         if fault is not None:
             self.observer.note(f"step {step} was not trained on: {fault}")
         evaluation = None
@@ -189,11 +192,11 @@ class _Run:
             advantage=config.advantage.kind,
             truncated=config.rollout.truncated,
             zero_advantage_in_pool=config.selection.zero_advantage_in_pool,
+            truncated_in_pool=config.selection.truncated_in_pool,
         )
         if fault := nothing_scored(rollouts) or nothing_to_learn(batch):
             return rollouts, None, fault
         started = time.perf_counter()
-        self.dirty = True
         try:
             result = train_step(
                 parts.policy,
@@ -223,21 +226,22 @@ class _Run:
 
     def _collect(self, step: int) -> StepRollouts:
         config, parts = self.config, self.parts.sampling
-        return collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=config.rollout,
-            settings=SamplingSettings(
-                max_new_tokens=config.rollout.max_new_tokens,
-                temperature=config.rollout.temperature,
-                seed=config.training.seed,
-                step=step,
-            ),
-            first_serial=self.state.next_serial,
-            should_stop=self.stop,
-        )
+        with unsharded(self.parts.policy):
+            return collect_groups(
+                task=parts.task,
+                prompter=parts.prompter,
+                engine=parts.engine,
+                scorer=parts.scorer,
+                config=config.rollout,
+                settings=SamplingSettings(
+                    max_new_tokens=config.rollout.max_new_tokens,
+                    temperature=config.rollout.temperature,
+                    seed=config.training.seed,
+                    step=step,
+                ),
+                first_serial=self.state.next_serial,
+                should_stop=self.stop,
+            )
 
     def _evaluates_at(self, step: int) -> bool:
         config = self.config.evaluation
@@ -251,15 +255,16 @@ class _Run:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
         parts, step = self.parts.sampling, int(line["step"])
-        evaluation = evaluate(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            rollout=self.config.rollout,
-            config=self.config.evaluation,
-            should_stop=self.stop,
-        )
+        with unsharded(self.parts.policy):
+            evaluation = evaluate(
+                task=parts.task,
+                prompter=parts.prompter,
+                engine=parts.engine,
+                scorer=parts.scorer,
+                rollout=self.config.rollout,
+                config=self.config.evaluation,
+                should_stop=self.stop,
+            )
         accuracy = evaluation.accuracy
         rows = self.rows.rows(step, evaluation.rollouts, None)
         write_rollouts(self.directory.eval_dir / f"step_{step:05d}.parquet", rows)
@@ -283,9 +288,25 @@ class _Run:
     def _dump_path(self, step: int) -> Path:
         return self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
 
+    def _save_after_fault(self) -> None:
+        """Save what can be saved, and say from where the run goes on if that is not all."""
+        if self.parts.optimizer.updates == self.state.updates:
+            try:
+                self._save()
+            except RunError as error:  # the fault that ends the run is told, and this one with it
+                self.observer.note(str(error))
+        else:  # nothing holds the weights that the last finished step had
+            saved = self.saved.step
+            newest = checkpoint_path(self.directory.checkpoints_dir, saved).name
+            self.observer.note(
+                f"step {self.state.step + 1} was broken off after its first update, so it cannot "
+                "be saved; --resume goes on "
+                + (f"after step {saved} from {newest}" if saved else "from the beginning")
+            )
+
     def _save(self) -> None:
-        """Write a checkpoint, unless there is nothing new or a step is half done."""
-        if self.dirty or self.state in (self.saved, RunState()):
+        """Write a checkpoint, unless there is nothing new."""
+        if self.state in (self.saved, RunState()):
             return
         loaded, optimizer = self.parts.sampling.loaded, self.parts.optimizer
         path = save_checkpoint(

@@ -26,6 +26,7 @@ def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
         "reward/accepted_groups": len(rollouts.accepted),
         "reward/sampled_groups": len(rollouts.groups),
         "reward/errors": sum(r.score.error is not None for r in everything),
+        "reward/timeouts": sum(r.score.timed_out for r in everything),
         "rollout/rounds": rollouts.rounds,
         "completion/tokens": sum(lengths),
         "completion/length_mean": Metric(sum(lengths), len(lengths)).mean,
@@ -44,10 +45,17 @@ def entropy_summary(entropies: np.ndarray) -> dict[str, float]:
     }
 
 
-def peak_memory_gb() -> float:
-    """The process's peak resident memory in 10^9 bytes."""
+def peak_memory() -> dict[str, float]:
+    """The most memory the process has held so far, in 10^9 bytes: the host's, and where CUDA is
+    used the tensors' on the device that has most."""
+    import torch
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+    found = {"memory/peak_gb": peak * (1 if sys.platform == "darwin" else 1024) / 1e9}
+    if torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        found["memory/cuda_peak_gb"] = max(map(torch.cuda.max_memory_allocated, devices)) / 1e9
+    return found
 
 
 def _reward_parts(rollouts: list[Rollout]) -> dict[str, float]:

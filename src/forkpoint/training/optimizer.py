@@ -1,4 +1,7 @@
-"""AdamW with linear warm-up, and its state as plain tensors."""
+"""AdamW with linear warm-up, and its state as plain tensors.
+
+Parameters and moments are float32, whatever a pass computes in: see ``policy.precision``.
+"""
 
 from collections.abc import Mapping
 
@@ -6,13 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.config.stages import OptimConfig
+from forkpoint.errors import ModelError
+from forkpoint.policy.precision import like, whole
 
 
 class Optimizer:
     """Clips the gradient, sets the learning rate, updates, counts."""
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        """
+        Args:
+            model: after ``compute_in``, which replaces its parameters.
+
+        Raises:
+            ModelError: a parameter that is to be trained is not float32.
+        """
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if coarse := [n for n, p in self._parameters.items() if p.dtype.itemsize < 4]:
+            raise ModelError(f"{coarse[0]} is held in 16 bits, in which small updates are lost")
         self._config = config
         self._adamw = torch.optim.AdamW(
             self._parameters.values(),
@@ -37,12 +51,13 @@ class Optimizer:
         Returns:
             The norm before clipping; not finite means that nothing was updated.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._config.clip_norm))
+        found = nn.utils.clip_grad_norm_(self._parameters.values(), self._config.clip_norm)
+        norm = float(whole(found))
         if torch.tensor(norm).isfinite():
             for group in self._adamw.param_groups:
                 group["lr"] = self.lr
+            self.updates += 1  # before the update: one that is broken off has moved weights, too
             self._adamw.step()
-            self.updates += 1
         self.zero_grad()
         return norm
 
@@ -52,7 +67,7 @@ class Optimizer:
     def state_tensors(self) -> dict[str, Tensor]:
         """``<moment>/<parameter>`` -> tensor; empty before the first update."""
         return {
-            f"{moment}/{name}": value
+            f"{moment}/{name}": whole(value)
             for name, parameter in self._parameters.items()
             for moment, value in self._adamw.state[parameter].items()
         }
@@ -61,6 +76,9 @@ class Optimizer:
         """Continue from ``state_tensors()``."""
         for key, value in tensors.items():
             moment, name = key.split("/", 1)
+            parameter = self._parameters[name]
             # Cloned: what is read from a file may lie at any alignment (see policy.load).
-            self._adamw.state[self._parameters[name]][moment] = value.clone()
+            value = value.clone().to(parameter.device)
+            counts = moment == "step"  # one number, not one a weight
+            self._adamw.state[parameter][moment] = value if counts else like(value, parameter)
         self.updates = updates

@@ -1,11 +1,16 @@
 """What a run is made of, built from its configuration."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from forkpoint.config import RunConfig
 from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.precision import compute_in
 from forkpoint.rollouts import SamplingParts, build_sampling
+from forkpoint.rollouts.build import check_engine
 from forkpoint.training.optimizer import Optimizer
 
 
@@ -29,18 +34,25 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
-    sampling = build_sampling(config, weights=weights)
-    model = sampling.loaded.model
-    reference = None
-    if config.loss.kl_coefficient:
-        frozen = load_model(config.model).model.requires_grad_(False)
-        reference = _policy(frozen, config)
-    return RunParts(
-        sampling=sampling,
-        policy=_policy(model, config),
-        optimizer=Optimizer(model, config.optim),
-        reference=reference,
-    )
+    with ExitStack() as stack:
+        sampling = build_sampling(config, weights=weights, trained=True)
+        stack.callback(sampling.close)  # unless all goes well
+        check_engine(sampling.engine, config)
+        model = sampling.loaded.model
+        reference = None
+        if config.loss.kl_coefficient:
+            frozen = load_model(config.model).model.requires_grad_(False)
+            reference = _policy(frozen, config)
+        policy = _policy(model, config)
+        compute_in(policy, getattr(torch, config.model.compute_dtype))
+        parts = RunParts(
+            sampling=sampling,
+            policy=policy,
+            optimizer=Optimizer(model, config.optim),
+            reference=reference,
+        )
+        stack.pop_all()
+    return parts
 
 
 def _policy(model: object, config: RunConfig) -> PolicyModule:
@@ -49,4 +61,5 @@ def _policy(model: object, config: RunConfig) -> PolicyModule:
         gradient=config.training.gradient,
         temperature=config.rollout.temperature,
         rows=config.training.rows,
+        row_tokens=config.training.micro_batch_tokens,
     )

@@ -13,18 +13,22 @@ from torch import Tensor
 
 from forkpoint.batching import split_microbatches, split_minibatches
 from forkpoint.config.run import RunConfig
-from forkpoint.errors import NumericalError
+from forkpoint.errors import SelectionError
 from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses.denominators import step_totals
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.dense import dense_flops
 from forkpoint.policy.keys import KeptKeys, SequenceKeys
 from forkpoint.policy.module import PolicyModule
 from forkpoint.selection import scope_groups, select
+from forkpoint.training.bad_steps import NOTHING_SELECTED
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Metric, Selection, TokenBatch, TokenStats
 
-SAME_NUMBERS_NATS = 1e-3
-"""How far a sampler's log-probabilities and entropies may be from the policy's to serve as them."""
+SAME_NUMBERS_NATS = {"float32": (1e-3, 1e-3), "bfloat16": (0.02, 1.0)}
+"""``model.compute_dtype`` -> how far, on average and at most over one sequence, a sampler's
+log-probabilities and entropies may be from the policy's to stand in for them. Any two bfloat16
+passes of different shapes differ by their rounding: see docs/performance.md."""
 
 SAVINGS = (
     ("work/tokens_saved_fraction", "work/body_tokens", "work/dense_tokens"),
@@ -43,7 +47,7 @@ class StepResult:
     """float32 [T] nats, of the source that selected."""
     metrics: dict[str, float]
     fault: str | None
-    """Why at least one update was skipped."""
+    """Why at least one update was skipped, or that no token of the whole step was selected."""
 
 
 def train_step(
@@ -67,7 +71,8 @@ def train_step(
             pass without gradient, where one is made, replace them.
 
     Raises:
-        SelectionError: the pool is empty. NumericalError: entropies are not finite.
+        SelectionError: the pool is empty, or the engine gave a completion without entropies.
+        NumericalError: entropies are not finite.
     """
     meter = Meter()
     seen: dict[int, SequenceKeys] | None = {} if config.training.gradient == "local" else None
@@ -91,7 +96,9 @@ def train_step(
         groups_T = scope_groups(batch, "batch", [])
         chosen = _select(batch, entropies_T, groups_T, config, step, meter)
         weights_T = chosen.weights_T
-    for index, sequences in enumerate(split_minibatches(batch, config.training.mini_batches)):
+    mini_batches = split_minibatches(batch, config.training.mini_batches)
+    totals = step_totals(batch, updates=len(mini_batches))
+    for index, sequences in enumerate(mini_batches):
         rows = batch.rows_of(sequences)
         part = batch.take(sequences)
         cut = _cut(part, config)
@@ -101,7 +108,7 @@ def train_step(
             if part.pool_T.any():
                 chosen = _select(part, entropies_T[rows], groups_T, config, step, meter)
                 weights_T[rows] = chosen.weights_T
-        part = with_coefficients(part, weights_T[rows], groups_T, config)
+        part = with_coefficients(part, weights_T[rows], groups_T, config, totals)
         on_policy = index == 0
         fault = (
             _update(
@@ -115,6 +122,8 @@ def train_step(
             )
             or fault
         )
+    if not weights_T.any():  # one mini-batch without a token is no fault, a whole step is
+        fault = fault or NOTHING_SELECTED
     return StepResult(
         batch=batch.with_streams(weights_T=weights_T),
         entropies_T=entropies_T,
@@ -168,9 +177,11 @@ def _same_numbers(
     gap_T = (stats.logprobs_R - part.rollout_logprobs_T).abs()
     if part.rollout_entropies_T is not None:
         gap_T = torch.maximum(gap_T, (stats.entropies_R - part.rollout_entropies_T).abs())
-    gap = float(gap_T.max())
-    meter.add("mismatch/probe_max_nats", Metric(gap, 1))
-    return gap <= SAME_NUMBERS_NATS
+    mean, largest = float(gap_T.mean()), float(gap_T.max())
+    meter.add("mismatch/probe_mean_nats", Metric(mean, 1))
+    meter.add("mismatch/probe_max_nats", Metric(largest, 1))
+    most_mean, most = SAME_NUMBERS_NATS[config.model.compute_dtype]
+    return mean <= most_mean and largest <= most
 
 
 def _look(
@@ -265,8 +276,9 @@ def _entropies(
         source = "old" if batch.rollout_entropies_T is None else "rollout"
     entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
     if entropies_T is None:
-        raise NumericalError(
-            "selection.entropy = 'rollout', but this engine does not capture entropies: use 'old'"
+        raise SelectionError(
+            "selection.entropy = 'rollout', but the engine gave a completion without entropies: "
+            "use 'old'"
         )
     return entropies_T
 

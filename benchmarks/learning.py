@@ -1,10 +1,11 @@
-"""Does the local gradient learn as well as the exact one? Laboratory, several seeds.
+"""Does one way to train learn as well as another? Laboratory, several seeds.
 
-    python -m benchmarks.local_learning --out runs/local --seeds 5
+    python -m benchmarks.learning gradient --out runs/gradient --seeds 5
+    python -m benchmarks.learning precision --out runs/precision --seeds 3
 
-Trains the shipped policy by exact (sparse) and by local gradients, on the forks (20 %) and on all
-tokens, with the same seeds; then writes ``summary.json`` and prints a table: held-out accuracy and
-reward over seeds, and the training's floating-point operations. Runs that are finished are kept.
+Trains the shipped policy by each arm of a study with the same seeds; then writes ``summary.json``
+and prints a table: held-out accuracy and reward over seeds, the training's floating-point
+operations, and the share of weights that training changed. Runs that are finished are kept.
 """
 
 import argparse
@@ -17,28 +18,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from scipy.stats import t as student
 
-ARMS = {
-    "exact, forks": ("sparse", 0.2),
-    "local, forks": ("local", 0.2),
-    "exact, all": ("sparse", 1.0),
-    "local, all": ("local", 1.0),
+from forkpoint.lab import BASE_POLICY
+
+STUDIES: dict[str, dict[str, dict[str, Any]]] = {
+    "gradient": {
+        f"{'exact' if way == 'sparse' else way}, {tokens}": {
+            "training.gradient": way,
+            "selection.keep_fraction": share,
+        }
+        for tokens, share in (("forks", 0.2), ("all", 1.0))
+        for way in ("sparse", "local")
+    },
+    "precision": {dtype: {"model.compute_dtype": dtype} for dtype in ("float32", "bfloat16")},
 }
+"""Name -> arms, each with the settings that make it."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--problems", type=int, default=400)
+    parser.add_argument("--lr", type=float, help="default: the recipe's")
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, one thread each.")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        jobs = itertools.product(range(options.seeds), ARMS)
+        jobs = itertools.product(range(options.seeds), STUDIES[options.study])
         list(pool.map(lambda job: train(options, *job), jobs))
-    summary = {arm: summarise(options, arm) for arm in ARMS}
+    summary = {arm: summarise(options, arm) for arm in STUDIES[options.study]}
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(table(summary))
 
@@ -48,19 +60,18 @@ def run_dir(options: argparse.Namespace, seed: int, arm: str) -> Path:
 
 
 def train(options: argparse.Namespace, seed: int, arm: str) -> None:
-    gradient, keep_fraction = ARMS[arm]
     folder = run_dir(options, seed, arm)
     settings = {
         "training.seed": seed,
         "training.steps": options.steps,
-        "training.gradient": gradient,
         "training.threads": 1,
-        "selection.keep_fraction": keep_fraction,
-        "evaluation.every": 8,
+        "evaluation.every": max(1, options.steps // 2),
         "evaluation.at_start": "false",
         "evaluation.problems": options.problems,
         "checkpoint.every": 0,
         "checkpoint.keep_last": 1,
+        **({} if options.lr is None else {"optim.lr": options.lr}),
+        **STUDIES[options.study][arm],
     }
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     command = [
@@ -84,6 +95,9 @@ def summarise(options: argparse.Namespace, arm: str) -> dict[str, Any]:
         "reward_last_5": interval([statistics.mean(r[-5:]) for r in rewards]),
         "petaflops": interval([sum(x.get("work/flops", 0) for x in run) / 1e15 for run in seeds]),
         "truncated_end": interval([run[-1]["completion/truncated_fraction"] for run in seeds]),
+        "weights_changed": interval(
+            [changed(run_dir(options, seed, arm)) for seed in range(options.seeds)]
+        ),
         "rewards": rewards,
         "flops": [[line.get("work/flops", 0.0) for line in run if line["step"]] for run in seeds],
     }
@@ -91,6 +105,14 @@ def summarise(options: argparse.Namespace, arm: str) -> dict[str, Any]:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def changed(folder: Path) -> float:
+    """The share of weights that differ from the shipped policy's."""
+    (last,) = (folder / "checkpoints").glob("step_*")
+    before, after = (load_file(path / "model.safetensors") for path in (BASE_POLICY, last))
+    moved = sum(int((after[name] != before[name]).sum()) for name in before)
+    return moved / sum(tensor.numel() for tensor in before.values())
 
 
 def _accuracy(run: list[dict[str, Any]], step: int) -> float:
@@ -108,7 +130,10 @@ def interval(values: list[float]) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    columns = ("accuracy_middle", "accuracy_end", "reward_last_5", "truncated_end", "petaflops")
+    columns = (
+        *("accuracy_middle", "accuracy_end", "reward_last_5", "truncated_end", "petaflops"),
+        "weights_changed",
+    )
     rows = [f"| arm | {' | '.join(columns)} |", "|" + " --- |" * (len(columns) + 1)]
     for arm, found in summary.items():
         cells = [

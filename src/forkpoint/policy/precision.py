@@ -1,0 +1,125 @@
+"""Float32 parameters, a forward pass in a smaller type.
+
+bfloat16 has 8 bits of mantissa: an update smaller than 1/256 of a weight changes nothing. So
+parameters, optimizer moments and sums of gradients are float32 always, and a pass computes with
+copies of the weights in ``model.compute_dtype``. That is what FSDP2 does with sharded parameters,
+and on one process it is the same mechanism with a world of one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from forkpoint.types import TokenBatch
+
+if TYPE_CHECKING:
+    from forkpoint.policy.module import PolicyModule
+
+
+def compute_in(policy: "PolicyModule", dtype: torch.dtype) -> None:
+    """Let the passes of ``policy`` compute in ``dtype``; its parameters are and stay float32.
+
+    In a pass each layer's weights are copied to ``dtype`` when it begins and freed when it ends;
+    their gradient arrives in float32 and is added up there. Does nothing for float32.
+    """
+    if dtype == torch.float32:
+        return
+    model = policy.model
+    settings: dict[str, Any] = {
+        "mesh": _world(next(model.parameters()).device),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # a model's own mixture of types is left as it is
+        ),
+        "reshard_after_forward": True,  # between passes every parameter is the float32 one
+    }
+    for layer in _layers(model):
+        fully_shard(layer, **settings)
+    fully_shard(policy, **settings)
+    _first_pass(policy)
+
+
+@contextmanager
+def unsharded(policy: nn.Module) -> Iterator[None]:
+    """Hold all weights in the compute type at once, so that the model can be called by itself.
+
+    For sampling: thousands of small forward passes over weights that do not change.
+    """
+    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter, its gradient or a moment of it as one plain tensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A plain tensor of a parameter's shape, laid out as the parameter is."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor
+
+
+@torch.no_grad()
+def _first_pass(policy: "PolicyModule") -> None:
+    """One token through ``policy``: FSDP takes the first module that runs for the outermost."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    batch = TokenBatch(
+        prompts_B=[zero],
+        completions_B=[zero],
+        sequence_ids_B=zero,
+        token_ids_T=zero,
+        sequence_T=zero,
+        position_T=zero,
+        advantages_T=zero.float(),
+        mask_T=zero.bool(),
+        pool_T=zero.bool(),
+        rollout_logprobs_T=zero.float(),
+    )
+    policy(batch, torch.ones(1, dtype=torch.bool))
+
+
+def _world(device: torch.device) -> DeviceMesh:
+    """All processes of the run: one, unless it was started as a part of more."""
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+            rank=0,
+            world_size=1,
+            device_id=device if device.type == "cuda" else None,
+        )
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that transformers keeps on one device: decoder layers.
+
+    One that shares a parameter with another part of the model belongs to the whole.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    inside = {id(child) for layer in layers for child in layer.modules() if child is not layer}
+    layers = [layer for layer in layers if id(layer) not in inside]
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    return [layer for layer in layers if all(uses[id(p)] == 1 for p in layer.parameters())]

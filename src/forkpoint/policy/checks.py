@@ -77,7 +77,7 @@ def check_rows(model: Any) -> None:
         beside = plain_stats(model, ids_BL)
     except FAULTS as error:
         raise ModelError(
-            f"{name_of(model)} cannot be run on token ids alone: {_first(error)}"
+            f"{name_of(model)} cannot be run on token ids alone: {first_line(error)}"
         ) from error
     gap = gap_nats(tuple(x[:1, : short - 1] for x in beside), alone)
     if not gap <= same_nats(model):
@@ -110,5 +110,6 @@ def _two_rows(model: Any) -> Tensor:
     return some_ids(model, 2, min(24, longest_readable(model) or 24))
 
 
-def _first(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def first_line(error: BaseException) -> str:
+    """What went wrong, without torch's pages about it."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -17,7 +17,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from forkpoint.types import TokenBatch
+from forkpoint.errors import ModelError
+from forkpoint.policy.body import name_of
+from forkpoint.policy.checks import FAULTS, SAME_NATS_16_BIT, first_line, gap_nats
+from forkpoint.policy.trial import SHORT, reference_attention, trial_batch
 
 if TYPE_CHECKING:
     from forkpoint.policy.module import PolicyModule
@@ -28,23 +31,27 @@ def compute_in(policy: "PolicyModule", dtype: torch.dtype) -> None:
 
     In a pass each layer's weights are copied to ``dtype`` when it begins and freed when it ends;
     their gradient arrives in float32 and is added up there. Does nothing for float32.
+
+    Raises:
+        ModelError: naming the class: it does not run like that, or gives other numbers.
     """
     if dtype == torch.float32:
         return
-    model = policy.model
-    settings: dict[str, Any] = {
-        "mesh": _world(next(model.parameters()).device),
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=dtype,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # a model's own mixture of types is left as it is
-        ),
-        "reshard_after_forward": True,  # between passes every parameter is the float32 one
-    }
-    for layer in _layers(model):
-        fully_shard(layer, **settings)
-    fully_shard(policy, **settings)
-    _first_pass(policy)
+    expected = _first_pass(policy)
+    try:
+        _shard(policy, dtype)
+        gap = gap_nats(_first_pass(policy), expected)
+        fault = None if gap <= SAME_NATS_16_BIT else f"its entropies come out {gap:.2g} nats off"
+    except torch.OutOfMemoryError:
+        raise
+    except FAULTS as error:
+        fault = first_line(error)
+    if fault is not None:
+        kind = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{name_of(policy.model)} cannot compute in {kind} with parameters kept in float32 "
+            f"({fault}); use --set model.compute_dtype=float32"
+        )
 
 
 @contextmanager
@@ -77,23 +84,34 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor
 
 
-@torch.no_grad()
-def _first_pass(policy: "PolicyModule") -> None:
-    """One token through ``policy``: FSDP takes the first module that runs for the outermost."""
-    zero = torch.zeros(1, dtype=torch.int64)
-    batch = TokenBatch(
-        prompts_B=[zero],
-        completions_B=[zero],
-        sequence_ids_B=zero,
-        token_ids_T=zero,
-        sequence_T=zero,
-        position_T=zero,
-        advantages_T=zero.float(),
-        mask_T=zero.bool(),
-        pool_T=zero.bool(),
-        rollout_logprobs_T=zero.float(),
-    )
-    policy(batch, torch.ones(1, dtype=torch.bool))
+def _shard(policy: "PolicyModule", dtype: torch.dtype) -> None:
+    model = policy.model
+    settings: dict[str, Any] = {
+        "mesh": _world(next(model.parameters()).device),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # a model's own mixture of types is left as it is
+        ),
+        "reshard_after_forward": True,  # between passes every parameter is the float32 one
+    }
+    for layer in _layers(model):
+        fully_shard(layer, **settings)
+    fully_shard(policy, **settings)
+
+
+def _first_pass(policy: "PolicyModule") -> tuple[Tensor, Tensor]:
+    """(ln p, H) of a few tokens, and their gradient, dropped again: what cannot run shows here.
+
+    FSDP takes the first module that runs for the outermost, so it has to be ``policy``.
+    """
+    batch, wanted_T = trial_batch(policy.model, SHORT)
+    with reference_attention(policy.model):
+        stats = policy(batch, wanted_T)
+        (stats.logprobs_R.sum() + stats.entropies_R.sum()).backward()
+    policy.zero_grad()
+    kept_R = wanted_T[stats.rows_R]
+    return stats.logprobs_R.detach()[kept_R], stats.entropies_R.detach()[kept_R]
 
 
 def _world(device: torch.device) -> DeviceMesh:

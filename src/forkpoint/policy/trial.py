@@ -11,7 +11,7 @@ from torch import Tensor
 from forkpoint.errors import ModelError
 from forkpoint.policy.attention import hidden_windows, row_width, takes_masks
 from forkpoint.policy.body import causal_lm, name_of
-from forkpoint.policy.checks import FAULTS, gap_nats, same_nats, some_ids
+from forkpoint.policy.checks import FAULTS, first_line, gap_nats, same_nats, some_ids
 from forkpoint.policy.dense import dense_stats
 from forkpoint.policy.lengths import longest_readable
 from forkpoint.policy.local import local_stats
@@ -52,7 +52,7 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
         raise ModelError(
             "FlexAttention has no backward pass on a CPU: use --set model.attention=sdpa"
         )
-    with _reference_attention(model):  # nothing here depends on it
+    with reference_attention(model):  # nothing here depends on it
         fault = _fault(model, SHORT, padded_stats, dense_stats)
     if fault is not None:
         raise ModelError(
@@ -88,14 +88,14 @@ def tree_fault(model: Any, gradient: str) -> str | None:
         return stats(*args, width=width)
 
     def plain(*args: Any) -> TokenStats:
-        with _reference_attention(model):
+        with reference_attention(model):
             return _by_length(*args)
 
     return _fault(model, width, in_trees, plain)
 
 
 @contextmanager
-def _reference_attention(model: Any) -> Iterator[None]:
+def reference_attention(model: Any) -> Iterator[None]:
     """sdpa in the place of FlexAttention, which is compiled anew for every shape."""
     inner = causal_lm(model)
     attention = inner.config._attn_implementation
@@ -120,7 +120,7 @@ def _fault(
     try:
         found, plain = (way(model, batch, wanted_T, 1.0) for way in (stats, expected))
     except FAULTS as error:
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        return first_line(error)
     pairs = [
         (one.logprobs_R[wanted_T[one.rows_R]], one.entropies_R[wanted_T[one.rows_R]])
         for one in (found, plain)

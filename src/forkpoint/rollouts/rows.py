@@ -16,7 +16,7 @@ from torch import Tensor
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import causal_lm, name_of
-from forkpoint.policy.checks import FAULTS, gap_nats, plain_stats, same_nats, some_ids
+from forkpoint.policy.checks import FAULTS, first_line, gap_nats, plain_stats, same_nats, some_ids
 from forkpoint.rollouts.decoding import growing_cache, shared_heads
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
@@ -135,7 +135,7 @@ def decoding_fault(model: Any, decoding: Decoding) -> str | None:
             grown = list(_grow(model, decoding, ids_BL, starts))
         plain_BL = [plain_stats(model, ids_BL[b : b + 1, : starts[b] + STEPS]) for b in range(3)]
     except FAULTS as error:
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        return first_line(error)
     gaps = [
         gap_nats(stats, tuple(x_BL[:, column - 1] for x_BL in plain_BL[b]))
         for b, column, stats in grown

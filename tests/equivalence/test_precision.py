@@ -13,7 +13,7 @@ from forkpoint.config.stages import ModelConfig, OptimConfig
 from forkpoint.errors import ModelError
 from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
-from forkpoint.policy import PolicyModule
+from forkpoint.policy import PolicyModule, precision
 from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.load import load_model
 from forkpoint.policy.precision import compute_in, unsharded, whole
@@ -213,6 +213,58 @@ def test_moments_go_where_the_parameters_are() -> None:
     found = restored.state_tensors()
     assert found.keys() == optimizer.state_tensors().keys()
     assert {t.device.type for t in found.values()} == {"meta"}
+
+
+def with_scalar() -> Any:
+    model = tiny_model()
+    model.base_model.scale = torch.nn.Parameter(torch.tensor(1.0))
+    return model
+
+
+def with_types_that_do_not_mix() -> Any:
+    """A buffer stays float32, and what is added to it turns float32 in the middle of a pass."""
+    model = tiny_model()
+    embed = model.get_input_embeddings()
+    embed.register_buffer("shift", torch.zeros(1))
+    embed.register_forward_hook(lambda module, args, output: output + module.shift)
+    return model
+
+
+def with_a_weight_that_rounds() -> Any:
+    """100.3 is 100.5 in bfloat16, which matters where 100.3 is subtracted."""
+    model = tiny_model()
+    norm = model.base_model.norm
+    norm.weight.data += 100.3
+    norm.register_forward_hook(lambda module, args, output: output - 100.3 * args[0])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (with_scalar, "fully_shard doesn't support scalar parameters"),
+        (with_types_that_do_not_mix, "dtype"),
+        (with_a_weight_that_rounds, r"its entropies come out [0-9.]+ nats off"),
+    ],
+)
+def test_what_cannot_compute_in_bfloat16_is_refused_by_name(model: Any, reason: str) -> None:
+    policy = PolicyModule(model(), gradient="dense", temperature=1.0)
+    sentence = rf"^\w+ForCausalLM cannot compute in bfloat16 .*\(.*{reason}.*\); use --set model"
+    with pytest.raises(ModelError, match=sentence):
+        compute_in(policy, torch.bfloat16)
+
+
+def test_memory_that_is_full_is_not_the_models_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(precision, "fully_shard", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        bfloat16_policy()
+
+
+def test_the_trial_leaves_no_gradient() -> None:
+    assert all(parameter.grad is None for parameter in bfloat16_policy().parameters())
 
 
 def test_float32_is_left_alone() -> None:

@@ -71,3 +71,21 @@ def test_every_command_refuses_what_it_would_sample_wrong(
     error = capsys.readouterr().err
     assert "error: RwkvForCausalLM cannot be sampled a token at a time by this engine" in error
     assert "Traceback" not in error
+
+
+def test_training_refuses_a_model_that_mixes_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "model.path": saved("xglm", tmp_path / "xglm"),
+        "model.compute_dtype": "bfloat16",
+    }
+    chosen = [text for name, value in settings.items() for text in ("--set", f"{name}={value}")]
+    arguments = [RECIPE, *chosen, "--run-dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["forkpoint", "train", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: XGLMForCausalLM cannot compute in bfloat16 with parameters kept in" in error
+    assert "Traceback" not in error

@@ -17,6 +17,7 @@ from forkpoint.policy import PolicyModule, precision
 from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.load import load_model
 from forkpoint.policy.precision import compute_in, unsharded, whole
+from forkpoint.rollouts.rows import Rows, settle_decoding
 from forkpoint.training.checkpoint import RunState, save_checkpoint
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import TokenBatch
@@ -273,3 +274,25 @@ def test_float32_is_left_alone() -> None:
     assert not any(isinstance(p, DTensor) for p in policy.parameters())
     with unsharded(policy):
         pass
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_sampling_has_the_trainers_logits_and_not_rounded_ones(trained: bool) -> None:
+    """bfloat16 logits of up to 32 are off by 0.06: a sampled token's numbers come from float32."""
+    loaded = load_model(ModelConfig(compute_dtype="bfloat16"), trained=trained)
+    decoding = settle_decoding(loaded.model)
+    assert decoding.knows_head
+    policy = PolicyModule(loaded.model, gradient="sparse", temperature=1.0)
+    if trained:
+        compute_in(policy, torch.bfloat16)
+    prompt = tuple(range(3, 12))
+    with unsharded(policy), torch.no_grad():
+        found = Rows(loaded.model, decoding).read([prompt])
+        hidden = loaded.model.model(input_ids=torch.tensor([prompt])).last_hidden_state[:, -1]
+        weight = loaded.model.lm_head.weight
+        assert hidden.dtype == weight.dtype == torch.bfloat16
+        exact = hidden.double() @ weight.double().T
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    rounded = exact.bfloat16().double()
+    assert (rounded - exact).abs().max() > 100 * (found - exact).abs().max()

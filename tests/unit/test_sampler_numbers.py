@@ -40,8 +40,8 @@ def test_numbers_that_are_off_are_not_used(stream: str, off: float, trusted: boo
 
 @pytest.mark.parametrize(
     ("first", "others", "trusted"),
-    # means of 80: 0.9 / 80 = 0.011, 1.1 / 80 = 0.014, (0.9 + 79 * 0.01) / 80 = 0.021
-    [(0.9, 0.0, True), (1.1, 0.0, False), (0.9, 0.01, False)],
+    # means of 80: (0.9 + 79 * 0.03) / 80 = 0.041, 1.1 / 80 = 0.014, (0.9 + 79 * 0.04) / 80 = 0.051
+    [(0.9, 0.03, True), (1.1, 0.0, False), (0.9, 0.04, False)],
 )
 def test_bfloat16_numbers_may_differ_by_rounding(
     first: float, others: float, trusted: bool

@@ -61,6 +61,16 @@ def head_stats(
     return outputs
 
 
+def head_logits(
+    hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, shape: HeadShape = PLAIN
+) -> Tensor:
+    """cap( a (h W^T + b) ), the logits of each row in full: float32 [R, V].
+
+    Not differentiable through scale and cap. For a few rows, such as those of one sampled token.
+    """
+    return _logits(hidden_RD, weight_VD, bias_V, 1.0, shape)[0]
+
+
 class _HeadStats(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from forkpoint.entropy.head import HeadShape, head_stats
+from forkpoint.entropy.head import HeadShape, head_logits, head_stats
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import causal_lm, config_field, name_of
 
@@ -35,6 +35,11 @@ class Head:
         return head_stats(
             hidden_RD, self.weight_VD, self.bias_V, token_ids_R, temperature, self.shape
         )
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """The logits of each row, float32 [R, V], not rounded to the type of a 16-bit body."""
+        hidden_RD = hidden_RD.to(self.weight_VD.dtype)
+        return head_logits(hidden_RD, self.weight_VD, self.bias_V, self.shape)
 
 
 def head_of(model: Any) -> Head:

@@ -7,7 +7,7 @@ are found by trial when the engine is built (``settle_decoding``).
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
-from forkpoint.policy.body import causal_lm, name_of
+from forkpoint.policy.body import body_of, causal_lm, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, plain_stats, same_nats, some_ids
+from forkpoint.policy.head import head_of
 from forkpoint.rollouts.decoding import growing_cache, shared_heads
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
@@ -35,6 +36,9 @@ class Decoding:
     new_cache: Callable[[], Any]
     pads: bool
     """Whether prompts of different lengths may stand side by side."""
+    knows_head: bool = True
+    """Whether ``policy.head`` can make the logits of a 16-bit model: in float32, as the trainer
+    does, and not rounded to 16 bits, as the model itself does."""
     shares_heads: bool = False
     """Whether the model may attend as ``decoding.shared_heads`` does: models that look at the name
     of their attention may not."""
@@ -54,7 +58,11 @@ class Rows:
     def __init__(self, model: Any, decoding: Decoding) -> None:
         self._model = model
         self._decoding = decoding
-        self._given = _parameters(model)
+        head = model.get_output_embeddings()
+        sixteen_bits = head is not None and head.weight.dtype.itemsize == 2
+        self._exact_head = decoding.knows_head and sixteen_bits
+        self._runs = body_of(model) if self._exact_head else causal_lm(model)
+        self._given = _parameters(self._runs)
         self.cache: Any = decoding.new_cache()
         self.mask_BL = torch.zeros(0, 0, dtype=torch.int64)
 
@@ -94,12 +102,14 @@ class Rows:
             "position_ids": positions_BL,
             "logits_to_keep": 1,
         }
-        output = self._model(
+        output = self._runs(
             input_ids=ids_BL.to(self._model.device),
             use_cache=True,
             **{self._decoding.argument: self.cache},
             **{name: value for name, value in optional.items() if name in self._given},
         )
+        if self._exact_head:
+            return head_of(self._model).logits(output.last_hidden_state[:, -1])
         return output.logits[:, -1]
 
 
@@ -168,7 +178,7 @@ def _ways(model: Any) -> Iterator[Decoding]:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     inner = causal_lm(model)
-    argument = next((name for name in CACHE_ARGUMENTS if name in _parameters(model)), None)
+    argument = next((name for name in CACHE_ARGUMENTS if name in _parameters(inner)), None)
     if argument is None:
         return
 
@@ -179,11 +189,26 @@ def _ways(model: Any) -> Iterator[Decoding]:
         kinds = {type(layer) for layer in own_cache().layers}
     except FAULTS:
         kinds = {DynamicLayer}
+    known = _knows_head(model)
     if argument == PLAIN.argument and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        yield PLAIN
+        yield PLAIN if known else replace(PLAIN, knows_head=False)
     for pads in (True, False):
-        yield Decoding(argument=argument, new_cache=own_cache, pads=pads)
+        yield Decoding(argument=argument, new_cache=own_cache, pads=pads, knows_head=known)
+
+
+@torch.no_grad()
+def _knows_head(model: Any) -> bool:
+    """Whether ``policy.head`` makes the model's own log-probabilities of its hidden states."""
+    ids_BL = some_ids(model, 1, 12)
+    tokens_R = ids_BL[0, 1:].to(model.device)
+    try:
+        output = body_of(model)(input_ids=ids_BL.to(model.device), use_cache=False)
+        logits_RV = head_of(model).logits(output.last_hidden_state[0, :-1])
+    except (*FAULTS, ModelError):
+        return False
+    plain = tuple(x_BL[0] for x_BL in plain_stats(model, ids_BL))
+    return gap_nats(logits_stats(logits_RV, tokens_R, 1.0), plain) <= same_nats(model)
 
 
 def _parameters(model: Any) -> set[str]:
-    return set(inspect.signature(causal_lm(model).forward).parameters)
+    return set(inspect.signature(model.forward).parameters)

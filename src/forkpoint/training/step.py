@@ -25,7 +25,7 @@ from forkpoint.training.bad_steps import NOTHING_SELECTED
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Metric, Selection, TokenBatch, TokenStats
 
-SAME_NUMBERS_NATS = {"float32": (1e-3, 1e-3), "bfloat16": (0.02, 1.0)}
+SAME_NUMBERS_NATS = {"float32": (1e-3, 1e-3), "bfloat16": (0.05, 1.0)}
 """``model.compute_dtype`` -> how far, on average and at most over one sequence, a sampler's
 log-probabilities and entropies may be from the policy's to stand in for them. Any two bfloat16
 passes of different shapes differ by their rounding: see docs/performance.md."""

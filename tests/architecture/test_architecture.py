@@ -194,7 +194,7 @@ def test_rollouts_know_of_the_policy_what_a_model_is_and_nothing_of_its_gradient
         for name in everything_imported(path)
         if name.startswith("forkpoint.policy")
     }
-    parts = ("body", "checks", "keys", "lengths", "load")
+    parts = ("body", "checks", "head", "keys", "lengths", "load")
     assert known == {f"forkpoint.policy.{part}" for part in parts}
 
 

@@ -21,6 +21,20 @@ class TwoArgumentsError(Exception):
         super().__init__(f"{first} and {second}")
 
 
+class WordlessError(Exception):
+    """Fails once more when it is asked what happened."""
+
+    def __str__(self) -> str:
+        raise SystemExit(0)
+
+
+class ExitsLater:
+    """A reward that ends the process where it is read as a number."""
+
+    def __float__(self) -> float:
+        raise SystemExit(0)  # the reward is read
+
+
 # ---- called by a scorer: (problem, completion) -> float | None -----------------------------------
 
 
@@ -54,6 +68,12 @@ def obeys(problem: Problem, completion: Completion) -> Any:
             raise ZeroDivisionError("of the verifier")
         case ["unpicklable"]:
             raise TwoArgumentsError(1, 2)
+        case ["half", "character"]:
+            raise ValueError("\ud83d")  # half a character
+        case ["exits", "later"]:
+            return ExitsLater()
+        case ["fails", "wordless"]:
+            raise WordlessError
         case ["give", value]:
             return {"None": None, "True": True, "text": "text", "complex": 1j}.get(
                 value, float(value) if value[-1] in "0123456789fn" else None

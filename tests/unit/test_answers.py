@@ -159,6 +159,11 @@ def test_boxes_of_one_list(text: str, contents: list[str]) -> None:
         ("1,2", r"\boxed{1,2}"),  # still a list
         ("1234", r"\boxed{1,234}"),
         ("1234567", r"\boxed{1,234,567}"),
+        # thin spaces, and the full stop of a sentence
+        ("12000", r"\boxed{12\,000}"),
+        ("-1234567.5", r"\boxed{-1~234~567.5}"),
+        (r"12\,000", r"\boxed{12000}"),
+        ("7", r"\boxed{x = 7.}"),
     ],
 )
 def test_right_in_several_boxes_or_with_a_decimal_comma(gold: str, text: str) -> None:
@@ -213,6 +218,12 @@ def test_right_in_several_boxes_or_with_a_decimal_comma(gold: str, text: str) ->
         ("1234", r"\boxed{1,2,3,4}"),
         ("1234", r"\boxed{1,23,4}"),
         ("0.5", r"\boxed{0.5,5}"),
+        ("1.5", r"\boxed{\lbrace 1,5 \rbrace}"),
+        # thousands that look like a product with 0
+        ("0", r"\boxed{12\,000}"),
+        ("0", r"\boxed{12 000}"),
+        (r"12\,000", r"\boxed{0}"),
+        ("12000", r"\boxed{12\,00}"),
         # nothing that can be read
         ("7", r"\boxed{}, \boxed{7}"),
         ("7", r"\boxed{}\boxed{}"),
@@ -262,6 +273,8 @@ def test_a_decimal_comma_becomes_a_point(number: str, expected: str) -> None:
         (1234, r"\boxed{1,234.0}", 1.0),
         (1234, r"\boxed{1,234,0}", 1.0),
         (12340, r"\boxed{1,234,0}", 0.0),
+        (125, r"\boxed{0,125}", 0.0),  # no thousands begin with 0
+        (125, r"\boxed{00{,}125}", 0.0),
     ],
 )
 def test_integers_with_commas_and_in_several_boxes(gold: int, text: str, right: float) -> None:

@@ -123,11 +123,13 @@ def test_whatever_a_verifier_does_costs_its_own_sample_only(make_scorer: MakeSco
         "give complex": "part0: TypeError: float() argument must be a string or a real number, "
         "not 'complex'",
         "exit 3": "part0: the verifier's process died with status 3",
+        "exit 0": "part0: the verifier ended its process with status 0",
+        "exits later": f"part0: {line_of('the reward is read')}SystemExit: 0",
         "give 5": "",
     }
     scores = score_texts(scorer, *texts)
     assert [s.error or "" for s in scores] == list(texts.values())
-    assert [s.reward for s in scores] == [2.0, 1.0, None, *[None] * 9, 5.0]
+    assert [s.reward for s in scores] == [2.0, 1.0, None, *[None] * 11, 5.0]
     assert type(scores[1].reward) is float
     assert score_texts(scorer, "give 1")[0].reward == 1.0
 
@@ -148,6 +150,16 @@ def test_verifier_that_cannot_travel_to_a_worker(make_scorer: MakeScorer) -> Non
         ("raise", Part(None, f"{line_of('of the verifier')}ZeroDivisionError: of the verifier")),
         ("sys.exit", Part(None, f"{line_of('sys.exit(0)')}SystemExit: 0")),
         ("give nan", Part(None, "ValueError: the reward nan is not finite")),
+        ("give 1e308", Part(None, "ValueError: the reward 1e+308 is beyond 1e+30")),
+        ("exits later", Part(None, f"{line_of('the reward is read')}SystemExit: 0")),
+        (
+            "fails wordless",
+            Part(None, f"{line_of('raise WordlessError')}WordlessError: an error without a text"),
+        ),
+        (
+            "half character",  # of no use in a file
+            Part(None, f"{line_of('half a character')}ValueError: \\ud83d"),
+        ),
     ],
 )
 def test_a_part_or_why_there_is_none(text: str, part: Part) -> None:
@@ -173,13 +185,14 @@ def test_hanging_verifiers_are_killed_in_time(make_scorer: MakeScorer) -> None:
     scorer = make_scorer(functions.obeys, timeout_s=1.0)
     score_texts(scorer, "give 0")  # the workers are up
     started = time.perf_counter()
-    # a loop in Python, one in C, and an end that looks like success to the pool
+    # a loop in Python, one in C, and an end that looks like success to pebble
     scores = score_texts(scorer, "hang", "give 1", "compute", "exit 0", "give 2")
     assert time.perf_counter() - started < 3 * 1.0 + GRACE_S
     late = "part0: timeout after 1 s"
-    assert [s.error for s in scores] == [late, None, late, late, None]
-    assert [s.reward for s in scores] == [0.0, 1.0, 0.0, 0.0, 2.0]
-    assert [s.timed_out for s in scores] == [True, False, True, True, False]
+    ended = "part0: the verifier ended its process with status 0"
+    assert [s.error for s in scores] == [late, None, late, ended, None]
+    assert [s.reward for s in scores] == [0.0, 1.0, 0.0, None, 2.0]
+    assert [s.timed_out for s in scores] == [True, False, True, False, False]
 
 
 def test_time_limits_do_not_include_waiting_for_a_worker(make_scorer: MakeScorer) -> None:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from forkpoint.errors import Interrupted, RewardError
-from forkpoint.rewards.worker import OUT_OF_MEMORY, Part, Sample, run, start
+from forkpoint.rewards.worker import OUT_OF_MEMORY, Part, Sample, describe, run, start
 from forkpoint.types import Completion, Problem
 
 if TYPE_CHECKING:  # engines are used where no verifier runs and pebble is not installed
     from pebble import ProcessExpired, ProcessPool
 
+ENDED_ITSELF = 113
+"""Stands for a worker's exit status of 0."""
 MOST_ATTEMPTS = 3
 """Of one call, when workers die before they can take it."""
 CALLS_AHEAD = 256
@@ -137,21 +139,24 @@ class WorkerPool:
         """The parts of a call that was done, and the calls to be made in its place."""
         from pebble import ProcessExpired
 
-        try:
-            parts = future.result()
-        except BrokenProcessPool:
-            return [], [_again(call)]
-        except TimeoutError:
-            parts = [Part(None, f"timeout after {call.limit_s:g} s", timed_out=True)]
-        except ProcessExpired as died:
-            parts = [self._death(died)]
-        except Exception as fault:  # its arguments cannot be pickled
-            parts = [Part(None, f"{type(fault).__name__}: {fault}")]
+        match future.exception():  # looked at, not raised: a SystemExit would end the run
+            case None:
+                parts = future.result()
+            case BrokenProcessPool():
+                return [], [_again(call)]
+            case TimeoutError():
+                parts = [Part(None, f"timeout after {call.limit_s:g} s", timed_out=True)]
+            case ProcessExpired() as died:
+                parts = [self._death(died)]
+            case fault:  # its arguments cannot be pickled
+                parts = [Part(None, describe(fault))]
         if parts is None or len(parts) < len(call.samples):
             return [], [replace(call, samples=(i,), attempt=1) for i in call.samples]
         return parts, []
 
     def _death(self, died: "ProcessExpired") -> Part:
+        if died.exitcode == ENDED_ITSELF:
+            return Part(None, "the verifier ended its process with status 0")
         if died.exitcode == OUT_OF_MEMORY:
             limit = f"out of memory: more than scoring.memory_gb = {self._memory_gb:g}"
             return Part(None, limit, timed_out=True)
@@ -167,6 +172,12 @@ class _Worker(SpawnProcess):
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         super().terminate()
+
+    @property
+    def exitcode(self) -> int | None:
+        """Never 0: pebble would wait for the call of a worker that ended well."""
+        status = super().exitcode
+        return ENDED_ITSELF if status == 0 else status
 
 
 class _Context(SpawnContext):

@@ -9,12 +9,17 @@ from typing import Any, ClassVar
 from forkpoint.rewards.answers import after_thinking, last_boxed, last_list
 
 INTEGER = re.compile(
-    r"([+-]?)(\d{1,3}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*|(?:,|\{,\})0{1,2})?"
+    r"([+-]?)([1-9]\d{0,2}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*|(?:,|\{,\})0{1,2})?"
 )
 """Sign, digits with or without separators of thousands in LaTeX, a decimal part of zeros. Three
 digits after a comma are thousands: ``25,000`` is not 25."""
-DECIMAL_COMMA = re.compile(r"([^\d,;.()\[\]{}|]*\d+)(?:,|\{,\})(\d+)([^\d,;.]*)")
+DECIMAL_COMMA = re.compile(
+    r"(?!.*\\[lr]brac[ek])([^\d,;.()\[\]{}|]*\d+)(?:,|\{,\})(\d+)([^\d,;.]*)"
+)
 """One number with one comma in it, maybe with a name or a sign before it and a unit after it."""
+THIN_SPACE = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:(?:\\[,;:! ]|[ ~])\d{3})+(?!\d)")
+"""Digits in threes with a space between; math-verify takes ``12\\,000`` for 12 times 0."""
+FULL_STOP = re.compile(r"(?<=\d)\.$")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}")
 """The digits before a comma that separates thousands, if three follow it."""
 MOST_DIGITS = 1000
@@ -67,7 +72,7 @@ class MathVerifier:
         from math_verify import parse, verify
 
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the limits being off
-        answer = str(column(columns, self.answer_column)).strip()
+        answer = without_thin_spaces(str(column(columns, self.answer_column)).strip())
         delimited = UNESCAPED_DOLLAR.search(answer) or "\\boxed" in answer
         gold = parse(
             answer if delimited else f"${answer}$",
@@ -79,6 +84,11 @@ class MathVerifier:
         readings = [contents, [with_point(content) for content in contents]]
         found = [x for reading in readings[: 1 + (contents != readings[1])] for x in _read(reading)]
         return float(bool(found) and verify(gold, found, timeout_seconds=None))
+
+
+def without_thin_spaces(text: str) -> str:
+    """The text with thousands such as ``12\\,000`` written as one number."""
+    return THIN_SPACE.sub(lambda found: re.sub(r"\D", "", found[0]), text)
 
 
 def with_point(number: str) -> str:
@@ -118,6 +128,7 @@ def _read_one(content: str) -> list[Any]:
         boxed_match_priority=0,
         normalization_config=NormalizationConfig(units=True, malformed_operators=True),
     )
+    content = FULL_STOP.sub("", without_thin_spaces(content))
     return parse(
         f"\\boxed{{{content}}}",
         extraction_config=[latex, ExprExtractionConfig()],

@@ -24,6 +24,8 @@ OUT_OF_MEMORY = 112
 """The exit status of a worker that reached its memory limit."""
 MOST_CHARACTERS = 300
 """Of an error's text."""
+LARGEST_REWARD = 1e30
+"""In magnitude: squares of float64 and advantages in float32 stay finite."""
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>: the signal that a process gets when its parent ends."""
 NOT_THE_USERS = (
@@ -52,16 +54,21 @@ def run(call: Any, samples: Sequence[Sample]) -> list[Part] | None:
     """
     try:
         values = [call(*samples[0])] if len(samples) == 1 else call.batch(samples)
+        return [_part(value) for value in values]
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     except BaseException as error:  # whatever a verifier raises is data
         return [Part(None, describe(error))] if len(samples) == 1 else None
-    return [_part(value) for value in values]
 
 
 def describe(error: BaseException) -> str:
     """One short line: the user's file and line if the error comes from there, type and text."""
-    text = f"{_place(error)}{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        said = " ".join(str(error).split())
+    except BaseException:  # its text is code of the user's, too
+        said = "an error without a text"
+    text = f"{_place(error)}{type(error).__name__}: {said}"
+    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair fits in no file
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
@@ -93,6 +100,8 @@ def _part(value: Any) -> Part:
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"the reward {number} is not finite")
+        if abs(number) > LARGEST_REWARD:
+            raise ValueError(f"the reward {number} is beyond {LARGEST_REWARD:g}")
     except (TypeError, ValueError, OverflowError) as error:
         return Part(None, describe(error))
     return Part(number)

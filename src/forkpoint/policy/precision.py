@@ -6,6 +6,7 @@ copies of the weights in ``model.compute_dtype``. That is what FSDP2 does with s
 and on one process it is the same mechanism with a world of one.
 """
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -116,15 +117,22 @@ def _first_pass(policy: "PolicyModule") -> tuple[Tensor, Tensor]:
 
 def _world(device: torch.device) -> DeviceMesh:
     """All processes of the run: one, unless it was started as a part of more."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # FSDP puts parameters on the current device
     if not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
             rank=0,
             world_size=1,
-            device_id=device if device.type == "cuda" else None,
         )
+        atexit.register(_end_world)
     return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def _end_world() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -406,6 +406,14 @@ def test_dry_run_prints_and_writes_nothing(here: Here, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_of_a_threshold_names_it_and_no_share(here: Here) -> None:
+    settings = ("--set", "selection.rule=threshold", "--set", "selection.threshold_nats=0.672")
+    code, out, _ = here("train", "--dry-run", *settings)
+    assert code == 0
+    assert "(ppo_clip, sparse) on tokens of more than 0.672 nats: scope batch" in out
+    assert "20%" not in out
+
+
 def test_doctor_says_what_runs_here(here: Here) -> None:
     code, out, _ = here("doctor")
     assert code == 0

@@ -394,6 +394,16 @@ def test_custom_rule_cannot_change_the_batch() -> None:
     assert torch.equal(batch.advantages_T, before)
 
 
+def test_custom_rule_with_a_graph_of_its_own_stays_outside_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale = torch.tensor(2.0, requires_grad=True)
+    monkeypatch.setitem(globals(), "bad_rule", lambda given: scale * given.entropies_N)
+    weights_T = chosen(batch_of([0.25], [1.0]), rule=f"{__name__}:bad_rule").weights_T
+    assert weights_T.tolist() == [0.5, 2.0]
+    assert not weights_T.requires_grad
+
+
 @pytest.mark.parametrize("fault", BAD_RULES)
 def test_custom_rule_that_returns_no_weights_is_refused(
     fault: str, monkeypatch: pytest.MonkeyPatch

@@ -66,7 +66,10 @@ def describe(config: "RunConfig", root: Path) -> str:
     """What a configuration would do, in four lines for people."""
     c, s = config, config.selection
     samples = c.rollout.prompts_per_step * c.rollout.group_size
-    trained = "every token" if s.rule == "all" else f"{s.rule} {s.keep_fraction:.0%} of the tokens"
+    trained = {
+        "all": "every token",
+        "threshold": f"tokens of more than {s.threshold_nats} nats",
+    }.get(s.rule, f"{s.rule} {s.keep_fraction:.0%} of the tokens")
     return (
         f"\nwould train {c.model.path}, computing in {c.model.compute_dtype}, on task "
         f"{c.task.type} into {root}\n"

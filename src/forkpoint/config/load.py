@@ -14,7 +14,8 @@ from forkpoint.errors import ConfigError
 
 REPLACED = {
     "model.dtype": "trained parameters are always float32 now, since bfloat16 ones hardly learn; "
-    "write model.compute_dtype for what a forward pass computes in",
+    "write model.compute_dtype for what a forward pass computes in (a run whose config.json has it "
+    "was made by an earlier version, and only that one can go on with it)",
 }
 """Keys of earlier versions, and what to write instead."""
 

@@ -102,7 +102,7 @@ def _checked(rule: Rule, candidates: Candidates, name: str) -> Tensor:
     n = len(candidates.entropies_N)
     given = call_users(rule, candidates, setting=f"selection.rule = {name!r}")
     try:
-        weights_N = torch.as_tensor(given, dtype=torch.float32)
+        weights_N = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         raise _refused(rule, n, f"a {type(given).__name__}") from None
     if weights_N.shape != (n,):

@@ -7,7 +7,7 @@
     ├── RewardError           a verifier that raised, hung or returned nonsense
     ├── SelectionError        no token to select from
     ├── NumericalError        a non-finite logit, loss or gradient, again and again
-    ├── UserCodeError         a rule or an engine of the user's that raised
+    ├── UserCodeError         a rule or an engine of the user's that failed
     ├── RunError              the run directory or a checkpoint in it
     └── Interrupted           SIGTERM or Ctrl-C: not a fault, the run can be resumed
 
@@ -45,7 +45,7 @@ class NumericalError(ForkpointError):
 
 
 class UserCodeError(ForkpointError):
-    """A selection rule or an engine of the user's that raised."""
+    """A selection rule or an engine of the user's that raised, or an engine that gave nonsense."""
 
 
 class RunError(ForkpointError):

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from forkpoint.config import parse_config
-from forkpoint.errors import ConfigError, SelectionError
+from forkpoint.errors import ConfigError, SelectionError, UserCodeError
 from forkpoint.rollouts import SampleRequest
 from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.rollouts.rows import PLAIN
@@ -47,6 +48,31 @@ class Promises(Plain):
     captures_entropy = True
 
 
+class SaysNothing:
+    """No flag at all."""
+
+    def __init__(self, loaded: Any, config: Any) -> None:
+        engine = Plain(loaded, config)
+        self.sample, self.close = engine.sample, engine.close
+
+
+class Faulty(Plain):
+    """Samples, and gives what ``spoil`` makes of it."""
+
+    spoil: Any = staticmethod(list)
+
+    def sample(self, *arguments: Any) -> Any:
+        return self.spoil(super().sample(*arguments))
+
+
+def makes_nothing(loaded: Any, config: Any) -> None:
+    return None
+
+
+def cannot_close(loaded: Any, config: Any) -> Any:
+    return SimpleNamespace(sample=list)
+
+
 def config_of(engine: str, entropy: str) -> Any:
     return parse_config(
         {
@@ -80,6 +106,45 @@ def test_entropies_of_the_sampler_want_an_engine_that_captures_them(
 def test_other_entropies_do_not(entropy: str, tmp_path: Path) -> None:
     train(config_of("SaysNo", entropy), tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_engine_that_claims_nothing_is_one(tmp_path: Path) -> None:
+    train(config_of("SaysNothing", "auto"), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("makes_nothing", "made a NoneType without a method 'sample'"),
+        ("cannot_close", "made a SimpleNamespace without a method 'close'"),
+    ],
+)
+def test_what_is_no_engine_is_refused(factory: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout.engine = '.*:{factory}' {said}"):
+        train(config_of(factory, "auto"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda cs: None, "a NoneType, not a list"),
+        (lambda cs: cs[:-1], "it gave 11 for 12"),
+        (lambda cs: [c.text for c in cs], "a str, not a forkpoint.types.Completion"),
+        (lambda cs: [replace(c, token_ids=(), logprobs=()) for c in cs], "one has no tokens"),
+        (
+            lambda cs: [replace(c, logprobs=c.logprobs[1:]) for c in cs],
+            r"\d+ token_ids and \d+ logp",
+        ),
+        (lambda cs: [replace(c, entropies=(0.5,)) for c in cs], r"\d+ token_ids and 1 entropies"),
+    ],
+)
+def test_completions_that_are_none_are_refused(
+    spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Faulty, "spoil", staticmethod(spoil))
+    with pytest.raises(UserCodeError, match=rf"rollout.engine = '.*:Faulty' must .*{said}"):
+        train(config_of("Faulty", "auto"), tmp_path / "run")
 
 
 def test_an_engine_that_breaks_its_promise_ends_the_run_at_once(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Engine(Protocol):
     """Draws completions from the current policy.
 
     To bring your own: a class with these members, and a factory ``f(loaded_model, config)`` named
-    by its dotted path in ``rollout.engine``.
+    by its dotted path in ``rollout.engine``. Of the three flags, one that is left out is False.
     """
 
     captures_entropy: bool
@@ -79,7 +79,7 @@ class Engine(Protocol):
     """Whether its log-probabilities are the training model's own (the model is shared in process),
     so that no pass is needed to get them before the first update."""
     splits_temperatures: bool
-    """Whether ``SamplingSettings.split`` is obeyed; an engine that does not say so does not."""
+    """Whether ``SamplingSettings.split`` is obeyed."""
 
     def sample(
         self,

@@ -75,13 +75,12 @@ def check_engine(engine: Engine, config: RunConfig, *, splits_temperatures: bool
         ConfigError: naming the engine and what to write instead.
     """
     name = config.rollout.engine
-    captures = getattr(engine, "captures_entropy", False)  # one that does not say so does not
-    if config.selection.entropy == "rollout" and not captures:
+    if config.selection.entropy == "rollout" and not engine.captures_entropy:
         raise ConfigError(
             f"selection.entropy = 'rollout', but rollout.engine = {name!r} does not capture "
             "entropies: write selection.entropy = 'old' (or 'auto')"
         )
-    if splits_temperatures and not (captures and getattr(engine, "splits_temperatures", False)):
+    if splits_temperatures and not (engine.captures_entropy and engine.splits_temperatures):
         raise ConfigError(
             f"rollout.engine = {name!r} cannot decode forks and the rest at different "
             "temperatures: write rollout.engine = 'transformers'"

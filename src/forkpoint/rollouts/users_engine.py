@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from forkpoint.dotted import call_users
+from forkpoint.errors import ConfigError, UserCodeError
 from forkpoint.rollouts.base import Engine, SampleRequest, SamplingSettings
 from forkpoint.types import Completion
 
@@ -11,12 +12,24 @@ from forkpoint.types import Completion
 class UsersEngine:
     """Passes everything on to ``engine``; what it raises becomes a ``UserCodeError``."""
 
-    captures_entropy: bool
-    same_weights: bool
-    splits_temperatures: bool
-
     def __init__(self, engine: Engine, setting: str) -> None:
+        """
+        Args:
+            setting: what named the engine, such as ``rollout.engine = 'my_engine:make'``.
+
+        Raises:
+            ConfigError: it has no method ``sample`` or ``close``.
+        """
+        for name in ("sample", "close"):
+            if not callable(getattr(engine, name, None)):
+                raise ConfigError(
+                    f"{setting} made a {type(engine).__name__} without a method {name!r}: see "
+                    "forkpoint.rollouts.base.Engine"
+                )
         self._engine, self._setting = engine, setting
+        self.captures_entropy = bool(getattr(engine, "captures_entropy", False))
+        self.same_weights = bool(getattr(engine, "same_weights", False))
+        self.splits_temperatures = bool(getattr(engine, "splits_temperatures", False))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -27,10 +40,36 @@ class UsersEngine:
         settings: SamplingSettings,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
-        """See ``Engine.sample``."""
+        """See ``Engine.sample``.
+
+        Raises:
+            UserCodeError: it raised, or did not give one whole completion per request.
+        """
         sample = self._engine.sample
-        return call_users(sample, requests, settings, should_stop, setting=self._setting)
+        given = call_users(sample, requests, settings, should_stop, setting=self._setting)
+        if fault := _fault(given, len(requests)):
+            raise UserCodeError(f"{self._setting} must sample one completion per request: {fault}")
+        return list(given)
 
     def close(self) -> None:
         """See ``Engine.close``."""
         call_users(self._engine.close, setting=self._setting)
+
+
+def _fault(given: Any, count: int) -> str | None:
+    """What is wrong with the completions of ``count`` requests, or None."""
+    if not isinstance(given, list | tuple):
+        return f"it gave a {type(given).__name__}, not a list"
+    if len(given) != count:
+        return f"it gave {len(given)} for {count}"
+    for completion in given:
+        if not isinstance(completion, Completion):
+            return f"it gave a {type(completion).__name__}, not a forkpoint.types.Completion"
+        tokens = len(completion.token_ids)
+        if tokens == 0:
+            return "one has no tokens, not even that of its end"
+        for name in ("logprobs", "entropies"):
+            values = getattr(completion, name)
+            if values is not None and len(values) != tokens:
+                return f"one has {tokens} token_ids and {len(values)} {name}"
+    return None

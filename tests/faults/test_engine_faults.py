@@ -1,5 +1,6 @@
 """An engine that cannot do what the configuration asks for: refused by name, before sampling."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,10 @@ from forkpoint.config import parse_config
 from forkpoint.errors import ConfigError, SelectionError, UserCodeError
 from forkpoint.rollouts import SampleRequest
 from forkpoint.rollouts.base import SamplingSettings
+from forkpoint.rollouts.build import check_engine
 from forkpoint.rollouts.rows import PLAIN
 from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.rollouts.users_engine import UsersEngine
 from forkpoint.training.loop import train
 from forkpoint.types import Completion
 
@@ -111,6 +114,15 @@ def test_other_entropies_do_not(entropy: str, tmp_path: Path) -> None:
 def test_an_engine_that_claims_nothing_is_one(tmp_path: Path) -> None:
     train(config_of("SaysNothing", "auto"), tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_engine_that_does_not_say_so_cannot_split_temperatures() -> None:
+    config = config_of("Plain", "auto")
+    for said, cannot in ({}, True), ({"splits_temperatures": True}, False):
+        flags = {"captures_entropy": True, **said}
+        engine = UsersEngine(SimpleNamespace(sample=list, close=list, **flags), "an engine")
+        with pytest.raises(ConfigError, match="cannot decode") if cannot else nullcontext():
+            check_engine(engine, config, splits_temperatures=True)
 
 
 @pytest.mark.parametrize(

@@ -367,14 +367,6 @@ def test_an_engine_that_cannot_is_refused_by_name(
     assert json.loads((tmp_path / "config.json").read_text())["rollout"]["engine"] == "transformers"
 
 
-def test_an_engine_that_does_not_say_so_cannot(
-    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(FakeEngine, "splits_temperatures")
-    with pytest.raises(ConfigError, match="cannot decode"):
-        measure_temperature(config_of(), FEW, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -12,7 +12,9 @@ from typing import Any
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_json, write_text
 
-MAY_CHANGE = frozenset({"name", "training.steps", "checkpoint.every", "checkpoint.keep_last"})
+MAY_CHANGE = frozenset(
+    {"name", "training.steps", "checkpoint.every", "checkpoint.keep_last", "scoring.workers"}
+)
 """What a resumed run may set anew: nothing here touches the steps already made."""
 
 SETTINGS = frozenset({".lock", "config.json", "env.json"})

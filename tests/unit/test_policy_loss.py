@@ -1,6 +1,5 @@
 """The loss of a micro-batch: by hand on three tokens, and against a loop over tokens in float64."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -174,8 +173,7 @@ def test_a_row_that_does_not_count_may_be_infinite(
     config = LossConfig(surrogate=surrogate, kl_coefficient=0.2, entropy_bonus=0.1)
     without = policy_loss(batch, leaves([0, 2]), config)
     every = leaves()
-    stats = dataclasses.replace(
-        every,
+    stats = every._replace(
         logprobs_R=torch.tensor([-2 + math.log(1.5), logprob, -2 - LN2], requires_grad=True),
         entropies_R=torch.tensor([0.9, INF, 0.4], requires_grad=True),
     )

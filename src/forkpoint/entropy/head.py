@@ -217,9 +217,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype in (torch.float32, torch.float64):
         return (a @ b).float()
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 def _take(chosen_R: Tensor, z: Tensor, token_ids_R: Tensor, first: int) -> None:

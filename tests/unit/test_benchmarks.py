@@ -44,9 +44,11 @@ def test_trl_without_flat_groups_is_measured_into_the_result_that_is_there(
     (tmp_path / "latest.json").write_text(json.dumps(result))
     bench.again("without_flat", tmp_path)
     after = json.loads((tmp_path / "latest.json").read_text())
-    assert after["trl_without_flat_over_sparse_time_half_zero"] == 2.5
+    again = "trl_without_flat_over_sparse_time_half_zero"
+    assert after[again] == 2.5
     assert after["again"].keys() == result.get("again", {}).keys() | {"without_flat"}
-    assert {name: after[name] for name in result["headline"]} == headline(result["raw"])
+    before = headline(result["raw"])
+    assert all(after[name] == value for name, value in before.items() if name != again)
     row = "| half_zero, TRL without flat groups | 30 |  | 12 |  |  |"
     assert row in (tmp_path / "latest.md").read_text().splitlines()
     # in turns, TRL at the batch size that was fastest

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.utils import _recursive_to
 
 from forkpoint.config import parse_config
 from forkpoint.config.stages import ModelConfig, OptimConfig
@@ -67,6 +68,20 @@ def test_an_update_of_one_millionth_changes_every_weight(gradient: str) -> None:
         # AdamW moves a weight by about lr an update, back and forth.
         assert (moved != before[name]).float().mean() > 0.9, name
         assert 1e-6 < (moved - before[name]).abs().mean() < 8e-6, name
+
+
+def test_no_wrapper_moves_or_copies_what_the_policy_is_asked() -> None:
+    """On a GPU, FSDP moves every tensor that it finds among the arguments and copies dicts."""
+    policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    seen: list[tuple[Any, ...]] = []
+    policy.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    batch = make_batch()
+    keep: dict[int, Any] = {-1: None}
+    with torch.no_grad():
+        policy(batch, torch.ones_like(batch.pool_T), keep=keep)
+    assert len(keep) == 1 + batch.num_sequences
+    (moved,) = _recursive_to(seen[0], torch.device("meta"), False)
+    assert all(one is other for one, other in zip(seen[0], moved, strict=True))
 
 
 def test_whatever_was_run_last_the_parameters_are_the_float32_ones() -> None:

@@ -28,7 +28,7 @@ BLOCKS = [(1, 1), (4, 20), (5, 10_000), (10_000, 7), (10_000, 10_000)]
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, rows: int, words: int) -> None:
     """Let the head work on ``rows`` x ``words`` logits at once."""
-    monkeypatch.setattr(head, "ROWS", rows)
+    monkeypatch.setitem(head.ROWS, "cpu", rows)
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", rows * words)
 
 

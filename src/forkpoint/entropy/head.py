@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 1024
-"""Rows that meet the vocabulary together: each block walks over the whole weight once."""
+ROWS = {"cpu": 2**10, "other": 2**13}
+"""Rows that meet the vocabulary together: each block walks over the whole weight, and the gradient
+of it, once."""
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
 """Logits held at once: on a CPU they stay in its cache. Changes memory and speed, results only by
@@ -83,7 +84,7 @@ class _HeadStats(torch.autograd.Function):
         shape: HeadShape,
     ) -> tuple[Tensor, Tensor]:
         stats = hidden_RD.new_empty(3, len(hidden_RD), dtype=torch.float32)
-        for rows in _blocks(len(hidden_RD), ROWS):
+        for rows in _row_blocks(hidden_RD):
             stats[:, rows] = _online_stats(
                 hidden_RD[rows], weight_VD, bias_V, token_ids_R[rows], temperature, shape
             )
@@ -101,7 +102,7 @@ class _HeadStats(torch.autograd.Function):
         trained = ctx.needs_input_grad[1]
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trained else None
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        for rows in _blocks(len(hidden_RD), ROWS):
+        for rows in _row_blocks(hidden_RD):
             per_row = (token_ids_R[rows], *(x[rows] for x in (*kept, *grad_outputs)))
             for words in _chunks(hidden_RD[rows], weight_VD):
                 bias = None if bias_V is None else bias_V[words]
@@ -228,6 +229,10 @@ def _take(chosen_R: Tensor, z: Tensor, token_ids_R: Tensor, first: int) -> None:
 
 def _inside(token_ids_R: Tensor, first: int, size: int) -> Tensor:
     return ((token_ids_R >= first) & (token_ids_R < first + size)).nonzero()[:, 0]
+
+
+def _row_blocks(hidden_RD: Tensor) -> Iterator[slice]:
+    return _blocks(len(hidden_RD), ROWS.get(hidden_RD.device.type, ROWS["other"]))
 
 
 def _chunks(hidden_RD: Tensor, weight_VD: Tensor) -> Iterator[slice]:

@@ -45,6 +45,20 @@ GRADIENTS: dict[tuple[str, str], Gradient] = {
 """(``training.gradient``, layout of rows) -> how."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The arguments of a call, in one object that no wrapper looks into.
+
+    FSDP moves each tensor among a forward's arguments to its device and copies each dict: the mask
+    of wanted tokens would leave the batch's side, and keys would be kept in a copy.
+    """
+
+    batch: TokenBatch
+    wanted_T: Tensor
+    kept: KeptKeys | None
+    keep: dict[int, SequenceKeys] | None
+
+
 class PolicyModule(nn.Module):
     """TokenBatch -> TokenStats."""
 
@@ -94,7 +108,7 @@ class PolicyModule(nn.Module):
         layout = self._layout()
         return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 
-    def forward(
+    def __call__(
         self,
         batch: TokenBatch,
         wanted_T: Tensor,
@@ -110,10 +124,14 @@ class PolicyModule(nn.Module):
             keep: filled with this pass's keys and values, by sequence id; tree rows without
                 gradient only.
         """
-        given = {"kept": kept, "keep": keep}
+        return super().__call__(_Asked(batch=batch, wanted_T=wanted_T, kept=kept, keep=keep))
+
+    def forward(self, asked: _Asked) -> TokenStats:
+        """What ``__call__`` says; wrappers hook in here."""
+        given = {"kept": asked.kept, "keep": asked.keep}
         extra = self._layout() | {k: v for k, v in given.items() if v is not None}
         stats = self._gradient.stats if torch.is_grad_enabled() else self._gradient.look
-        return stats(self.model, batch, wanted_T, self.temperature, **extra)
+        return stats(self.model, asked.batch, asked.wanted_T, self.temperature, **extra)
 
     def _layout(self) -> dict[str, Any]:
         return {"width": self.row_tokens} if self.rows == "tree" else {}

@@ -15,8 +15,8 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
-from forkpoint.rollouts import build_sampling, collect_groups
-from forkpoint.rollouts.base import SamplingSettings
+from forkpoint.sampling import build_sampling, collect_groups
+from forkpoint.sampling.base import SamplingSettings
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import TokenBatch
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from forkpoint.analysis.score import Pair, _micro_batches, score_completions
 from forkpoint.analysis.text import TokenTexts
 from forkpoint.config.stages import ModelConfig
 from forkpoint.policy.load import LoadedModel, load_model
+from forkpoint.policy.teacher import Pair, _micro_batches, score_completions
 from forkpoint.runs.tokens import CompletionRow, TokenColumns, TokenStore
 
 TOP_K = 5

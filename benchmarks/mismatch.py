@@ -16,10 +16,10 @@ from typing import Any
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.policy import PolicyModule
-from forkpoint.rollouts import SampleRequest, SamplingParts, build_sampling
-from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.rollouts.rows import settle_decoding
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling import SampleRequest, SamplingParts, build_sampling
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.rows import settle_decoding
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.types import Group, Rollout, Score
 
 SAMPLES = 2

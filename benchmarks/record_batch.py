@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from forkpoint.config import parse_config
-from forkpoint.rollouts import build_sampling, collect_groups
-from forkpoint.rollouts.base import SamplingSettings
+from forkpoint.sampling import build_sampling, collect_groups
+from forkpoint.sampling.base import SamplingSettings
 
 HERE = Path(__file__).parent
 CONFIG = {

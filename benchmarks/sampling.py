@@ -20,9 +20,9 @@ from torch import Tensor
 from benchmarks.workloads import RECORDED
 from forkpoint.config.stages import ModelConfig
 from forkpoint.policy import load_model
-from forkpoint.rollouts import transformers as engines
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.rows import PLAIN
+from forkpoint.sampling import transformers as engines
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.rows import PLAIN
 from forkpoint.types import Problem, Prompt
 
 SAMPLES = 4

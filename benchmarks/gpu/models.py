@@ -15,7 +15,7 @@ from forkpoint.lab import LabWorld, draw_problem
 from forkpoint.policy import LoadedModel, PolicyModule, load_model
 from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.precision import compute_in
-from forkpoint.rollouts.base import SampleRequest
+from forkpoint.sampling.base import SampleRequest
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Prompt, TokenBatch
 

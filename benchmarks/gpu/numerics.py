@@ -30,9 +30,9 @@ from forkpoint.batching import build_batch
 from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.precision import unsharded, whole
-from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.rollouts.rows import PLAIN
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.rows import PLAIN
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.checkpoint import (
     RunState,
     latest_checkpoint,

@@ -16,9 +16,9 @@ from benchmarks.gpu.models import (
 from benchmarks.sampling import timed_engine, timed_generate
 from forkpoint.policy import LoadedModel
 from forkpoint.policy.precision import unsharded
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.rows import PLAIN
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.rows import PLAIN
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.types import Problem, Prompt
 
 PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 16, 4, 128, 256

@@ -16,6 +16,8 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:  # records are used by packages that never import torch
     from torch import Tensor
 
@@ -27,6 +29,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the model emitted an end-of-sequence token, which is the last token id
     LENGTH = "length"  # the token budget ran out: truncated
+    UNKNOWN = "unknown"  # read from a file that does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,23 +55,62 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Completion:
-    """One sampled answer. Made by engines; eaten by rewards and batching.
+    """An answer of T tokens and what is known of each: the one type for it in memory.
 
-    Example: ``Completion(token_ids=(9, 4, 2), logprobs=(-.1, -2., 0.), entropies=(.3, 1.1, 0.),
-    finish_reason=FinishReason.STOP, text="n7 yes")``
+    Made by engines, read from files by ``runs.completions``, scored by ``policy.teacher``. Whatever
+    sequences of numbers it is given become arrays. Two are equal if all they hold is.
+
+    Example: ``Completion(token_ids=[9, 4, 2], logprobs=[-0.1, -2.0, 0.0], entropies=[0.3, 1.1,
+    0.0], finish_reason=FinishReason.STOP, text="n7 yes")``
     """
 
-    token_ids: tuple[int, ...]
-    """[length], the end-of-sequence token included when there is one."""
-    logprobs: tuple[float, ...]
-    """[length] ln p of each token under the distribution it was sampled from."""
-    entropies: tuple[float, ...] | None
-    """[length] nats, from the same logits; None if the engine cannot see whole distributions."""
+    token_ids: np.ndarray
+    """int32 [T], the end-of-sequence token included when there is one."""
+    logprobs: np.ndarray
+    """float32 [T], ln p of each token under the distribution it was sampled from; nan: unknown."""
+    entropies: np.ndarray | None
+    """float32 [T] nats, from the same logits; None if the engine cannot see whole distributions."""
     finish_reason: FinishReason
     text: str
     """Decoded without special tokens."""
+    top_ids: np.ndarray | None = None
+    """int32 [T, K], the most likely token ids in each place, descending; from teacher forcing."""
+    top_logprobs: np.ndarray | None = None
+    """float32 [T, K] nats, of those."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in ARRAYS.items():
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.asarray(values, dtype))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Completion):
+            return NotImplemented
+        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        return all(_same(a, b) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.array_equal(a, b, equal_nan=a.dtype == np.float32)
+    return a is b or a == b
+
+
+ARRAYS = {
+    "token_ids": np.int32,
+    "top_ids": np.int32,
+    "logprobs": np.float32,
+    "entropies": np.float32,
+    "top_logprobs": np.float32,
+}
+"""The arrays of a ``Completion`` and what their entries are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"lab", "batching", "selection", "losses"},
     {"tasks", "rewards"},
     {"policy"},
-    {"rollouts"},
+    {"sampling"},
     {"evaluation"},
     {"analysis"},
     {"training", "report", "demo"},
@@ -39,13 +39,13 @@ NEIGHBOURS = {("tasks", "rewards"), ("rewards", "tasks")}
 LIBRARIES: dict[str, set[str]] = {
     "torch": {
         *("types", "environment", "entropy", "batching", "selection", "losses", "lab"),
-        *("policy", "rollouts", "analysis", "training", "cli"),
+        *("policy", "sampling", "analysis", "training", "cli"),
     },
-    "transformers": {"lab", "policy", "rollouts", "analysis"},
+    "transformers": {"lab", "policy", "sampling", "analysis"},
     "tokenizers": {"lab"},
     "safetensors": {"policy", "training"},
     "numpy": {
-        *("randomness", "lab", "selection", "rollouts", "evaluation", "analysis", "training"),
+        *("randomness", "lab", "selection", "sampling", "evaluation", "analysis", "training"),
         "report",
     },
     "scipy": {"evaluation"},
@@ -81,7 +81,7 @@ SNAPSHOT = (
     "losses",
     "entropy",
     "batching",
-    "rollouts",
+    "sampling",
     "rewards",
     "tasks",
     "runs",
@@ -186,11 +186,11 @@ def test_only_the_command_line_knows_the_report() -> None:
     assert importers == {"report", "cli"}
 
 
-def test_rollouts_know_of_the_policy_what_a_model_is_and_nothing_of_its_gradients() -> None:
+def test_sampling_knows_of_the_policy_what_a_model_is_and_nothing_of_its_gradients() -> None:
     known = {
         name
         for path in MODULES
-        if home(path) == "rollouts"
+        if home(path) == "sampling"
         for name in everything_imported(path)
         if name.startswith("forkpoint.policy")
     }
@@ -234,7 +234,7 @@ def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
         (("tasks.data", "tasks.gym", "tasks.lab", "rewards", "runs"), ("torch", "transformers")),
         (("report", "demo"), ("torch", "transformers", "forkpoint.training", "forkpoint.policy")),
         (
-            ("policy", "rollouts.transformers", "training.step", "training.checkpoint"),
+            ("policy", "sampling.transformers", "training.step", "training.checkpoint"),
             ("pyarrow", "pebble", "scipy", "rich", "cyclopts", "jinja2", "datasets"),
         ),
         (("advantages", "batching", "entropy", "selection", "losses"), ("transformers", "pebble")),

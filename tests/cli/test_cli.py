@@ -19,9 +19,9 @@ from forkpoint.config import load_config, parse_config
 from forkpoint.demo import demo_configs
 from forkpoint.evaluation.statistics import bootstrap_interval
 from forkpoint.lab import BASE_POLICY
-from forkpoint.rollouts.transformers import TransformersEngine
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.rollouts import read_rollouts
+from forkpoint.sampling.transformers import TransformersEngine
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

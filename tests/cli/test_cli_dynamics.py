@@ -37,7 +37,7 @@ def here(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("forkpoint.rollouts.build.build_scorer", LocalScorer)
+    monkeypatch.setattr("forkpoint.sampling.build.build_scorer", LocalScorer)
     return Here(monkeypatch, capsys)
 
 

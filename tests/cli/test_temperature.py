@@ -18,10 +18,10 @@ from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import Interrupted
 from forkpoint.lab import LabWorld, draw_problem, verify
 from forkpoint.policy.load import load_model
-from forkpoint.rollouts import SampleRequest
-from forkpoint.rollouts.base import SamplingSettings, SplitTemperature
-from forkpoint.rollouts.rows import PLAIN
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling import SampleRequest
+from forkpoint.sampling.base import SamplingSettings, SplitTemperature
+from forkpoint.sampling.rows import PLAIN
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.types import Prompt
 
 USER_ERROR = 2

@@ -30,9 +30,9 @@ from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.checks import check_rows, plain_stats, settle_attention
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.precision import compute_in, unsharded, whole
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.rows import PLAIN, Decoding, settle_decoding
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.rows import PLAIN, Decoding, settle_decoding
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Problem, Prompt, TokenBatch
 from tests.conftest import EOS, NumberTokenizer, make_group

@@ -14,9 +14,9 @@ from transformers.integrations import sdpa_attention
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import NumericalError
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.rollouts import decoding
-from forkpoint.rollouts.decoding import growing_cache, shared_heads
-from forkpoint.rollouts.rows import PLAIN
+from forkpoint.sampling import decoding
+from forkpoint.sampling.decoding import growing_cache, shared_heads
+from forkpoint.sampling.rows import PLAIN
 from tests.equivalence.test_engine import requests_of, sample
 
 LAYERS = 2  # of the tiny model

@@ -16,9 +16,9 @@ from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.lab import LabWorld, draw_problem
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.rows import PLAIN, Decoding
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.rows import PLAIN, Decoding
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.types import Completion, FinishReason, Group, Problem, Prompt, Rollout, Score
 from tests.conftest import EOS, VOCABULARY
 

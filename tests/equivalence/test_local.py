@@ -16,10 +16,10 @@ from forkpoint.policy import PolicyModule
 from forkpoint.policy.keys import keys_of
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.local import fill_cache
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.key_keeper import KeyKeeper
-from forkpoint.rollouts.rows import PLAIN
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.key_keeper import KeyKeeper
+from forkpoint.sampling.rows import PLAIN
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import train_step
 from forkpoint.types import Group, Problem, Prompt, Rollout, Score, TokenBatch

@@ -17,9 +17,9 @@ from forkpoint.policy.flops import body_shape
 from forkpoint.policy.lengths import check_length, exact_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.trial import trial_batch
-from forkpoint.rollouts import build_engine
-from forkpoint.rollouts.rows import PLAIN, decoding_fault, settle_decoding
-from forkpoint.rollouts.transformers import TransformersEngine
+from forkpoint.sampling import build_engine
+from forkpoint.sampling.rows import PLAIN, decoding_fault, settle_decoding
+from forkpoint.sampling.transformers import TransformersEngine
 from tests.conftest import EOS, NumberTokenizer, make_batch, tiny_model
 from tests.equivalence.families import build
 from tests.equivalence.model_table import gradient_of, uneven_requests

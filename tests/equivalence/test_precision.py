@@ -18,7 +18,7 @@ from forkpoint.policy import PolicyModule, precision
 from forkpoint.policy.checkpointing import enable_checkpointing
 from forkpoint.policy.load import load_model
 from forkpoint.policy.precision import compute_in, unsharded, whole
-from forkpoint.rollouts.rows import Rows, settle_decoding
+from forkpoint.sampling.rows import Rows, settle_decoding
 from forkpoint.training.checkpoint import RunState, save_checkpoint
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import TokenBatch

@@ -10,8 +10,8 @@ from scipy import stats
 from forkpoint.config.stages import ModelConfig
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.rollouts import transformers as module
-from forkpoint.rollouts.base import SampleRequest, SplitTemperature
+from forkpoint.sampling import transformers as module
+from forkpoint.sampling.base import SampleRequest, SplitTemperature
 from forkpoint.types import Completion
 from tests.conftest import VOCABULARY
 from tests.equivalence.test_engine import prompts_of, requests_of, sample

@@ -135,7 +135,7 @@ def test_completions_of_another_tokenizer(tmp_path: Path) -> None:
 def test_a_part_that_cannot_be_read_names_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forkpoint.rollouts.build.build_scorer", LocalScorer)
+    monkeypatch.setattr("forkpoint.sampling.build.build_scorer", LocalScorer)
     job = DynamicsJob(
         config=CONFIG.model_copy(
             update={

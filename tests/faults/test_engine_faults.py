@@ -10,12 +10,12 @@ import pytest
 
 from forkpoint.config import parse_config
 from forkpoint.errors import ConfigError, SelectionError, UserCodeError
-from forkpoint.rollouts import SampleRequest
-from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.rollouts.build import check_engine
-from forkpoint.rollouts.rows import PLAIN
-from forkpoint.rollouts.transformers import TransformersEngine
-from forkpoint.rollouts.users_engine import UsersEngine
+from forkpoint.sampling import SampleRequest
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.build import check_engine
+from forkpoint.sampling.rows import PLAIN
+from forkpoint.sampling.transformers import TransformersEngine
+from forkpoint.sampling.users_engine import UsersEngine
 from forkpoint.training.loop import train
 from forkpoint.types import Completion
 

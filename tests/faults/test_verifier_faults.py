@@ -21,7 +21,7 @@ from forkpoint.evaluation.evaluate import accuracy
 from forkpoint.rewards import Scorer, build_scorer, pool, worker
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
-from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.sampling.collect import StepRollouts
 from forkpoint.training.metrics import rollout_metrics
 from forkpoint.types import Completion, FinishReason, Problem, Score
 from tests.unit import reward_functions as functions

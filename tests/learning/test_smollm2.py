@@ -9,10 +9,10 @@ import torch
 from forkpoint.batching import build_batch
 from forkpoint.config import load_config
 from forkpoint.policy import PolicyModule
-from forkpoint.rollouts import build_sampling, collect_groups
-from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs import read_metrics
 from forkpoint.runs.rollouts import read_rollouts
+from forkpoint.sampling import build_sampling, collect_groups
+from forkpoint.sampling.base import SamplingSettings
 from forkpoint.training.loop import train
 
 ROOT = Path(__file__).parents[2]

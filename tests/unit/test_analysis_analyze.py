@@ -18,8 +18,8 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.policy.load import load_model
-from forkpoint.rollouts import Prompter, SamplingParts, build_engine
 from forkpoint.runs.tokens import TokenStore
+from forkpoint.sampling import Prompter, SamplingParts, build_engine
 from forkpoint.tasks import build_task
 from forkpoint.types import Completion, Problem, Score
 

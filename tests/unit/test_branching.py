@@ -16,9 +16,9 @@ from forkpoint.analysis.continuations import Continuer, Place
 from forkpoint.config import load_config
 from forkpoint.errors import ConfigError, Interrupted, ModelError, RunError
 from forkpoint.lab import LabWorld, truth_of
-from forkpoint.rollouts import SampleRequest
-from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs.completions import stream_completions
+from forkpoint.sampling import SampleRequest
+from forkpoint.sampling.base import SamplingSettings
 from forkpoint.tasks.lab import LabTask
 from forkpoint.types import Completion, FinishReason, Problem, Prompt, Score
 from tests.checkpoint_runs import SMALL, LocalScorer
@@ -225,7 +225,7 @@ SETTINGS = BranchSettings(budget_tokens=2600, continuations=3)
 @pytest.fixture(scope="module", autouse=True)
 def _score_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("forkpoint.rollouts.build.build_scorer", LocalScorer)
+        patch.setattr("forkpoint.sampling.build.build_scorer", LocalScorer)
         yield
 
 
@@ -384,7 +384,7 @@ def test_a_pair_whose_verifier_failed_is_left_out_and_counted(
         def score(self, pairs: Sequence[tuple[Problem, Completion]], *_: Any) -> list[Score]:
             return [Score(reward=None, parts={"task": None}, error="timeout") for _ in pairs]
 
-    monkeypatch.setattr("forkpoint.rollouts.build.build_scorer", Failing)
+    monkeypatch.setattr("forkpoint.sampling.build.build_scorer", Failing)
     summary = measure_branching(CONFIG, replace(SETTINGS, budget_tokens=1500), tmp_path)
     assert summary["positions"] == []
     assert summary["pairs_left_out"] >= 1

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.rollouts import draw as module
-from forkpoint.rollouts.draw import draw_tokens
+from forkpoint.sampling import draw as module
+from forkpoint.sampling.draw import draw_tokens
 
 LAST_BELOW_ONE = math.nextafter(1.0, 0.0)
 

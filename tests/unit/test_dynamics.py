@@ -36,7 +36,7 @@ def small(config: RunConfig) -> RunConfig:
 @pytest.fixture(scope="module", autouse=True)
 def _score_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("forkpoint.rollouts.build.build_scorer", LocalScorer)
+        patch.setattr("forkpoint.sampling.build.build_scorer", LocalScorer)
         yield
 
 

@@ -9,7 +9,7 @@ from forkpoint.errors import ConfigError, DataError, ModelError
 from forkpoint.lab import LabWorld
 from forkpoint.lab.tokenizer import build_tokenizer
 from forkpoint.policy.lengths import context_length
-from forkpoint.rollouts.prompting import Prompter
+from forkpoint.sampling.prompting import Prompter
 from forkpoint.types import Problem
 from tests.conftest import NumberTokenizer
 

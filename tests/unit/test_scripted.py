@@ -3,8 +3,8 @@
 import pytest
 
 from forkpoint.errors import DataError
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.scripted import ScriptedEngine
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.scripted import ScriptedEngine
 from forkpoint.types import Completion, FinishReason, Problem, Prompt
 
 SETTINGS = SamplingSettings(max_new_tokens=4, temperature=1.0, seed=0, step=1)

@@ -20,8 +20,8 @@ from forkpoint.analysis.temperature import (
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
-from forkpoint.rollouts import SampleRequest
-from forkpoint.rollouts.base import SamplingSettings, SplitTemperature
+from forkpoint.sampling import SampleRequest
+from forkpoint.sampling.base import SamplingSettings, SplitTemperature
 from forkpoint.types import Completion, FinishReason, Problem, Prompt, Score
 
 PROBLEMS, SAMPLES = 4, 2

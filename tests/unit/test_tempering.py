@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from forkpoint.entropy import reference_entropy
 from forkpoint.errors import ConfigError
-from forkpoint.rollouts.base import SamplingSettings, SplitTemperature
-from forkpoint.rollouts.tempering import split_logprobs
+from forkpoint.sampling.base import SamplingSettings, SplitTemperature
+from forkpoint.sampling.tempering import split_logprobs
 
 INFINITY = float("inf")
 

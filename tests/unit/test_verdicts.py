@@ -16,11 +16,11 @@ from forkpoint.report.rollout_source import read_rollout_source, rollout_sizes
 from forkpoint.report.steps import StepFile
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards import build_scorer
-from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
-from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.rollouts.collect import teaches
-from forkpoint.rollouts.scripted import ScriptedEngine
 from forkpoint.runs.rollouts import read_rollouts, write_rollouts
+from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.collect import teaches
+from forkpoint.sampling.scripted import ScriptedEngine
 from forkpoint.types import Completion, FinishReason, Problem, Prompt, Score
 from tests.conftest import NumberTokenizer, make_group
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeAlias
 from forkpoint.analysis.held_out import numbered_problems, sample_answers
 from forkpoint.analysis.rows import find_files
 from forkpoint.analysis.run_files import write_run_files
-from forkpoint.analysis.score import ScoredCompletion, score_completions
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
 from forkpoint.analysis.text import TokenTexts
@@ -23,11 +22,12 @@ from forkpoint.analysis.vocabulary import ensure_vocabulary
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.rollouts import SamplingParts, build_sampling
+from forkpoint.policy.teacher import ScoredCompletion, score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.directory import check_settings
 from forkpoint.runs.tokens import CompletionRow, TokenColumns, TokenStore
+from forkpoint.sampling import SamplingParts, build_sampling
 
 PART_COMPLETIONS = 256
 """Completions of a part that is read from a file."""

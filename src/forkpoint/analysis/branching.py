@@ -26,13 +26,13 @@ from forkpoint.analysis.gap import (
 from forkpoint.analysis.held_out import numbered_problems, sample_held_out, sample_settings
 from forkpoint.analysis.resampling import Interval
 from forkpoint.analysis.run_files import claim_settings, write_run_files
-from forkpoint.analysis.score import score_completions
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted, RunError
-from forkpoint.rollouts import SamplingParts, build_sampling
+from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.completions import stream_completions
+from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.types import Problem, Prompt
 
 SCHEMA = 1

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from forkpoint.analysis.gap import Branch
-from forkpoint.rollouts import SampleRequest, SamplingParts
-from forkpoint.rollouts.base import SamplingSettings
+from forkpoint.sampling import SampleRequest, SamplingParts
+from forkpoint.sampling.base import SamplingSettings
 from forkpoint.types import Completion, FinishReason, Prompt
 
 
@@ -113,7 +115,11 @@ class Continuer:
     ) -> Completion:
         text = self.parts.loaded.tokenizer.decode(ids, skip_special_tokens=True)
         return Completion(
-            token_ids=ids, logprobs=logprobs, entropies=None, finish_reason=reason, text=text
+            token_ids=np.array(ids),
+            logprobs=np.array(logprobs),
+            entropies=None,
+            finish_reason=reason,
+            text=text,
         )
 
     def _room(self, place: Place) -> int:

@@ -27,17 +27,17 @@ from forkpoint.analysis.pattern import (
 )
 from forkpoint.analysis.resampling import Interval, ratio_intervals
 from forkpoint.analysis.run_files import claim_settings, write_run_files
-from forkpoint.analysis.score import score_completions
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.vocabulary import ensure_vocabulary
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
 from forkpoint.policy.load import LoadedModel, load_model, model_source
-from forkpoint.rollouts import build_sampling
+from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json, write_text
 from forkpoint.runs.completions import stream_completions, write_completions
 from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
+from forkpoint.sampling import build_sampling
 
 SCHEMA = 1
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forkpoint.config import RunConfig
-from forkpoint.rollouts import SampleRequest, SamplingParts
-from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs.completions import write_completions
 from forkpoint.runs.tokens import CompletionRow
+from forkpoint.sampling import SampleRequest, SamplingParts
+from forkpoint.sampling.base import SamplingSettings
 from forkpoint.types import Completion, Problem, Prompt, Score
 
 
@@ -97,5 +97,5 @@ def _row(
         finish_reason=str(completion.finish_reason),
         tokens=len(completion.token_ids),
         prompt_token_ids=request.prompt.token_ids,
-        token_ids=completion.token_ids,
+        token_ids=completion.token_ids.tolist(),
     )

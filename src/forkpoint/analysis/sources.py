@@ -14,8 +14,8 @@ from forkpoint.analysis.shapes import StoredCompletion, shape_of
 from forkpoint.errors import DataError
 from forkpoint.policy.lengths import context_length
 from forkpoint.policy.load import LoadedModel
-from forkpoint.rollouts import Prompter
 from forkpoint.runs.tokens import CompletionRow
+from forkpoint.sampling import Prompter
 from forkpoint.types import Problem
 
 

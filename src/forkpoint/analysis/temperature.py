@@ -22,12 +22,12 @@ from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, RunError
 from forkpoint.evaluation.evaluate import accuracy, is_right
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
-from forkpoint.rollouts import SampleRequest, SamplingParts, build_sampling
-from forkpoint.rollouts.base import SplitTemperature
-from forkpoint.rollouts.build import check_engine
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.directory import check_settings
+from forkpoint.sampling import SampleRequest, SamplingParts, build_sampling
+from forkpoint.sampling.base import SplitTemperature
+from forkpoint.sampling.build import check_engine
 from forkpoint.types import Completion, FinishReason, Group, Rollout
 
 SCHEMA = 1

@@ -1,7 +1,9 @@
 """Rollouts laid end to end, with every per-token stream aligned."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def build_batch(
     for group in sorted(groups, key=lambda g: g.serial):
         values = group_advantages([r.score.reward for r in group.rollouts_G], advantage)
         for sample, (rollout, value) in enumerate(zip(group.rollouts_G, values, strict=True)):
-            if value is None or not rollout.completion.token_ids:
+            if value is None or not len(rollout.completion):
                 continue
             prompts.append(torch.tensor(group.prompt.token_ids, dtype=torch.int64))
             completions.append(rollout.completion)
@@ -40,14 +42,14 @@ def build_batch(
             cut = rollout.completion.finish_reason is FinishReason.LENGTH
             counted.append(not (cut and truncated == "mask"))
 
-    lengths_B = torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64)
+    lengths_B = torch.tensor([len(c) for c in completions], dtype=torch.int64)
     sequence_T = torch.repeat_interleave(torch.arange(len(completions)), lengths_B)
     advantages_T = torch.tensor(advantages, dtype=torch.float32)[sequence_T]
     mask_T = torch.tensor(counted, dtype=torch.bool)[sequence_T]
     captured = all(c.entropies is not None for c in completions)
     return TokenBatch(
         prompts_B=prompts,
-        completions_B=[torch.tensor(c.token_ids, dtype=torch.int64) for c in completions],
+        completions_B=[torch.from_numpy(c.token_ids).long() for c in completions],
         sequence_ids_B=torch.tensor(ids, dtype=torch.int64),
         token_ids_T=_flat([c.token_ids for c in completions], torch.int64),
         sequence_T=sequence_T,
@@ -57,13 +59,14 @@ def build_batch(
         pool_T=(mask_T | truncated_in_pool) & ((advantages_T != 0) | zero_advantage_in_pool),
         rollout_logprobs_T=_flat([c.logprobs for c in completions], torch.float32),
         rollout_entropies_T=(
-            _flat([c.entropies or () for c in completions], torch.float32) if captured else None
+            _flat([c.entropies for c in completions], torch.float32) if captured else None
         ),
     )
 
 
-def _flat(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-    return torch.tensor([value for row in rows for value in row], dtype=dtype)
+def _flat(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Numpy's arrays end to end."""
+    return torch.from_numpy(np.concatenate(rows)).to(dtype) if rows else torch.zeros(0, dtype=dtype)
 
 
 def _positions(lengths_B: Tensor) -> Tensor:

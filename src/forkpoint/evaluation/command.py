@@ -7,10 +7,10 @@ from pathlib import Path
 from forkpoint.config import RunConfig
 from forkpoint.environment import environment
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
-from forkpoint.rollouts import RowMaker, build_sampling
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.rollouts import write_rollouts
+from forkpoint.sampling import RowMaker, build_sampling
 
 
 def evaluate_config(

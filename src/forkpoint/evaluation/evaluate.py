@@ -10,9 +10,9 @@ from forkpoint.config.stages import EvaluationConfig, RolloutConfig
 from forkpoint.errors import RewardError
 from forkpoint.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
 from forkpoint.rewards import Scorer
-from forkpoint.rollouts import Engine, Prompter, SampleRequest
-from forkpoint.rollouts.base import SamplingSettings
-from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.sampling import Engine, Prompter, SampleRequest
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.collect import StepRollouts
 from forkpoint.tasks import Task
 from forkpoint.types import Group, Rollout
 

@@ -32,7 +32,7 @@ class CustomFunction:
         given = function(
             prompts=[_prompt(problem) for problem, _ in samples],
             completions=[_answer(problem, completion) for problem, completion in samples],
-            completion_ids=[list(completion.token_ids) for _, completion in samples],
+            completion_ids=[completion.token_ids.tolist() for _, completion in samples],
             **{name: [problem.columns.get(name) for problem, _ in samples] for name in names},
         )
         if not isinstance(given, list | tuple) or len(given) != len(samples):

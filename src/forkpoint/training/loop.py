@@ -15,12 +15,12 @@ from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
-from forkpoint.rollouts import RowMaker, StepRollouts, collect_groups
-from forkpoint.rollouts.base import SamplingSettings
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.rollouts import write_rollouts
+from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
+from forkpoint.sampling.base import SamplingSettings
 from forkpoint.training.bad_steps import (
     ALL_TRUNCATED,
     NOT_SCORED,

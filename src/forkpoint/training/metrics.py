@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.sampling.collect import StepRollouts
 from forkpoint.types import Completion, FinishReason, Metric, Rollout
 
 

@@ -9,8 +9,8 @@ import torch
 from forkpoint.config import RunConfig
 from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.precision import compute_in
-from forkpoint.rollouts import SamplingParts, build_sampling
-from forkpoint.rollouts.build import check_engine
+from forkpoint.sampling import SamplingParts, build_sampling
+from forkpoint.sampling.build import check_engine
 from forkpoint.training.optimizer import Optimizer
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.advantages import group_advantages
-from forkpoint.rollouts.collect import StepRollouts
+from forkpoint.sampling.collect import StepRollouts
 from forkpoint.types import Group, TokenBatch
 
 if TYPE_CHECKING:  # sampling works where pyarrow is not installed
@@ -60,10 +60,10 @@ class RowMaker:
                 advantage=advantages[sample] or 0.0,
                 accepted=accepted,
                 finish_reason=str(completion.finish_reason),
-                token_ids=completion.token_ids,
-                tokens=tuple(self._text(i) for i in completion.token_ids),
-                logprobs=completion.logprobs,
-                entropies=completion.entropies,
+                token_ids=completion.token_ids.tolist(),
+                tokens=tuple(self._text(i) for i in completion.token_ids.tolist()),
+                logprobs=completion.logprobs.tolist(),
+                entropies=None if completion.entropies is None else completion.entropies.tolist(),
                 selected=tuple(selected.get(group.serial * size + sample, never)),
             )
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from forkpoint.policy.keys import Layers, SequenceKeys
-from forkpoint.rollouts.base import SampleRequest
+from forkpoint.sampling.base import SampleRequest
 
 
 class KeyKeeper:

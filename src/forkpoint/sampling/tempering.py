@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.entropy.logits import log_probs
-from forkpoint.rollouts.base import SplitTemperature
+from forkpoint.sampling.base import SplitTemperature
 
 
 def split_logprobs(logits_RV: Tensor, entropies_R: Tensor, split: SplitTemperature) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from forkpoint.dotted import call_users
 from forkpoint.errors import ConfigError, UserCodeError
-from forkpoint.rollouts.base import Engine, SampleRequest, SamplingSettings
+from forkpoint.sampling.base import Engine, SampleRequest, SamplingSettings
 from forkpoint.types import Completion
 
 
@@ -24,7 +24,7 @@ class UsersEngine:
             if not callable(getattr(engine, name, None)):
                 raise ConfigError(
                     f"{setting} made a {type(engine).__name__} without a method {name!r}: see "
-                    "forkpoint.rollouts.base.Engine"
+                    "forkpoint.sampling.base.Engine"
                 )
         self._engine, self._setting = engine, setting
         self.captures_entropy = bool(getattr(engine, "captures_entropy", False))

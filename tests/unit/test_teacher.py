@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.analysis import score as score_module
-from forkpoint.analysis.score import Pair, ScoredCompletion, score_completions
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import DataError, NumericalError
+from forkpoint.policy import teacher as score_module
+from forkpoint.policy.teacher import Pair, ScoredCompletion, score_completions
 from tests.conftest import VOCABULARY, tiny_model
 
 MODEL = tiny_model()

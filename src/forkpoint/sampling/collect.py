@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from forkpoint.advantages import has_zero_variance
 from forkpoint.config.stages import RolloutConfig
 from forkpoint.rewards import Scorer
-from forkpoint.rollouts.base import Engine, SampleRequest, SamplingSettings
-from forkpoint.rollouts.prompting import Prompter
+from forkpoint.sampling.base import Engine, SampleRequest, SamplingSettings
+from forkpoint.sampling.prompting import Prompter
 from forkpoint.tasks import Task
 from forkpoint.types import Group, Prompt, Rollout
 

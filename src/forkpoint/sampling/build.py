@@ -10,12 +10,12 @@ from forkpoint.errors import ConfigError
 from forkpoint.policy.lengths import check_length, context_length
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
-from forkpoint.rollouts.base import Engine
-from forkpoint.rollouts.key_keeper import KeyKeeper
-from forkpoint.rollouts.prompting import Prompter
-from forkpoint.rollouts.rows import settle_decoding
-from forkpoint.rollouts.transformers import TransformersEngine
-from forkpoint.rollouts.users_engine import UsersEngine
+from forkpoint.sampling.base import Engine
+from forkpoint.sampling.key_keeper import KeyKeeper
+from forkpoint.sampling.prompting import Prompter
+from forkpoint.sampling.rows import settle_decoding
+from forkpoint.sampling.transformers import TransformersEngine
+from forkpoint.sampling.users_engine import UsersEngine
 from forkpoint.tasks import Task, build_task
 
 

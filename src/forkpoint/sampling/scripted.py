@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from forkpoint.errors import DataError
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
 from forkpoint.types import Completion
 
 

@@ -18,11 +18,11 @@ from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.policy.lengths import check_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
-from forkpoint.rollouts.base import SampleRequest, SamplingSettings
-from forkpoint.rollouts.draw import draw_tokens
-from forkpoint.rollouts.key_keeper import KeyKeeper
-from forkpoint.rollouts.rows import Decoding, Rows
-from forkpoint.rollouts.tempering import split_logprobs
+from forkpoint.sampling.base import SampleRequest, SamplingSettings
+from forkpoint.sampling.draw import draw_tokens
+from forkpoint.sampling.key_keeper import KeyKeeper
+from forkpoint.sampling.rows import Decoding, Rows
+from forkpoint.sampling.tempering import split_logprobs
 from forkpoint.types import Completion, FinishReason
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
@@ -123,13 +123,13 @@ class TransformersEngine:
         return [self._completion(*row) for row in _rows(steps, len(requests))]
 
     def _completion(
-        self, token_ids: list[int], logprobs: list[float], entropies: list[float]
+        self, token_ids: np.ndarray, logprobs: np.ndarray, entropies: np.ndarray
     ) -> Completion:
         stopped = token_ids[-1] in self._loaded.eos_ids
         return Completion(
-            token_ids=tuple(token_ids),
-            logprobs=tuple(logprobs),
-            entropies=tuple(entropies),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            entropies=entropies,
             finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
             text=self._loaded.tokenizer.decode(token_ids, skip_special_tokens=True),
         )
@@ -172,11 +172,11 @@ def _draw_rows(logits_RV: Tensor, uniforms_R: Tensor, settings: SamplingSettings
 
 def _rows(
     steps: Sequence[tuple[Tensor, _Drawn]], count: int
-) -> list[tuple[list[int], list[float], list[float]]]:
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What was drawn, step by step, as the tokens, ln p and H of each of ``count`` rows."""
     row_T = torch.cat([alive_B for alive_B, _ in steps])
     order_T = row_T.argsort(stable=True)
     lengths = row_T.bincount(minlength=count).tolist()
     streams = zip(*(drawn for _, drawn in steps), strict=True)
     cut = [torch.cat(stream).cpu()[order_T].split(lengths) for stream in streams]
-    return [tuple(piece.tolist() for piece in row) for row in zip(*cut, strict=True)]
+    return [tuple(piece.numpy() for piece in row) for row in zip(*cut, strict=True)]

@@ -18,7 +18,7 @@ from forkpoint.errors import ModelError
 from forkpoint.policy.body import body_of, causal_lm, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, plain_stats, same_nats, some_ids
 from forkpoint.policy.head import head_of
-from forkpoint.rollouts.decoding import growing_cache, shared_heads
+from forkpoint.sampling.decoding import growing_cache, shared_heads
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 """What a model of transformers may call its cache."""

@@ -9,7 +9,7 @@ from forkpoint.environment import environment
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
-from forkpoint.runs.rollouts import write_rollouts
+from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, build_sampling
 
 
@@ -22,8 +22,8 @@ def evaluate_config(
     """Evaluate ``config.model`` on held-out problems of ``config.task``.
 
     Args:
-        root: a new folder for config.json, env.json, eval/step_00000.parquet (every completion)
-            and eval/summary.json; None writes nothing.
+        root: a new folder for config.json, env.json, completions/eval/step_00000.parquet and
+            eval/summary.json; None writes nothing.
         note: gets a line about each thing that whoever reads the accuracy should know.
 
     Raises:
@@ -48,8 +48,9 @@ def evaluate_config(
         )
         if directory is not None:
             rows = RowMaker(parts.loaded.tokenizer, config.advantage.kind)
-            write_rollouts(
-                directory.eval_dir / "step_00000.parquet", rows.rows(0, evaluation.rollouts, None)
+            write_completions(
+                directory.completions_dir("eval") / "step_00000.parquet",
+                rows.rows(0, evaluation.rollouts, None),
             )
             write_json(directory.env_json, environment())
             write_json(directory.eval_dir / "summary.json", evaluation.summary(config.model.path))

@@ -13,7 +13,10 @@ from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_json, write_text
 
 MAY_CHANGE = frozenset(
-    {"name", "training.steps", "checkpoint.every", "checkpoint.keep_last", "scoring.workers"}
+    {
+        *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
+        *("scoring.workers", "rollout.keep"),
+    }
 )
 """What a resumed run may set anew: nothing here touches the steps already made."""
 
@@ -40,12 +43,12 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
-    def rollouts_dir(self) -> Path:
-        return self.root / "rollouts"
-
-    @property
     def eval_dir(self) -> Path:
         return self.root / "eval"
+
+    def completions_dir(self, kind: str) -> Path:
+        """Where completions of a kind are: ``train``, ``eval``, ``analysis``, ``dynamics``."""
+        return self.root / "completions" / kind
 
     @property
     def analysis_dir(self) -> Path:

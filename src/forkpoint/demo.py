@@ -7,9 +7,9 @@ from typing import Any
 
 from forkpoint.config import RunConfig, load_config
 from forkpoint.errors import RunError
-from forkpoint.evaluation.statistics import Estimate
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.results import Estimate
 
 DEMO_SETTINGS = (
     'name="demo"',
@@ -34,9 +34,9 @@ class DemoSummary:
     def as_dict(self) -> dict[str, Any]:
         """The contents of summary.json."""
         return {
-            "accuracy_before": self.before.as_dict(),
-            "accuracy_after": self.after.as_dict(),
-            "accuracy_control": self.control.as_dict(),
+            "accuracy_before": self.before.model_dump(),
+            "accuracy_after": self.after.model_dump(),
+            "accuracy_control": self.control.model_dump(),
         }
 
 

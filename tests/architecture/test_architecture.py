@@ -49,7 +49,7 @@ LIBRARIES: dict[str, set[str]] = {
         "report",
     },
     "scipy": {"evaluation"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "runs"},
     "pyarrow": {"runs", "tasks", "analysis"},
     "pebble": {"rewards"},
     "math_verify": {"rewards"},

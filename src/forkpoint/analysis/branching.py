@@ -24,7 +24,6 @@ from forkpoint.analysis.gap import (
     summarise_gaps,
 )
 from forkpoint.analysis.held_out import numbered_problems, sample_held_out, sample_settings
-from forkpoint.analysis.resampling import Interval
 from forkpoint.analysis.run_files import claim_settings, write_run_files
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted, RunError
@@ -32,6 +31,7 @@ from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.completions import stream_completions
+from forkpoint.runs.results import Estimate
 from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.types import Problem, Prompt
 
@@ -329,5 +329,5 @@ def _group(group: GapGroup) -> dict[str, Any]:
     }
 
 
-def _dict(interval: Interval | None) -> dict[str, float | None] | None:
-    return None if interval is None else interval.as_dict()
+def _dict(interval: Estimate | None) -> dict[str, Any] | None:
+    return None if interval is None else interval.model_dump()

@@ -25,7 +25,7 @@ from forkpoint.analysis.pattern import (
     token_index,
     top_tokens,
 )
-from forkpoint.analysis.resampling import Interval, ratio_intervals
+from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.run_files import claim_settings, write_run_files
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.vocabulary import ensure_vocabulary
@@ -37,6 +37,7 @@ from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json, write_text
 from forkpoint.runs.completions import stream_completions, write_completions
 from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
+from forkpoint.runs.results import Estimate
 from forkpoint.sampling import build_sampling
 
 SCHEMA = 1
@@ -274,11 +275,11 @@ def _summary(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) ->
     }
 
 
-def _mean(entropies_T: np.ndarray, index: TokenIndex, seed: int) -> Interval | None:
+def _mean(entropies_T: np.ndarray, index: TokenIndex, seed: int) -> Estimate | None:
     sums_PK = index.sums(entropies_T)[:, None]
     tokens_PK = index.sums(np.ones(len(entropies_T)))[:, None]
     return ratio_intervals(sums_PK, tokens_PK, seed=seed, purpose="mean entropy")[0]
 
 
-def _dicts(intervals: Sequence[Interval | None]) -> list[dict[str, float | None] | None]:
-    return [None if i is None else i.as_dict() for i in intervals]
+def _dicts(intervals: Sequence[Estimate | None]) -> list[dict[str, Any] | None]:
+    return [None if i is None else i.model_dump() for i in intervals]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forkpoint.analysis.resampling import Interval, interval_of, resampled_ratios
+from forkpoint.analysis.resampling import interval_of, resampled_ratios
+from forkpoint.runs.results import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +99,9 @@ class GapGroup:
     """The positions of one kind."""
 
     positions: int
-    gap: Interval | None
-    squared_gap: Interval | None
-    resampled_squared_gap: Interval | None
+    gap: Estimate | None
+    squared_gap: Estimate | None
+    resampled_squared_gap: Estimate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +109,9 @@ class GapSummary:
     """High against low entropy. Intervals resample prompts."""
 
     groups: dict[str, GapGroup]
-    difference: Interval | None
+    difference: Estimate | None
     """Mean squared gap, high minus low."""
-    resampled_difference: Interval | None
+    resampled_difference: Estimate | None
     """The same of the resampled squared gap."""
 
 
@@ -141,7 +142,7 @@ def summarise_gaps(positions: Sequence[Position], *, seed: int) -> GapSummary:
     )
 
 
-def _interval(value: float, samples_R: np.ndarray, prompts: int) -> Interval | None:
+def _interval(value: float, samples_R: np.ndarray, prompts: int) -> Estimate | None:
     return interval_of(float(value), samples_R, prompts) if np.isfinite(value) else None
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from forkpoint.analysis.resampling import (
-    Interval,
     interval_of,
     ratio_intervals,
     resampled_ratios,
 )
+from forkpoint.runs.results import Estimate
 from forkpoint.selection import RULES, Candidates
 
 BINS = 20
@@ -56,7 +56,7 @@ class BinChange:
     to_nats: float
     """Highest."""
     tokens: int
-    change: Interval
+    change: Estimate
     """Nats, mean of final minus base."""
 
 
@@ -100,7 +100,7 @@ def top_tokens(entropies_T: np.ndarray, index: TokenIndex, keep_fraction: float)
 
 def overlaps(
     tops_CT: Sequence[np.ndarray], reference_T: np.ndarray, index: TokenIndex, *, seed: int
-) -> list[Interval | None]:
+) -> list[Estimate | None]:
     """|A and B| / k of each policy's top tokens with the reference's: the paper's Table 1.
 
     Both sets have k tokens over the whole; in a resample of prompts they may not, and the overlap
@@ -143,7 +143,7 @@ def change_by_bin(
     ]
 
 
-def percentiles(entropies_T: np.ndarray, index: TokenIndex, *, seed: int) -> list[Interval]:
+def percentiles(entropies_T: np.ndarray, index: TokenIndex, *, seed: int) -> list[Estimate]:
     """``PERCENTILES`` of the entropies, linearly interpolated, each with an interval.
 
     Of a resample of prompts, the share of tokens at or below each of ``GRID`` values is a ratio of

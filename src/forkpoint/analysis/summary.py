@@ -16,9 +16,10 @@ from forkpoint.analysis.quantiles import Distribution, distribution
 from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.words import find_words, write_words
 from forkpoint.errors import RunError
-from forkpoint.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
+from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.lab import LabWorld
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.results import Estimate
 from forkpoint.runs.tokens import TokenStore
 
 MOST_BUCKETS = 40
@@ -166,7 +167,7 @@ class Tally:
             "by_position": self._by_position(),
             "by_correctness": self._by_correctness(seed),
             "by_length": self._by_length(),
-            "accuracy": None if (found := self._accuracy(seed)) is None else found.as_dict(),
+            "accuracy": None if (found := self._accuracy(seed)) is None else found.model_dump(),
         }
 
     def _line(self, prompt_id: str) -> int:

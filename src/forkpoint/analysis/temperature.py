@@ -217,7 +217,7 @@ class _Sweep:
         point = Point(
             forks=forks,
             rest=rest,
-            accuracy=accuracy(groups, seed=self._config.evaluation.seed).as_dict(),
+            accuracy=accuracy(groups, seed=self._config.evaluation.seed).model_dump(),
             right_P=[float(np.mean([is_right(r) for r in g.rollouts_G])) for g in groups],
             length_mean=float(np.mean([len(c.token_ids) for c in completions])),
             truncated_fraction=float(np.mean(truncated)),

@@ -132,7 +132,7 @@ def _table(sweeps: list[dict[str, Any]]) -> Any:
 
 
 def _accuracy(found: dict[str, Any]) -> str:
-    from forkpoint.evaluation.statistics import Estimate
+    from forkpoint.runs.results import Estimate
 
     return Estimate(**found).percent()
 

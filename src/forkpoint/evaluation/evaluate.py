@@ -8,8 +8,9 @@ import numpy as np
 
 from forkpoint.config.stages import EvaluationConfig, RolloutConfig
 from forkpoint.errors import RewardError
-from forkpoint.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
+from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.rewards import Scorer
+from forkpoint.runs.results import Estimate
 from forkpoint.sampling import Engine, Prompter, SampleRequest
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.sampling.collect import StepRollouts
@@ -32,7 +33,7 @@ class Evaluation:
         """For people and files: the accuracy and what it was measured on."""
         return {
             "model": model,
-            "accuracy": self.accuracy.as_dict(),
+            "accuracy": self.accuracy.model_dump(),
             "samples": len(self.rollouts.accepted[0].rollouts_G),
             "length_mean": self.length_mean,
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from forkpoint.errors import RunError
-from forkpoint.evaluation.statistics import Estimate
+from forkpoint.runs.results import Estimate
 
 
 def is_number(value: object) -> TypeGuard[float]:

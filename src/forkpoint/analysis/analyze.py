@@ -30,6 +30,7 @@ from forkpoint.runs.completions import (
     part_files,
     write_completions,
 )
+from forkpoint.runs.results import Pattern, result_path, write_result
 from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.sampling.pieces import TokenPieces
@@ -74,8 +75,8 @@ def analyze(
     *,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Fill ``root``/completions/analysis and return its summary; see docs/analysis.md.
+) -> Pattern:
+    """Fill ``root``/completions/analysis and write its pattern; see docs/analysis.md.
 
     Started again with the same settings it goes on after the last whole part; ``summary`` settings
     may differ, the tokens are the same.
@@ -91,14 +92,18 @@ def analyze(
         settings_json = analysis / "config.json"
         if part_files(folder):
             check_settings(settings_json, described)
-        if not _finished(analysis, folder):
+        if not _finished(root, folder):
             filler = _Filler(directory, folder, config, settings, observer, should_stop)
             loaded, parts, of = filler.open(stack)
             if not part_files(folder):  # a start that failed may have left others
                 write_json(settings_json, described)
             ensure_vocabulary(analysis / "vocabulary.parquet", loaded.tokenizer)
             filler.fill(loaded, parts, of)
-        return summarise(part_files(folder), analysis, described, settings.summary)
+        pattern = summarise(
+            part_files(folder), analysis / "words.parquet", described, settings.summary
+        )
+        write_result(root, pattern)
+        return pattern
 
 
 def _check(settings: AnalysisSettings) -> None:
@@ -131,11 +136,11 @@ def named_from(path: Path, root: Path) -> str:
     return str(whole.relative_to(root.resolve()) if inside else whole)
 
 
-def _finished(analysis: Path, folder: Path) -> bool:
-    """Whether every part is there: the summary is written after the last one."""
+def _finished(root: Path, folder: Path) -> bool:
+    """Whether every part is there: the pattern is written after the last one."""
     parts = part_files(folder)
     whole = parts == [part_file(folder, number) for number in range(len(parts))]
-    return whole and (analysis / "summary.json").exists()
+    return whole and result_path(root, Pattern).exists()
 
 
 # ---- parts ---------------------------------------------------------------------------------------

@@ -28,15 +28,20 @@ from forkpoint.analysis.pattern import (
 from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.run_files import claim_settings, write_run_files
 from forkpoint.analysis.sources import Columns, CompletionFile
-from forkpoint.analysis.vocabulary import ensure_vocabulary
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
 from forkpoint.policy.load import LoadedModel, load_model, model_source
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json, write_text
-from forkpoint.runs.completions import stream_completions, write_completions
-from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
+from forkpoint.runs.completions import (
+    StoredCompletion,
+    part_file,
+    part_files,
+    read_columns,
+    read_completions,
+    write_completions,
+)
 from forkpoint.runs.results import Estimate
 from forkpoint.sampling import build_sampling
 

@@ -65,7 +65,8 @@ class StoredCompletion:
     sample: int
     """0, 1, .. among the answers to one prompt."""
     score: Score = Score(reward=None)
-    prompt_token_ids: Sequence[int] | np.ndarray | None = None
+    prompt_token_ids: Sequence[int] = ()
+    """Empty if not known."""
     pieces: Sequence[str] | None = None
     """What each token adds to the text: see ``sampling.pieces``."""
     step: int | None = None
@@ -116,7 +117,7 @@ def _columns(row: StoredCompletion) -> dict[str, Any]:
         "step": row.step,
         "prompt_id": row.prompt_id,
         "prompt": row.prompt,
-        "prompt_token_ids": row.prompt_token_ids,
+        "prompt_token_ids": row.prompt_token_ids or None,
         "serial": row.serial,
         "sample": row.sample,
         "text": completion.text,
@@ -269,7 +270,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 
 
 def _stored(row: dict[str, Any]) -> StoredCompletion:
-    tokens = len(row["token_ids"])
+    tokens, prompt = len(row["token_ids"]), row["prompt_token_ids"]
     unknown = np.full(tokens, np.nan, np.float32)
     return StoredCompletion(
         completion=Completion(
@@ -287,10 +288,11 @@ def _stored(row: dict[str, Any]) -> StoredCompletion:
             parts=dict(row["reward_parts"] or ()),
             error=row["error"],
         ),
+        prompt_token_ids=() if prompt is None else tuple(prompt.tolist()),
         **{
             name: row[name]
             for name in (
-                *("prompt_id", "prompt", "serial", "sample", "prompt_token_ids", "pieces"),
+                *("prompt_id", "prompt", "serial", "sample", "pieces"),
                 *("step", "advantage", "accepted", "selected"),
             )
         },

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 from forkpoint.analysis.held_out import numbered_problems, sample_answers
 from forkpoint.analysis.rows import find_files
-from forkpoint.analysis.run_files import write_run_files
+from forkpoint.analysis.run_files import check_settings
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
 from forkpoint.analysis.text import TokenTexts
@@ -25,7 +25,6 @@ from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.policy.teacher import ScoredCompletion, score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
-from forkpoint.runs.directory import check_settings
 from forkpoint.runs.tokens import CompletionRow, TokenColumns, TokenStore
 from forkpoint.sampling import SamplingParts, build_sampling
 
@@ -192,7 +191,7 @@ class _Filler:
             if not self.store.has(number):
                 started = time.perf_counter()
                 tokens = writer.write(number, part())
-                write_run_files(self.directory, self.config)
+                self.directory.describe(self.config.model_dump_json(indent=2))
                 self.observer.part(number, of, tokens, time.perf_counter() - started)
         for line in self.source.notes() if self.source is not None else ():
             self.observer.note(line)

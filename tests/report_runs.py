@@ -79,7 +79,12 @@ def make_run(
     directory.metrics_jsonl.write_text(lines, encoding="utf-8")
     resolved = parse_config(dict(config or {})).model_dump_json()
     directory.config_json.write_text(resolved, encoding="utf-8")
-    env = {"command": ["forkpoint", "train"], "versions": {"torch": "2.13.0"}, "git": "abc"}
+    env: dict[str, Any] = {
+        "schema_version": 2,
+        "command": ["forkpoint", "train"],
+        "versions": {"torch": "2.13.0"},
+        "git": "abc",
+    }
     directory.env_json.write_text(json.dumps({**env, **(environment or {})}), encoding="utf-8")
     for step, step_rows in (rows or {}).items():
         write_rollouts(directory.rollouts_dir / f"step_{step:05d}.parquet", list(step_rows))

@@ -1,6 +1,5 @@
 """The token store: what is written is read back, whole parts only, by one process at a time."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from forkpoint.errors import RunError
 from forkpoint.runs import RunDirectory
 from forkpoint.runs import tokens as tokens_module
-from forkpoint.runs.directory import check_settings
 from forkpoint.runs.tokens import TOKENS, CompletionRow, TokenColumns, TokenStore, check_store
 
 ROW = CompletionRow(
@@ -150,15 +148,3 @@ def test_claim_and_training_exclude_each_other(tmp_path: Path) -> None:
         RunDirectory.claim(root),
     ):
         pass
-
-
-def test_settings_are_stored_and_others_refused(tmp_path: Path) -> None:
-    path = tmp_path / "analysis" / "config.json"
-    check_settings(path, {"model": {"path": "lab"}, "top_k": 5, "grid": (1, 2)})
-    assert json.loads(path.read_text()) == {"model": {"path": "lab"}, "top_k": 5, "grid": [1, 2]}
-    check_settings(path, {"model": {"path": "lab"}, "top_k": 5, "grid": (1, 2)})
-    with pytest.raises(RunError, match=r"model.path: 'lab' -> 'other', top_k: 5 -> None"):
-        check_settings(path, {"model": {"path": "other"}, "grid": [1, 2]})
-    path.write_text("{")
-    with pytest.raises(RunError, match="cannot be read as JSON"):
-        check_settings(path, {})

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import RunError
 from forkpoint.runs import MetricsLog, RunDirectory, read_metrics
 from forkpoint.runs.atomic import write_atomically, write_json, write_text
+from forkpoint.runs.directory import check_schema
 
 FULL = Path("/dev/full")
 """Linux' disk that is always full: every write to it fails with ENOSPC."""
@@ -55,6 +57,7 @@ def test_paths_are_the_documented_ones(tmp_path: Path) -> None:
         "eval_dir": "eval",
         "checkpoints_dir": "checkpoints",
         "analysis_dir": "analysis",
+        "pieces_dir": "pieces",
     }
 
 
@@ -88,7 +91,7 @@ def test_start_that_failed_can_be_repeated_with_other_settings(tmp_path: Path) -
 
     def fail() -> None:
         with RunDirectory.open(tmp_path, config(seed=1), resume=False) as directory:
-            write_json(directory.env_json, {})
+            directory.write_environment()
             raise NoSuchModelError
 
     with pytest.raises(NoSuchModelError):
@@ -265,3 +268,45 @@ def test_json_of_any_text_and_no_bare_nan(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "env.json").read_text(encoding="utf-8")) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": math.nan})
+
+
+# ---- versions of the folder ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use", [RunDirectory.claim, partial(RunDirectory.open, config="{}", resume=True)]
+)
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        ({"env.json": '{"command": []}', "config.json": "{}"}, 1),
+        ({"rollouts/step_00001.parquet": "", "config.json": "{}"}, 1),
+        ({"analysis/tokens/part_00000.parquet": ""}, 1),
+        ({"env.json": '{"schema_version": 3}'}, 3),
+    ],
+)
+def test_a_folder_of_another_version_is_refused_and_left_alone(
+    tmp_path: Path, use: Any, files: dict[str, str], version: int
+) -> None:
+    for name, text in files.items():
+        write_text(tmp_path / name, text)
+    with pytest.raises(RunError) as caught, use(tmp_path):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path} is a run directory of schema version {version}, and this forkpoint reads and "
+        "writes version 2: choose another folder, or use the version of forkpoint that made it"
+    )
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {*files}
+
+
+def test_a_folder_says_of_which_version_it_is(tmp_path: Path) -> None:
+    with RunDirectory.claim(tmp_path) as directory:
+        directory.describe('{"a": 1}')
+    check_schema(tmp_path)
+    assert json.loads(directory.env_json.read_text())["schema_version"] == 2
+    with RunDirectory.claim(tmp_path) as directory:
+        directory.describe("{}")  # a run's own files stay
+    assert json.loads(directory.config_json.read_text()) == {"a": 1}
+    directory.env_json.write_text("{")
+    with pytest.raises(RunError, match=r"cannot read .*env.json"):
+        check_schema(tmp_path)

@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeAlias
 
 from forkpoint.analysis.held_out import prompt_parts, sample_answers
 from forkpoint.analysis.rows import find_files
-from forkpoint.analysis.run_files import write_run_files
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
 from forkpoint.config import RunConfig
@@ -22,8 +21,6 @@ from forkpoint.errors import ConfigError, Interrupted
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.atomic import write_json
-from forkpoint.runs.directory import check_settings
 from forkpoint.runs.completions import (
     StoredCompletion,
     part_file,
@@ -31,6 +28,7 @@ from forkpoint.runs.completions import (
     write_completions,
 )
 from forkpoint.runs.results import Pattern, result_path, write_result
+from forkpoint.runs.resume import Pieces
 from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.sampling.pieces import TokenPieces
@@ -88,19 +86,14 @@ def analyze(
     with ExitStack() as stack:
         directory = stack.enter_context(RunDirectory.claim(root))
         described = describe(config, root, settings)
-        folder, analysis = directory.completions_dir("analysis"), directory.analysis_dir
-        settings_json = analysis / "config.json"
-        if part_files(folder):
-            check_settings(settings_json, described)
-        if not _finished(root, folder):
-            filler = _Filler(directory, folder, config, settings, observer, should_stop)
+        pieces = Pieces.open(directory.completions_dir("analysis"), described)
+        if not _finished(root, pieces.folder):
+            filler = _Filler(directory, pieces.folder, config, settings, observer, should_stop)
             loaded, parts, of = filler.open(stack)
-            if not part_files(folder):  # a start that failed may have left others
-                write_json(settings_json, described)
-            ensure_vocabulary(analysis / "vocabulary.parquet", loaded.tokenizer)
+            ensure_vocabulary(directory.vocabulary_parquet, loaded.tokenizer)
             filler.fill(loaded, parts, of)
         pattern = summarise(
-            part_files(folder), analysis / "words.parquet", described, settings.summary
+            part_files(pieces.folder), directory.words_parquet, described, settings.summary
         )
         write_result(root, pattern)
         return pattern
@@ -115,10 +108,9 @@ def _check(settings: AnalysisSettings) -> None:
 
 
 def describe(config: RunConfig, root: Path, settings: AnalysisSettings) -> dict[str, Any]:
-    """analysis/config.json: everything that decides what is stored of the tokens."""
+    """Everything that decides what is stored of the tokens."""
     path = settings.rollouts
     return {
-        "schema": 1,
         "source": "sampled" if path is None else named_from(path, root),
         "source_bytes": None if path is None else sum(p.stat().st_size for p in find_files(path)),
         "columns": {
@@ -200,7 +192,7 @@ class _Filler:
                 started = time.perf_counter()
                 rows = part()
                 write_completions(path, self._scored(loaded, pieces, rows))
-                write_run_files(self.directory, self.config)
+                self.directory.describe(self.config.model_dump_json(indent=2))
                 tokens = sum(len(row.completion) for row in rows)
                 self.observer.part(number, of, tokens, time.perf_counter() - started)
 

@@ -51,7 +51,8 @@ def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.nda
     found = [(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))]
     tokens = 0
     for columns in read_columns(paths, ["prompt", "pieces", "entropies"]):
-        rows = zip(*map(columns.values, ("prompt", "pieces")), columns.arrays("entropies"))
+        prompts, pieces_B = columns.values("prompt"), columns.values("pieces")
+        rows = zip(prompts, pieces_B, columns.arrays("entropies"), strict=True)
         for prompt, pieces, entropies in rows:
             game = PROMPT.fullmatch(prompt.strip())
             if game is None:

@@ -22,7 +22,8 @@ class Row(NamedTuple):
 
 
 def find_files(path: Path) -> list[Path]:
-    """The files to read: ``path`` itself, or those in a folder (of a run: in its completions/train) by name.
+    """The files to read: ``path`` itself, or those in a folder by name (in completions/train of a
+    run's).
 
     Raises:
         DataError: there is nothing to read.

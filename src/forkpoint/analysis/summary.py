@@ -50,7 +50,7 @@ def summarise(
     """The pattern of all tokens of some files of completions; writes words.parquet beside it.
 
     Args:
-        described: analysis/config.json.
+        described: see ``analyze.describe``.
 
     Raises:
         RunError: there is no token, an entropy is no number, or the disk is full.

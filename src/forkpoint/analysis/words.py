@@ -84,7 +84,7 @@ def find_words(paths: Sequence[Path], min_count: int) -> list[Word]:
 
 
 def write_words(path: Path, words: Sequence[Word]) -> None:
-    """analysis/words.parquet.
+    """Write the table of words.
 
     Raises:
         RunError: the disk is full.

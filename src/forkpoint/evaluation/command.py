@@ -5,7 +5,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from forkpoint.config import RunConfig
-from forkpoint.environment import environment
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
@@ -52,6 +51,6 @@ def evaluate_config(
                 directory.completions_dir("eval") / "step_00000.parquet",
                 rows.rows(0, evaluation.rollouts, None),
             )
-            write_json(directory.env_json, environment())
+            directory.write_environment()
             write_json(directory.eval_dir / "summary.json", evaluation.summary(config.model.path))
     return evaluation

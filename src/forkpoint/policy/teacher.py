@@ -77,7 +77,9 @@ class _Teacher:
     def score(self, pairs: Sequence[Pair]) -> list[Completion]:
         """Score the pairs of one micro-batch; none of the completions is empty."""
         states_RX = self._states(pairs)
-        token_ids_R = torch.tensor(np.concatenate([c.token_ids for _, c in pairs]), device=states_RX.device)
+        token_ids_R = torch.tensor(
+            np.concatenate([c.token_ids for _, c in pairs]), device=states_RX.device
+        )
         step = max(1, LOGITS_ELEMENTS // self._vocabulary)
         chunks = [
             self._chunk(*x)

@@ -97,7 +97,9 @@ class Source:
     def shown(self) -> list[ShownCompletion]:
         return [completion for group in self.groups for completion in group.completions]
 
-    def stream(self, of: "Callable[[StoredCompletion], np.ndarray | None]") -> np.ndarray:
+    def stream(
+        self, of: "Callable[[StoredCompletion], Sequence[bool] | np.ndarray | None]"
+    ) -> np.ndarray:
         """[T] a number of each token shown, one completion after the other; nan if not known."""
         parts = [np.zeros(0, np.float32)]
         for one in self.shown:
@@ -153,7 +155,9 @@ class Checkpoints:
     def add_to(self, groups: Sequence[ShownGroup]) -> None:
         """Give each completion the entropies of the checkpoints that are on the page."""
         shown = {
-            (group.prompt_id, one.stored.sample): one for group in groups for one in group.completions
+            (group.prompt_id, one.stored.sample): one
+            for group in groups
+            for one in group.completions
         }
         taken = self.on_the_page
         for place, checkpoint in enumerate(taken):

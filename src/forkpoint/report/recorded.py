@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from forkpoint.analysis.words import Word
 from forkpoint.report import charts
 from forkpoint.report.data import RunData
-from forkpoint.analysis.words import Word
 from forkpoint.report.steps import StepFile, profiles, token_table
 from forkpoint.report.text import number
 from forkpoint.report.tokens import COLOUR_EDGES

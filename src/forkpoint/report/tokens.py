@@ -26,6 +26,7 @@ from forkpoint.report.completions import (
 from forkpoint.report.data import RunData
 from forkpoint.report.json_file import is_number
 from forkpoint.report.text import script_json, visible
+from forkpoint.runs import RunDirectory
 from forkpoint.runs.vocabulary import read_texts
 
 COLOUR_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -60,12 +61,11 @@ def viewer(run: RunData, tokens: int = MOST_TOKENS) -> dict[str, Any]:
         RunError: a file of the run cannot be read.
     """
     sources = read_sources(run, tokens * PAGE_BYTES_PER_TOKEN)
-    vocabulary_path = run.analysis_dir / "vocabulary.parquet"
     vocabulary = Vocabulary()
     streams = [_Streams(source, vocabulary) for source in sources]
     ids = np.unique(np.concatenate([np.zeros(0, np.int32), *(one.top_ids_A for one in streams)]))
     unseen = {i for i in ids.tolist() if not vocabulary.has_text(i)}
-    for i, text in read_texts(vocabulary_path, unseen).items():
+    for i, text in read_texts(RunDirectory(run.root).vocabulary_parquet, unseen).items():
         vocabulary.place(text, i)
     for i in ids.tolist():
         vocabulary.place_of_id(i)

@@ -33,7 +33,7 @@ def words_section(run: RunData) -> dict[str, Any] | None:
 
     ``parts`` is empty if no word occurs often enough.
     """
-    path = run.analysis_dir / "words.parquet"
+    path = RunDirectory(run.root).words_parquet
     pattern = find_result(run.root, Pattern)
     if pattern is None or not path.exists():
         return None

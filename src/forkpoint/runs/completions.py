@@ -52,6 +52,9 @@ ROW_GROUP_ROWS = 2**12
 """A row group ends where it has as many tokens, or as many completions."""
 
 
+NOT_SCORED = Score(reward=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredCompletion:
     """A completion with where it comes from and all that became of it: a row of a file."""
@@ -64,7 +67,7 @@ class StoredCompletion:
     """The prompt's number in its stream; completions of equal serial answer the same prompt."""
     sample: int
     """0, 1, .. among the answers to one prompt."""
-    score: Score = Score(reward=None)
+    score: Score = NOT_SCORED
     prompt_token_ids: Sequence[int] = ()
     """Empty if not known."""
     pieces: Sequence[str] | None = None

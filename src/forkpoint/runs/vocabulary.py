@@ -1,4 +1,4 @@
-"""analysis/vocabulary.parquet: the text of every token id, for ids that no completion holds."""
+"""completions/vocabulary.parquet: the text of every token id, for ids that no completion holds."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -10,13 +10,11 @@ import torch
 
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
-from forkpoint.environment import environment
 from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
 from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
-from forkpoint.runs.atomic import write_json
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
@@ -95,7 +93,7 @@ def train(
         directory = stack.enter_context(
             RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
         )
-        write_json(directory.env_json, environment())
+        directory.write_environment()
         run = _Run(config, directory, observer or Silent(), stop or StopFlag())
         stack.callback(run.parts.sampling.close)
         return run.run()
@@ -221,7 +219,8 @@ class _Run:
         if keeper is None:
             return None
         size = self.config.rollout.group_size
-        return {sequence_id(*key, size): keys for key, keys in keeper.take().items()}
+        taken = keeper.take().items()
+        return {sequence_id(serial, sample, size): k for (serial, sample), k in taken}
 
     def _collect(self, step: int) -> StepRollouts:
         config, parts = self.config, self.parts.sampling

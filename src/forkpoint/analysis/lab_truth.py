@@ -52,7 +52,11 @@ def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.nda
     tokens = 0
     for columns in read_columns(paths, ["prompt", "pieces", "entropies"]):
         prompts, pieces_B = columns.values("prompt"), columns.values("pieces")
-        rows = zip(prompts, pieces_B, columns.arrays("entropies"), strict=True)
+        values_T, ends_B = (
+            columns.flat("entropies").astype(float),
+            columns.lengths("entropies").cumsum(),
+        )
+        rows = zip(prompts, pieces_B, np.split(values_T, ends_B[:-1]), strict=True)
         for prompt, pieces, entropies in rows:
             game = PROMPT.fullmatch(prompt.strip())
             if game is None:
@@ -62,7 +66,7 @@ def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.nda
             legal = np.isfinite(truth.entropies)
             found.append(
                 (
-                    entropies.astype(float)[legal],
+                    entropies[legal],
                     np.array(truth.entropies)[legal],
                     np.array(truth.forks, dtype=bool)[legal],
                 )

@@ -36,9 +36,9 @@ def lab_truth(
     return ForkTruth(
         tokens=len(measured),
         fork_share=float(forks.mean()),
-        precision=detection.precision,
-        recall=detection.recall,
-        average_precision=detection.average_precision,
+        precision=detection.precision if forks.any() else None,
+        recall=detection.recall if forks.any() else None,
+        average_precision=detection.average_precision if forks.any() else None,
         fork_entropy_true=_mean(true[forks]) if at_one else None,
         fork_entropy_measured=_mean(measured[forks]),
         forced_entropy_measured=_mean(measured[~forks]),

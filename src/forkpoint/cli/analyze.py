@@ -197,14 +197,14 @@ def headlines(p: "Pattern") -> list[str]:
         mean = group.mean_entropy
         ends = f" [{mean.low:.3f}, {mean.high:.3f}]" if mean.interval else ""
         lines.append(f"  {group.label}: mean {mean.value:.3f} nats{ends}")
-    if p.lab is not None:
+    if p.lab is not None and p.lab.average_precision is not None:
         lines.append(
             f"true forks: precision {p.lab.precision:.3f}, recall {p.lab.recall:.3f}, "
             f"average precision {p.lab.average_precision:.3f}, {p.lab.fork_share:.1%} of tokens"
         )
-        if p.lab.entropy_error is not None:
-            lines.append(
-                f"entropy against the analytic one: off by {p.lab.entropy_error:.4f} nats "
+    if p.lab is not None and p.lab.entropy_error is not None:
+        lines.append(
+            f"entropy against the analytic one: off by {p.lab.entropy_error:.4f} nats "
                 "on average"
             )
     return lines

@@ -204,9 +204,8 @@ def headlines(p: "Pattern") -> list[str]:
         )
     if p.lab is not None and p.lab.entropy_error is not None:
         lines.append(
-            f"entropy against the analytic one: off by {p.lab.entropy_error:.4f} nats "
-                "on average"
-            )
+            f"entropy against the analytic one: off by {p.lab.entropy_error:.4f} nats on average"
+        )
     return lines
 
 

@@ -132,7 +132,8 @@ class ForkTruth(_Frozen):
     fork_share: float
     """Of the tokens, those where more than one word could stand: the precision of chance."""
     precision: float | None
-    """None, as the next two, if no token is a fork. Of the ``keep_fraction`` of tokens with the highest entropy, those that are forks."""
+    """Of the ``keep_fraction`` of tokens with the highest entropy, those that are forks. None, as
+    the next two, if no token is a fork."""
     recall: float | None
     """Of the forks, those among these tokens."""
     average_precision: float | None

@@ -9,7 +9,7 @@ import numpy as np
 from forkpoint.analysis.continuations import Place
 from forkpoint.analysis.pattern import token_index, top_tokens
 from forkpoint.randomness import stream
-from forkpoint.types import Prompt
+from forkpoint.types import Completion, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,13 @@ class Answer:
     number: int
     """Among all answers; names the random streams."""
     sample: int
-    token_ids: tuple[int, ...]
-    logprobs_T: np.ndarray
-    entropies_T: np.ndarray
-    top_ids_TK: np.ndarray
-    top_logprobs_TK: np.ndarray
+    completion: Completion
+    """With entropies and the most likely tokens."""
+
+    @property
+    def entropies_T(self) -> np.ndarray:
+        assert self.completion.entropies is not None
+        return self.completion.entropies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +44,10 @@ def draw_pairs(answers: Sequence[Answer], *, keep_fraction: float, seed: int) ->
     High: among the ``keep_fraction`` of all tokens with the highest entropy, by the rule ``top``.
     Within an answer each position of a kind is as likely as the others.
     """
-    index = token_index([str(a.number) for a in answers], [len(a.token_ids) for a in answers])
+    index = token_index([str(a.number) for a in answers], [len(a.completion) for a in answers])
     entropies_T = np.concatenate([a.entropies_T for a in answers])
     top_T = top_tokens(entropies_T, index, keep_fraction)
-    ends = np.cumsum([len(a.token_ids) for a in answers])[:-1]
+    ends = np.cumsum([len(a.completion) for a in answers])[:-1]
     pairs = []
     for answer, top in zip(answers, np.split(top_T, ends), strict=True):
         if top.any() and not top.all():
@@ -58,17 +60,20 @@ def draw_pairs(answers: Sequence[Answer], *, keep_fraction: float, seed: int) ->
 
 def place_of(answer: Answer, position: int, kind: str, alternatives: int) -> Place:
     """What to try at a position: the kept token, then the likeliest others."""
-    kept = answer.token_ids[position]
+    completion = answer.completion
+    assert completion.top_ids is not None
+    assert completion.top_logprobs is not None
+    kept = int(completion.token_ids[position])
     top = zip(
-        answer.top_ids_TK[position].tolist(),
-        answer.top_logprobs_TK[position].tolist(),
+        completion.top_ids[position].tolist(),
+        completion.top_logprobs[position].tolist(),
         strict=True,
     )
     others = [(token, logprob) for token, logprob in top if token != kept and logprob > -math.inf]
     return Place(
         prompt=answer.prompt,
-        prefix_ids=answer.token_ids[:position],
-        prefix_logprobs=tuple(answer.logprobs_T[:position].tolist()),
-        choices=((kept, float(answer.logprobs_T[position])), *others[:alternatives]),
+        prefix_ids=tuple(completion.token_ids[:position].tolist()),
+        prefix_logprobs=tuple(completion.logprobs[:position].tolist()),
+        choices=((kept, float(completion.logprobs[position])), *others[:alternatives]),
         serial=2 * answer.number + (kind == "low"),
     )

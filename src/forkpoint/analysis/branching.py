@@ -24,14 +24,14 @@ from forkpoint.analysis.gap import (
     summarise_gaps,
 )
 from forkpoint.analysis.held_out import numbered_problems, sample_held_out, sample_settings
-from forkpoint.analysis.run_files import claim_settings, write_run_files
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json
-from forkpoint.runs.completions import stream_completions
+from forkpoint.runs.completions import read_completions
 from forkpoint.runs.results import Estimate
+from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.types import Problem, Prompt
 
@@ -83,11 +83,11 @@ def measure_branching(
     _check(config, settings)
     with RunDirectory.claim(root) as directory:
         folder = directory.analysis_dir / "branching"
-        claim_settings(folder, _described(config, settings))
+        Pieces.open(folder, _described(config, settings))
         with closing(build_sampling(config)) as parts:
             answers = _answers(parts, config, settings, folder, should_stop)
-            write_run_files(directory, config)
-            spent = sum(len(answer.token_ids) for answer in answers)
+            directory.describe(config.model_dump_json(indent=2))
+            spent = sum(len(answer.completion) for answer in answers)
             note(f"{len(answers)} answers of {spent} tokens sampled")
             pairs = draw_pairs(
                 answers,
@@ -138,10 +138,10 @@ def _answers(
 ) -> list[Answer]:
     """Sampled, or read back, and teacher-forced."""
     paths = sample_held_out(parts, config, folder / "completions", should_stop)
-    rows = list(stream_completions(paths))
-    scores = score_completions(
+    rows = list(read_completions(paths))
+    scored = score_completions(
         parts.loaded.model,
-        ((row.prompt_token_ids, row.token_ids) for row in rows),
+        ((row.prompt_token_ids, row.completion) for row in rows),
         temperature=config.rollout.temperature,
         top_k=settings.alternatives + 1,  # the kept token may be one of them
         max_tokens=config.training.micro_batch_tokens,
@@ -152,13 +152,9 @@ def _answers(
             prompt=_prompt(problems[row.prompt_id], row.prompt_token_ids),
             number=number,
             sample=row.sample,
-            token_ids=tuple(row.token_ids),
-            logprobs_T=score.logprobs_T,
-            entropies_T=score.entropies_T,
-            top_ids_TK=score.top_ids_TK,
-            top_logprobs_TK=score.top_logprobs_TK,
+            completion=completion,
         )
-        for number, (row, score) in enumerate(zip(rows, scores, strict=True))
+        for number, (row, completion) in enumerate(zip(rows, scored, strict=True))
     ]
 
 

@@ -7,7 +7,7 @@ its own, so that an interrupted analysis goes on where it stopped.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,25 @@ from forkpoint.analysis.pattern import (
     top_tokens,
 )
 from forkpoint.analysis.resampling import ratio_intervals
-from forkpoint.analysis.run_files import claim_settings, write_run_files
 from forkpoint.analysis.sources import Columns, CompletionFile
-from forkpoint.analysis.vocabulary import ensure_vocabulary
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
 from forkpoint.policy.load import LoadedModel, load_model, model_source
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_json, write_text
-from forkpoint.runs.completions import stream_completions, write_completions
-from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
+from forkpoint.runs.completions import (
+    StoredCompletion,
+    part_file,
+    part_files,
+    read_columns,
+    read_completions,
+    write_completions,
+)
 from forkpoint.runs.results import Estimate
+from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import build_sampling
+from forkpoint.sampling.pieces import TokenPieces
 
 SCHEMA = 1
 
@@ -74,7 +80,7 @@ def measure_dynamics(
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Write analysis/dynamics.json and analysis/dynamics_tokens.parquet in ``root``.
+    """Write analysis/dynamics.json and completions/dynamics/ in ``root``.
 
     Args:
         note: gets a line about each thing done.
@@ -92,12 +98,11 @@ def measure_dynamics(
         raise ConfigError(f"--keep-fraction {job.keep_fraction:g} is not in (0, 1]")
     check_comparable(job.checkpoints)
     with RunDirectory.claim(root) as directory:
-        folder = directory.analysis_dir / "dynamics"
-        claim_settings(folder, _settings(job, root))
-        paths = _completions(job, folder / "completions", should_stop, note)
-        write_run_files(directory, job.config)
-        scored = _score_all(job, paths, folder / "scored", should_stop, note)
-        join_scores(scored, directory.analysis_dir / "dynamics_tokens.parquet")
+        folder = directory.completions_dir("dynamics")
+        Pieces.open(folder, _settings(job, root))
+        paths = _completions(job, directory, should_stop, note)
+        directory.describe(job.config.model_dump_json(indent=2))
+        scored = _score_all(job, paths, folder, should_stop, note)
         summary = _summary(job, paths, scored)
         write_json(directory.analysis_dir / "dynamics.json", summary)
     return summary
@@ -131,21 +136,23 @@ def _relative(path: str, root: Path) -> str:
 
 
 def _completions(
-    job: DynamicsJob, folder: Path, should_stop: Callable[[], bool], note: Callable[[str], None]
+    job: DynamicsJob,
+    directory: RunDirectory,
+    should_stop: Callable[[], bool],
+    note: Callable[[str], None],
 ) -> list[Path]:
     """Files of completions, sampled from the final policy unless the job names some."""
+    folder = directory.completions_dir("dynamics") / "sampled"
     whole = folder / "whole"  # the mark that no part is missing
     if whole.exists():
-        return sorted(folder.glob("part_*.parquet"))
+        return part_files(folder)
     if job.rollouts is None:
         note(f"sampling from {job.checkpoints[-1].name}")
         with closing(build_sampling(job.config, weights=_weights(job.checkpoints[-1]))) as parts:
-            ensure_vocabulary(folder.parent.parent, parts.loaded.tokenizer)
             paths = sample_held_out(parts, job.config, folder, should_stop)
     else:
         note(f"reading {job.rollouts}")
         loaded = load_model(job.config.model)
-        ensure_vocabulary(folder.parent.parent, loaded.tokenizer)
         source = CompletionFile(job.rollouts, Columns(), loaded)
         paths = _copy(source, folder)
         for line in source.notes():
@@ -158,7 +165,7 @@ def _copy(source: CompletionFile, folder: Path) -> list[Path]:
     """The file's completions in this model's tokens."""
     rows, paths = iter(source), []
     while part := list(islice(rows, PART_COMPLETIONS)):
-        paths.append(folder / f"part_{len(paths):05d}.parquet")
+        paths.append(part_file(folder, len(paths)))
         write_completions(paths[-1], part)
     return paths
 
@@ -170,15 +177,15 @@ def _score_all(
     should_stop: Callable[[], bool],
     note: Callable[[str], None],
 ) -> list[Path]:
-    """A file of scores for each checkpoint; those that are there already are kept."""
+    """The completions as each checkpoint sees them; files that are there already are kept."""
     scored = []
     for number, checkpoint in enumerate(job.checkpoints):
         path = folder / f"checkpoint_{number:05d}.parquet"
         if not path.exists():
             note(f"scoring with {checkpoint.name} ({number + 1} of {len(job.checkpoints)})")
             # no name is left for the model: it must be gone before the next one is loaded
-            write_scores(
-                path, _scores(job.config, _load(job.config, checkpoint), number, paths, should_stop)
+            write_completions(
+                path, _scores(job.config, _load(job.config, checkpoint), paths, should_stop)
             )
         scored.append(path)
     return scored
@@ -198,27 +205,25 @@ def _weights(checkpoint: Checkpoint) -> Path:
 def _scores(
     config: RunConfig,
     loaded: LoadedModel,
-    number: int,
     paths: Sequence[Path],
     should_stop: Callable[[], bool],
-) -> Iterator[ScoreRow]:
-    """One checkpoint's rows, in the order of the completions."""
+) -> Iterator[StoredCompletion]:
+    """The completions in order, with one checkpoint's numbers."""
+    pieces = TokenPieces(loaded.tokenizer)
     scores = score_completions(
         loaded.model,
-        ((r.prompt_token_ids, r.token_ids) for r in stream_completions(paths)),
+        ((r.prompt_token_ids, r.completion) for r in read_completions(paths)),
         temperature=config.rollout.temperature,
         top_k=1,
         max_tokens=config.training.micro_batch_tokens,
     )
-    for row, score in zip(stream_completions(paths), scores, strict=True):
+    for row, scored in zip(read_completions(paths), scores, strict=True):
         if should_stop():
             raise Interrupted("stopped while scoring")
-        yield ScoreRow(
-            prompt_id=row.prompt_id,
-            sample=row.sample,
-            checkpoint=number,
-            entropies=score.entropies_T,
-            logprobs=score.logprobs_T,
+        yield replace(
+            row,
+            completion=replace(scored, top_ids=None, top_logprobs=None),
+            pieces=pieces(scored.token_ids.tolist()),
         )
 
 
@@ -226,18 +231,21 @@ def _scores(
 
 
 def _summary(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) -> dict[str, Any]:
-    ids, lengths = zip(*((r.prompt_id, r.tokens) for r in stream_completions(paths)), strict=True)
+    ids, lengths = [], []
+    for columns in read_columns(paths, ["prompt_id", "token_ids"]):
+        ids += columns.values("prompt_id")
+        lengths += columns.lengths().tolist()
     index = token_index(ids, lengths)
     if not len(index.prompt_T):
         raise DataError(f"no tokens to compare: every completion ({job.source}) is empty")
     config, seed = job.config, job.config.evaluation.seed
     tops_CT, percentiles_C, means_C = [], [], []
-    for number, path in enumerate(scored):
-        entropies_T = read_scores(path, "entropies", number)
+    for path in scored:
+        entropies_T = _entropies(path)
         tops_CT.append(top_tokens(entropies_T, index, job.keep_fraction))
         percentiles_C.append(percentiles(entropies_T, index, seed=seed))
         means_C.append(_mean(entropies_T, index, seed))
-    base_T, final_T = (read_scores(scored[n], "entropies", n) for n in (0, len(scored) - 1))
+    base_T, final_T = (_entropies(scored[n]) for n in (0, -1))
     changes = change_by_bin(base_T, final_T, index, seed=seed)
     return {
         "schema": SCHEMA,
@@ -273,6 +281,11 @@ def _summary(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) ->
             str(q): _dicts([found[k] for found in percentiles_C]) for k, q in enumerate(PERCENTILES)
         },
     }
+
+
+def _entropies(path: Path) -> np.ndarray:
+    """One checkpoint's entropies of all completions, end to end: float32 [T]."""
+    return np.concatenate([c.flat("entropies") for c in read_columns([path], ["entropies"])])
 
 
 def _mean(entropies_T: np.ndarray, index: TokenIndex, seed: int) -> Estimate | None:

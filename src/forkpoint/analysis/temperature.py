@@ -205,7 +205,7 @@ def _analysed(config: RunConfig, percentile: float, directory: RunDirectory) -> 
     pattern = find_result(directory.root, Pattern)
     if pattern is None or pattern.source != "sampled" or pattern.temperature != 1:
         return None
-    theirs = Pieces(directory.pieces_dir / "pattern").settings().get("config", {})
+    theirs = Pieces(directory.completions_dir("analysis")).settings().get("config", {})
     ours = config.model_dump(mode="json")
     lengths = [found.get("rollout", {}).get("max_new_tokens") for found in (theirs, ours)]
     if lengths[0] != lengths[1] or any(theirs.get(x) != ours[x] for x in ("model", "task")):

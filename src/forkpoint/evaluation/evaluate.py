@@ -14,9 +14,9 @@ from forkpoint.config import RunConfig
 from forkpoint.errors import RewardError
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.runs import RunDirectory
+from forkpoint.runs.completions import write_completions
 from forkpoint.runs.results import Estimate, Evaluation, write_result
 from forkpoint.runs.resume import Pieces
-from forkpoint.runs.rollouts import write_rollouts
 from forkpoint.sampling import RowMaker, SampleRequest, SamplingParts, build_sampling
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.sampling.collect import StepRollouts
@@ -84,12 +84,12 @@ def evaluate_config(
         with TemporaryDirectory() as folder:
             return evaluate_config(config, Path(folder), should_stop, note)
     with RunDirectory.claim(root) as directory:
-        pieces = Pieces.open(directory.pieces_dir / "evaluation", decisive(config))
+        pieces = Pieces.open(directory.completions_dir("evaluation"), decisive(config))
         with closing(build_sampling(config)) as parts:
             directory.describe(config.model_dump_json(indent=2))
             for text in parts.task.notes:
                 note(text)
-            tallies = _tallies(parts, config, directory, pieces, should_stop)
+            tallies = _tallies(parts, config, pieces, should_stop)
         found, seed = summed(tallies), config.evaluation.seed
         result = Evaluation(
             model=config.model.path,
@@ -234,7 +234,6 @@ def sample_held_out(
 def _tallies(
     parts: SamplingParts,
     config: RunConfig,
-    directory: RunDirectory,
     pieces: Pieces,
     should_stop: Callable[[], bool],
 ) -> list[Tally]:
@@ -247,14 +246,12 @@ def _tallies(
     def part(first: int, path: Path) -> Tally:
         some = {n: problems[n] for n in range(first, min(first + size, len(problems)))}
         groups = sample_held_out(parts, config, some, settings, should_stop)
-        write_rollouts(path, rows.rows(0, all_accepted(groups), None))
+        write_completions(path, rows.rows(0, all_accepted(groups), None))
         return tally(groups)
 
     names = {first: f"part_{n:05d}" for n, first in enumerate(range(0, len(problems), size))}
     return [
-        pieces.get(
-            f"{name}.json", Tally, partial(part, first, directory.eval_dir / f"{name}.parquet")
-        )
+        pieces.get(f"{name}.json", Tally, partial(part, first, pieces.folder / f"{name}.parquet"))
         for first, name in names.items()
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from forkpoint.runs.atomic import read_object
 from forkpoint.runs.directory import check_schema
 from forkpoint.runs.results import AnyResult, Result, find_result, result_path
 from forkpoint.runs.resume import Pieces
+
+STORED = {"pattern": "analysis"}
+"""Where a measurement keeps its completions, if the folder has another name than its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +53,10 @@ class RunData:
 
     def began(self, model: type[Result]) -> bool:
         """Whether a measurement was interrupted: pieces are there, and its result is not."""
-        pieces = Pieces(RunDirectory(self.root).pieces_dir / Path(model.file).stem)
-        return pieces.any() and not result_path(self.root, model).exists()
+        name = Path(model.file).stem
+        folders = (self.root / "pieces" / name, self.root / "completions" / STORED.get(name, name))
+        begun = any(Pieces(folder).any() for folder in folders)
+        return begun and not result_path(self.root, model).exists()
 
     def analysis(self, name: str) -> JsonObject | None:
         """``analysis/NAME.json``; None if it was not made."""
@@ -123,4 +129,5 @@ def _load_run(root: Path, label: str) -> RunData:
 
 def _was_begun(root: Path) -> bool:
     """Whether an analysis was interrupted when it had measured something."""
-    return any(folder.is_dir() and Pieces(folder).any() for folder in (root / "pieces").glob("*"))
+    folders = (root / "pieces").glob("*"), (root / "completions").glob("*")
+    return any(folder.is_dir() and Pieces(folder).any() for folder in chain(*folders))

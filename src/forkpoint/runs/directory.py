@@ -21,7 +21,10 @@ FIRST_VERSION = ("rollouts", "eval", "analysis/tokens")
 """Folders that only the first version made."""
 
 MAY_CHANGE = frozenset(
-    {"name", "training.steps", "checkpoint.every", "checkpoint.keep_last", "scoring.workers"}
+    {
+        *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
+        *("scoring.workers", "rollout.keep"),
+    }
 )
 """What a resumed run may set anew: nothing here touches the steps already made."""
 
@@ -48,16 +51,26 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
-    def rollouts_dir(self) -> Path:
-        return self.root / "rollouts"
-
-    @property
     def eval_dir(self) -> Path:
         return self.root / "eval"
+
+    def completions_dir(self, kind: str) -> Path:
+        """Where completions of a kind are: ``train``, ``eval``, ``analysis``, ``dynamics``."""
+        return self.root / "completions" / kind
 
     @property
     def analysis_dir(self) -> Path:
         return self.root / "analysis"
+
+    @property
+    def vocabulary_parquet(self) -> Path:
+        """The text of every token id of the model that was analysed."""
+        return self.root / "completions" / "vocabulary.parquet"
+
+    @property
+    def words_parquet(self) -> Path:
+        """Words by their mean entropy: beside results/pattern.json."""
+        return self.root / "results" / "words.parquet"
 
     @property
     def pieces_dir(self) -> Path:

@@ -16,7 +16,7 @@ from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
-from forkpoint.runs.rollouts import write_rollouts
+from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.training.bad_steps import (
@@ -36,7 +36,7 @@ from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_met
 from forkpoint.training.parts import RunParts, build_parts
 from forkpoint.training.step import StepResult, train_step
 from forkpoint.training.stop import StopFlag
-from forkpoint.types import TokenBatch
+from forkpoint.types import TokenBatch, sequence_id
 
 
 class Observer(Protocol):
@@ -151,8 +151,7 @@ class _Run:
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
             line |= _metrics(rollouts, result)
-            rows = self.rows.rows(step, rollouts, result.batch if result else None)
-            write_rollouts(self.directory.rollouts_dir / f"step_{step:05d}.parquet", rows)
+            self._record(step, rollouts, result)
         line |= {"time/step_s": time.perf_counter() - started, **peak_memory()}
         evaluates = self._evaluates_at(step)
         if not evaluates:
@@ -220,7 +219,8 @@ class _Run:
         if keeper is None:
             return None
         size = self.config.rollout.group_size
-        return {serial * size + sample: keys for (serial, sample), keys in keeper.take().items()}
+        taken = keeper.take().items()
+        return {sequence_id(serial, sample, size): k for (serial, sample), k in taken}
 
     def _collect(self, step: int) -> StepRollouts:
         config, parts = self.config, self.parts.sampling
@@ -241,6 +241,14 @@ class _Run:
                 should_stop=self.stop,
             )
 
+    def _record(self, step: int, rollouts: StepRollouts, result: StepResult | None) -> None:
+        """Store as many of a step's completions as the configuration asks for."""
+        keep = self.config.rollout.keep
+        if keep != "none":
+            rows = self.rows.rows(step, rollouts, result.batch if result else None, keep)
+            folder = self.directory.completions_dir("train")
+            write_completions(folder / f"step_{step:05d}.parquet", rows)
+
     def _evaluates_at(self, step: int) -> bool:
         config = self.config.evaluation
         if not config.every:
@@ -257,7 +265,7 @@ class _Run:
             evaluation = evaluate(parts, self.config, self.stop)
         accuracy = evaluation.accuracy
         rows = self.rows.rows(step, evaluation.rollouts, None)
-        write_rollouts(self.directory.eval_dir / f"step_{step:05d}.parquet", rows)
+        write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)
         self._log(
             line
             | {

@@ -54,9 +54,9 @@ def main() -> None:
             "prompt_ids": group.prompt.token_ids,
             "rewards": [r.score.reward for r in group.rollouts_G],
             "finish_reasons": [str(r.completion.finish_reason) for r in group.rollouts_G],
-            "completion_ids": [r.completion.token_ids for r in group.rollouts_G],
+            "completion_ids": [r.completion.token_ids.tolist() for r in group.rollouts_G],
             "logprobs": [_rounded(r.completion.logprobs) for r in group.rollouts_G],
-            "entropies": [_rounded(r.completion.entropies or ()) for r in group.rollouts_G],
+            "entropies": [_rounded(r.completion.entropies) for r in group.rollouts_G],
         }
         for group in rollouts.groups
     ]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forkpoint.runs.tokens import TokenStore
 
 from forkpoint.analysis import analyze as analyze_module
 from forkpoint.analysis.analyze import AnalysisSettings, analyze
@@ -18,7 +19,6 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.policy.load import load_model
-from forkpoint.runs.tokens import TokenStore
 from forkpoint.sampling import Prompter, SamplingParts, build_engine
 from forkpoint.tasks import build_task
 from forkpoint.types import Completion, Problem, Score

@@ -113,8 +113,8 @@ def test_whole_answers_are_rewarded_and_branches_kept_apart() -> None:
     assert [(r.serial, r.sample) for r in engine.requests] == [(7, i) for i in range(4)]
     assert [s.max_new_tokens for s in engine.settings] == [7]
     first = scorer.seen[0]
-    assert first.token_ids == (5, 6, 8, 20, EOS)
-    assert first.logprobs == (-0.1, -0.1, -0.2, -0.5, -0.25)
+    assert first.token_ids.tolist() == [5, 6, 8, 20, EOS]
+    assert first.logprobs.tolist() == pytest.approx([-0.1, -0.1, -0.2, -0.5, -0.25])
     assert first.finish_reason is FinishReason.STOP
 
 
@@ -127,7 +127,7 @@ def test_an_end_of_text_ends_the_answer_there() -> None:
     assert (branches[1].rewards, branches[1].certain) == ((0.0, 0.0), False)
     assert spent == 4
     assert made.worst_case(at) == 2 * 7  # one open branch, two endings, room for 7
-    assert scorer.seen[0].token_ids == (5, 6, EOS)
+    assert scorer.seen[0].token_ids.tolist() == [5, 6, EOS]
     assert scorer.seen[0].finish_reason is FinishReason.STOP
     assert len(engine.requests) == 2
 

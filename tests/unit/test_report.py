@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from forkpoint.report.provenance import leaves
 from forkpoint.report.steps import StepFile, bin_edges, entropy_profile, token_table
 from forkpoint.report.text import number, percent, script_json, three_figures, visible
 from forkpoint.runs.atomic import write_json
-from forkpoint.runs.rollouts import RolloutRow, write_rollouts
 from tests.report_page import page_of
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 

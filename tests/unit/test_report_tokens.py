@@ -12,17 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from forkpoint.errors import RunError
-from forkpoint.report.completions import (
-    PAGE_BYTES_PER_TOKEN,
-    Vocabulary,
-    choose,
-    shares,
-)
-from forkpoint.report.data import load_runs
 from forkpoint.report.packing import (
     LEVELS,
     LOG_STEP,
@@ -36,11 +25,22 @@ from forkpoint.report.packing import (
 )
 from forkpoint.report.rollout_source import is_right, words
 from forkpoint.report.scored import MOST_CHECKPOINTS, Scores
+from forkpoint.runs.dynamics import ScoreRow, write_scores
+from forkpoint.runs.tokens import CompletionRow
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkpoint.errors import RunError
+from forkpoint.report.completions import (
+    PAGE_BYTES_PER_TOKEN,
+    Vocabulary,
+    choose,
+    shares,
+)
+from forkpoint.report.data import load_runs
 from forkpoint.report.tokens import COLOUR_EDGES, name_alternatives, payload, read_sources, viewer
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.completions import write_completions
-from forkpoint.runs.dynamics import ScoreRow, write_scores
-from forkpoint.runs.tokens import CompletionRow
 from forkpoint.runs.vocabulary import read_texts, write_vocabulary
 from tests.analysis_store import make_completion, make_store
 from tests.report_runs import make_row, make_run

@@ -9,16 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from forkpoint.report.contexts import Context, find_contexts
+from forkpoint.runs.columns import stream_columns
+from forkpoint.runs.tokens import TokenStore
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint.errors import RunError
-from forkpoint.report.contexts import Context, find_contexts
 from forkpoint.report.svg import power_label, symlog, symlog_ticks
 from forkpoint.report.wordcloud import GAP, SMALLEST, WIDTH, CloudWord, pack, text_width, word_cloud
 from forkpoint.runs import tokens
-from forkpoint.runs.columns import stream_columns
-from forkpoint.runs.tokens import TokenStore
 from tests.analysis_runs import SUMMARY, write_analysis, write_store
 from tests.report_page import page_of
 

@@ -53,12 +53,14 @@ def test_paths_are_the_documented_ones(tmp_path: Path) -> None:
         "config_json": "config.json",
         "env_json": "env.json",
         "metrics_jsonl": "metrics.jsonl",
-        "rollouts_dir": "rollouts",
         "eval_dir": "eval",
         "checkpoints_dir": "checkpoints",
         "analysis_dir": "analysis",
         "pieces_dir": "pieces",
+        "vocabulary_parquet": "completions/vocabulary.parquet",
+        "words_parquet": "results/words.parquet",
     }
+    assert directory.completions_dir("train") == tmp_path / "completions" / "train"
 
 
 def test_run_that_is_there_is_not_written_over(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_resume_refuses_other_settings_by_name(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path} was started with other settings (training.mini_batches: 4 -> 1, "
         "training.seed: 1 -> 2); a resumed run may change only checkpoint.every, "
-        "checkpoint.keep_last, name, scoring.workers, training.steps"
+        "checkpoint.keep_last, name, rollout.keep, scoring.workers, training.steps"
     )
     assert json.loads((tmp_path / "config.json").read_text())["training"]["seed"] == 1
 
@@ -310,3 +312,38 @@ def test_a_folder_says_of_which_version_it_is(tmp_path: Path) -> None:
     directory.env_json.write_text("{")
     with pytest.raises(RunError, match=r"cannot read .*env.json"):
         check_schema(tmp_path)
+
+
+# ---- claiming a directory ------------------------------------------------------------------------
+
+
+def test_claim_makes_the_folder_and_leaves_its_configuration_alone(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "run"
+    with RunDirectory.claim(root) as directory:
+        assert directory.root == root
+        assert not directory.config_json.exists()
+    directory.config_json.write_text('{"a": 1}')
+    with RunDirectory.claim(root):
+        pass
+    assert directory.config_json.read_text() == '{"a": 1}'
+
+
+def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
+    with (
+        RunDirectory.claim(tmp_path),
+        pytest.raises(RunError, match="is being written by process"),
+        RunDirectory.claim(tmp_path),
+    ):
+        pass
+    with RunDirectory.claim(tmp_path):  # free again
+        pass
+
+
+def test_claim_and_training_exclude_each_other(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with (
+        RunDirectory.open(root, "{}", resume=False),
+        pytest.raises(RunError, match="is being written by process"),
+        RunDirectory.claim(root),
+    ):
+        pass

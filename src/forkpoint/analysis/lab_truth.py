@@ -36,9 +36,9 @@ def lab_truth(
     return ForkTruth(
         tokens=len(measured),
         fork_share=float(forks.mean()),
-        precision=detection.precision,
-        recall=detection.recall,
-        average_precision=detection.average_precision,
+        precision=detection.precision if forks.any() else None,
+        recall=detection.recall if forks.any() else None,
+        average_precision=detection.average_precision if forks.any() else None,
         fork_entropy_true=_mean(true[forks]) if at_one else None,
         fork_entropy_measured=_mean(measured[forks]),
         forced_entropy_measured=_mean(measured[~forks]),
@@ -52,7 +52,11 @@ def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.nda
     tokens = 0
     for columns in read_columns(paths, ["prompt", "pieces", "entropies"]):
         prompts, pieces_B = columns.values("prompt"), columns.values("pieces")
-        rows = zip(prompts, pieces_B, columns.arrays("entropies"), strict=True)
+        values_T, ends_B = (
+            columns.flat("entropies").astype(float),
+            columns.lengths("entropies").cumsum(),
+        )
+        rows = zip(prompts, pieces_B, np.split(values_T, ends_B[:-1]), strict=True)
         for prompt, pieces, entropies in rows:
             game = PROMPT.fullmatch(prompt.strip())
             if game is None:
@@ -62,7 +66,7 @@ def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.nda
             legal = np.isfinite(truth.entropies)
             found.append(
                 (
-                    entropies.astype(float)[legal],
+                    entropies[legal],
                     np.array(truth.entropies)[legal],
                     np.array(truth.forks, dtype=bool)[legal],
                 )

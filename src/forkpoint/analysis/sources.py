@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forkpoint.analysis.rows import Row, find_files, read_rows, short
 from forkpoint.analysis.shapes import Entry, shape_of
 from forkpoint.errors import DataError
@@ -113,8 +115,8 @@ class _Encoder:
         text = isinstance(entry.prompt, str)
         return StoredCompletion(
             completion=Completion(
-                token_ids=token_ids,
-                logprobs=[math.nan] * len(token_ids),
+                token_ids=np.array(token_ids, np.int32),
+                logprobs=np.full(len(token_ids), np.nan, np.float32),
                 entropies=None,
                 finish_reason=entry.finish_reason,
                 text=entry.text,

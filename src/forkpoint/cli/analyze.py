@@ -45,7 +45,7 @@ def analyze(
     """See which tokens of a model's chains of thought are forks.
 
     Samples completions (or reads some), and stores entropy, log-probability and alternatives of
-    each token in RUN-DIR/analysis. The same command again goes on where it was stopped.
+    each token in RUN-DIR/completions. The same command again goes on where it was stopped.
 
     Parameters
     ----------
@@ -102,13 +102,13 @@ def _run(
     console = SafeConsole()
     with StopFlag() as stop:
         try:
-            summary = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
+            pattern = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
         except Interrupted as stopped:
             if stop.signal is None:
                 raise
             console.print(f"{stopped}: whole parts are kept, the same command goes on from them")
             return stop.exit_code
-    show(console, summary, run_dir)
+    show(console, pattern, run_dir)
     if format_ is not None:
         from forkpoint.analysis.figures import draw_figures
 
@@ -197,15 +197,15 @@ def headlines(pattern: "Pattern") -> list[str]:
     for group in p.by_correctness:
         mean = group.mean_entropy
         lines.append(f"  {group.label}: mean {mean.value:.3f} nats{mean.ends('{:.3f}')}")
-    if (lab := p.lab) is not None:
+    if (lab := p.lab) is not None and lab.average_precision is not None:
         lines.append(
             f"true forks: precision {lab.precision:.3f}, recall {lab.recall:.3f}, "
             f"average precision {lab.average_precision:.3f}, {lab.fork_share:.1%} of tokens"
         )
-        if lab.entropy_error is not None:
-            lines.append(
-                f"entropy against the analytic one: off by {lab.entropy_error:.4f} nats on average"
-            )
+    if lab is not None and lab.entropy_error is not None:
+        lines.append(
+            f"entropy against the analytic one: off by {lab.entropy_error:.4f} nats on average"
+        )
     return lines
 
 

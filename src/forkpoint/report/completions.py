@@ -150,7 +150,7 @@ class Checkpoints:
         """Whether these completions were scored: by the first ones both have."""
         ours = dict(islice(_token_ids(self.paths[:1]), COMPARED))
         theirs = [pair for pair in islice(_token_ids(paths), COMPARED) if pair[0] in ours]
-        return bool(theirs) and all(np.array_equal(ours[key], ids) for key, ids in theirs)
+        return bool(theirs) and all(ours[key] == ids for key, ids in theirs)
 
     def add_to(self, groups: Sequence[ShownGroup]) -> None:
         """Give each completion the entropies of the checkpoints that are on the page."""
@@ -177,10 +177,10 @@ IDENTITY = ("prompt_id", "sample")
 """What a completion is known by in all files of one analysis."""
 
 
-def _token_ids(paths: Sequence[Path]) -> Iterator[tuple[tuple[str, int], np.ndarray | None]]:
+def _token_ids(paths: Sequence[Path]) -> Iterator[tuple[tuple[str, int], list[int]]]:
     for columns in read_columns(paths, [*IDENTITY, "token_ids"]):
         keys = zip(*map(columns.values, IDENTITY), strict=True)
-        yield from zip(keys, columns.arrays("token_ids"), strict=True)
+        yield from zip(keys, columns.values("token_ids"), strict=True)
 
 
 def find_checkpoints(root: Path) -> Checkpoints | None:

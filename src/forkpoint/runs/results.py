@@ -131,11 +131,11 @@ class ForkTruth(_Frozen):
     tokens: int
     fork_share: float
     """Of the tokens, those where more than one word could stand: the precision of chance."""
-    precision: float
-    """Of the ``keep_fraction`` of tokens with the highest entropy, those that are forks."""
-    recall: float
+    precision: float | None
+    """Of the top ``keep_fraction`` of tokens by entropy, those that are forks. None: no fork."""
+    recall: float | None
     """Of the forks, those among these tokens."""
-    average_precision: float
+    average_precision: float | None
     """Over all cuts."""
     fork_entropy_true: float | None
     """Mean over forks, of the demonstration policy. None, as ``entropy_error``, unless the

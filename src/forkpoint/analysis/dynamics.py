@@ -8,7 +8,6 @@ its own, so that an interrupted analysis goes on where it stopped.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
 from forkpoint.policy.load import LoadedModel, load_model, model_source
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.atomic import write_json, write_text
+from forkpoint.runs.atomic import write_text
 from forkpoint.runs.completions import (
     StoredCompletion,
     part_file,
@@ -41,15 +40,10 @@ from forkpoint.runs.completions import (
     read_completions,
     write_completions,
 )
-from forkpoint.runs.results import Estimate
+from forkpoint.runs.results import CheckpointEntropy, Dynamics, Estimate, write_result
 from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import build_sampling
 from forkpoint.sampling.pieces import TokenPieces
-
-SCHEMA = 1
-
-PART_COMPLETIONS = 256
-"""Completions of a part that is read from a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +73,14 @@ def measure_dynamics(
     root: Path,
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Write analysis/dynamics.json and completions/dynamics/ in ``root``.
+) -> Dynamics:
+    """Write results/dynamics.json and completions/dynamics/ in ``root``.
 
     Args:
         note: gets a line about each thing done.
 
     Returns:
-        The contents of dynamics.json; docs/dynamics.md is the schema.
+        The contents of dynamics.json; see docs/dynamics.md.
 
     Raises:
         ConfigError: ``keep_fraction`` is not a share.
@@ -98,22 +92,19 @@ def measure_dynamics(
         raise ConfigError(f"--keep-fraction {job.keep_fraction:g} is not in (0, 1]")
     check_comparable(job.checkpoints)
     with RunDirectory.claim(root) as directory:
-        folder = directory.completions_dir("dynamics")
-        Pieces.open(folder, _settings(job, root))
-        paths = _completions(job, directory, should_stop, note)
+        pieces = Pieces.open(directory.completions_dir("dynamics"), _decisive(job, root))
+        paths = _completions(job, pieces, should_stop, note)
         directory.describe(job.config.model_dump_json(indent=2))
-        scored = _score_all(job, paths, folder, should_stop, note)
-        summary = _summary(job, paths, scored)
-        write_json(directory.analysis_dir / "dynamics.json", summary)
-    return summary
+        result = _result(job, paths, _score_all(job, paths, pieces, should_stop, note))
+        write_result(root, result)
+    return result
 
 
-def _settings(job: DynamicsJob, root: Path) -> dict[str, Any]:
+def _decisive(job: DynamicsJob, root: Path) -> dict[str, Any]:
     """What decides the completions and their scores."""
     config = job.config
     sampled = job.rollouts is None
     return {
-        "schema": SCHEMA,
         "checkpoints": [_relative(c.path, root) for c in job.checkpoints],
         "rollouts": None if job.rollouts is None else _relative(str(job.rollouts), root),
         "temperature": config.rollout.temperature,
@@ -136,13 +127,10 @@ def _relative(path: str, root: Path) -> str:
 
 
 def _completions(
-    job: DynamicsJob,
-    directory: RunDirectory,
-    should_stop: Callable[[], bool],
-    note: Callable[[str], None],
+    job: DynamicsJob, pieces: Pieces, should_stop: Callable[[], bool], note: Callable[[str], None]
 ) -> list[Path]:
     """Files of completions, sampled from the final policy unless the job names some."""
-    folder = directory.completions_dir("dynamics") / "sampled"
+    folder = pieces.path("sampled")
     whole = folder / "whole"  # the mark that no part is missing
     if whole.exists():
         return part_files(folder)
@@ -152,42 +140,34 @@ def _completions(
             paths = sample_held_out(parts, job.config, folder, should_stop)
     else:
         note(f"reading {job.rollouts}")
-        loaded = load_model(job.config.model)
-        source = CompletionFile(job.rollouts, Columns(), loaded)
-        paths = _copy(source, folder)
+        source = CompletionFile(job.rollouts, Columns(), load_model(job.config.model))
+        paths = [part_file(folder, 0)]
+        write_completions(paths[0], source)
         for line in source.notes():
             note(line)
     write_text(whole, "")
     return paths
 
 
-def _copy(source: CompletionFile, folder: Path) -> list[Path]:
-    """The file's completions in this model's tokens."""
-    rows, paths = iter(source), []
-    while part := list(islice(rows, PART_COMPLETIONS)):
-        paths.append(part_file(folder, len(paths)))
-        write_completions(paths[-1], part)
-    return paths
-
-
 def _score_all(
     job: DynamicsJob,
     paths: Sequence[Path],
-    folder: Path,
+    pieces: Pieces,
     should_stop: Callable[[], bool],
     note: Callable[[str], None],
 ) -> list[Path]:
     """The completions as each checkpoint sees them; files that are there already are kept."""
     scored = []
     for number, checkpoint in enumerate(job.checkpoints):
-        path = folder / f"checkpoint_{number:05d}.parquet"
-        if not path.exists():
+        key = f"checkpoint_{number:05d}.parquet"
+        if not pieces.done(key):
             note(f"scoring with {checkpoint.name} ({number + 1} of {len(job.checkpoints)})")
             # no name is left for the model: it must be gone before the next one is loaded
             write_completions(
-                path, _scores(job.config, _load(job.config, checkpoint), paths, should_stop)
+                pieces.path(key),
+                _scores(job.config, _load(job.config, checkpoint), paths, should_stop),
             )
-        scored.append(path)
+        scored.append(pieces.path(key))
     return scored
 
 
@@ -230,7 +210,7 @@ def _scores(
 # ---- statistics ---------------------------------------------------------------------------------
 
 
-def _summary(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) -> dict[str, Any]:
+def _result(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) -> Dynamics:
     ids, lengths = [], []
     for columns in read_columns(paths, ["prompt_id", "token_ids"]):
         ids += columns.values("prompt_id")
@@ -239,60 +219,52 @@ def _summary(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) ->
     if not len(index.prompt_T):
         raise DataError(f"no tokens to compare: every completion ({job.source}) is empty")
     config, seed = job.config, job.config.evaluation.seed
-    tops_CT, percentiles_C, means_C = [], [], []
-    for path in scored:
-        entropies_T = _entropies(path)
-        tops_CT.append(top_tokens(entropies_T, index, job.keep_fraction))
-        percentiles_C.append(percentiles(entropies_T, index, seed=seed))
-        means_C.append(_mean(entropies_T, index, seed))
+    tops_CT = [top_tokens(_entropies(path), index, job.keep_fraction) for path in scored]
+    with_base = overlaps(tops_CT, tops_CT[0], index, seed=seed)
+    with_final = overlaps(tops_CT, tops_CT[-1], index, seed=seed)
     base_T, final_T = (_entropies(scored[n]) for n in (0, -1))
-    changes = change_by_bin(base_T, final_T, index, seed=seed)
-    return {
-        "schema": SCHEMA,
-        "checkpoints": [{"name": c.name, "step": c.step, "path": c.path} for c in job.checkpoints],
-        "source": job.source,
-        "task": config.task.type if job.rollouts is None else None,
-        "temperature": config.rollout.temperature,
-        "seed": seed,
-        "keep_fraction": job.keep_fraction,
-        "tokens": len(base_T),
-        "completions": len(lengths),
-        "prompts": index.num_prompts,
-        "overlap_with_base": _dicts(overlaps(tops_CT, tops_CT[0], index, seed=seed)),
-        "overlap_with_final": _dicts(overlaps(tops_CT, tops_CT[-1], index, seed=seed)),
-        "mean_entropy": _dicts(means_C),
-        "change_by_bin": [
-            {
-                "from_percentile": c.from_percentile,
-                "to_percentile": c.to_percentile,
-                "from_nats": c.from_nats,
-                "to_nats": c.to_nats,
-                "tokens": c.tokens,
-                "mean": c.change.value,
-                "low": c.change.low,
-                "high": c.change.high,
-            }
-            for c in changes
-        ],
-        "percentiles": {
-            str(q): [found[k].value for found in percentiles_C] for k, q in enumerate(PERCENTILES)
-        },
-        "percentile_intervals": {
-            str(q): _dicts([found[k] for found in percentiles_C]) for k, q in enumerate(PERCENTILES)
-        },
-    }
+    return Dynamics(
+        source=job.source,
+        task=config.task_name if job.rollouts is None else None,
+        temperature=config.rollout.temperature,
+        seed=seed,
+        keep_fraction=job.keep_fraction,
+        tokens=len(base_T),
+        completions=len(lengths),
+        prompts=index.num_prompts,
+        checkpoints=tuple(
+            _checkpoint(checkpoint, base, final, _entropies(path), index, seed)
+            for checkpoint, base, final, path in zip(
+                job.checkpoints, with_base, with_final, scored, strict=True
+            )
+        ),
+        change_by_bin=tuple(change_by_bin(base_T, final_T, index, seed=seed)),
+    )
+
+
+def _checkpoint(
+    checkpoint: Checkpoint,
+    with_base: Estimate | None,
+    with_final: Estimate | None,
+    entropies_T: np.ndarray,
+    index: TokenIndex,
+    seed: int,
+) -> CheckpointEntropy:
+    sums_PK = index.sums(entropies_T)[:, None]
+    tokens_PK = index.sums(np.ones(len(entropies_T)))[:, None]
+    (mean,) = ratio_intervals(sums_PK, tokens_PK, seed=seed, purpose="mean entropy")
+    assert mean is not None  # there are tokens
+    return CheckpointEntropy(
+        name=checkpoint.name,
+        step=checkpoint.step,
+        path=checkpoint.path,
+        overlap_with_base=with_base,
+        overlap_with_final=with_final,
+        mean_entropy=mean,
+        percentiles=dict(zip(PERCENTILES, percentiles(entropies_T, index, seed=seed), strict=True)),
+    )
 
 
 def _entropies(path: Path) -> np.ndarray:
     """One checkpoint's entropies of all completions, end to end: float32 [T]."""
     return np.concatenate([c.flat("entropies") for c in read_columns([path], ["entropies"])])
-
-
-def _mean(entropies_T: np.ndarray, index: TokenIndex, seed: int) -> Estimate | None:
-    sums_PK = index.sums(entropies_T)[:, None]
-    tokens_PK = index.sums(np.ones(len(entropies_T)))[:, None]
-    return ratio_intervals(sums_PK, tokens_PK, seed=seed, purpose="mean entropy")[0]
-
-
-def _dicts(intervals: Sequence[Estimate | None]) -> list[dict[str, Any] | None]:
-    return [None if i is None else i.model_dump() for i in intervals]

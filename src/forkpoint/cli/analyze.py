@@ -181,13 +181,14 @@ def show(console: "Console", pattern: "Pattern", root: Path) -> None:
     )
 
 
-def headlines(p: "Pattern") -> list[str]:
+def headlines(pattern: "Pattern") -> list[str]:
     """What there is to say in a few lines; entropies in nats."""
+    p = pattern
     lines = [
         f"{p.tokens:,} tokens of {p.completions:,} completions to {p.prompts:,} prompts, "
         f"T = {p.temperature:g}, {p.model}",
-        f"entropy: mean {p.mean_entropy:.3f} nats, below 0.01 nats in "
-        f"{p.share_below_0_01:.1%} of the tokens",
+        f"entropy: mean {p.mean_entropy:.3f} nats, below 0.01 nats in {p.share_below_0_01:.1%} of "
+        "the tokens",
         f"forks: the top {100 * p.keep_fraction:g} % have {p.entropy_threshold:.3f} nats or more "
         f"and hold {p.entropy_share_of_top:.1%} of all entropy",
     ]
@@ -195,16 +196,15 @@ def headlines(p: "Pattern") -> list[str]:
         lines.append(f"accuracy: {p.accuracy.percent()}")
     for group in p.by_correctness:
         mean = group.mean_entropy
-        ends = f" [{mean.low:.3f}, {mean.high:.3f}]" if mean.interval else ""
-        lines.append(f"  {group.label}: mean {mean.value:.3f} nats{ends}")
-    if p.lab is not None and p.lab.average_precision is not None:
+        lines.append(f"  {group.label}: mean {mean.value:.3f} nats{mean.ends('{:.3f}')}")
+    if (lab := p.lab) is not None and lab.average_precision is not None:
         lines.append(
-            f"true forks: precision {p.lab.precision:.3f}, recall {p.lab.recall:.3f}, "
-            f"average precision {p.lab.average_precision:.3f}, {p.lab.fork_share:.1%} of tokens"
+            f"true forks: precision {lab.precision:.3f}, recall {lab.recall:.3f}, "
+            f"average precision {lab.average_precision:.3f}, {lab.fork_share:.1%} of tokens"
         )
-    if p.lab is not None and p.lab.entropy_error is not None:
+    if lab is not None and lab.entropy_error is not None:
         lines.append(
-            f"entropy against the analytic one: off by {p.lab.entropy_error:.4f} nats on average"
+            f"entropy against the analytic one: off by {lab.entropy_error:.4f} nats on average"
         )
     return lines
 

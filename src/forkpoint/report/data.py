@@ -8,8 +8,9 @@ from typing import Any
 
 from forkpoint.config import RunConfig, load_config
 from forkpoint.errors import RunError
-from forkpoint.report.json_file import JsonObject, is_number, read_object
+from forkpoint.report.json_file import JsonObject, is_number
 from forkpoint.runs import RunDirectory, read_metrics
+from forkpoint.runs.atomic import read_object
 from forkpoint.runs.directory import check_schema
 from forkpoint.runs.results import AnyResult, Result, find_result, result_path
 from forkpoint.runs.resume import Pieces

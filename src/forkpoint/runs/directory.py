@@ -11,7 +11,7 @@ from typing import Any
 
 from forkpoint.environment import environment
 from forkpoint.errors import RunError
-from forkpoint.runs.atomic import write_json, write_text
+from forkpoint.runs.atomic import read_object, write_json, write_text
 from forkpoint.runs.resume import changed_settings, listed
 
 SCHEMA_VERSION = 2
@@ -152,12 +152,7 @@ def check_schema(root: Path) -> None:
     Raises:
         RunError: saying which version made it, and what to do.
     """
-    env_json = root / "env.json"
-    try:
-        stored = json.loads(env_json.read_text(encoding="utf-8")) if env_json.exists() else None
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {env_json}: {error}") from error
-    if isinstance(stored, dict):
+    if stored := read_object(root / "env.json"):
         version = stored.get("schema_version", 1)
     else:
         version = 1 if any((root / name).is_dir() for name in FIRST_VERSION) else SCHEMA_VERSION

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_json
 
-SCHEMA_VERSION = 1
-"""Of all result files. It goes up when a field changes its name or its meaning."""
+SCHEMA_VERSION = 1  # it goes up when a field changes its name or its meaning
 
 
 class _Frozen(BaseModel):
@@ -30,23 +29,25 @@ class Estimate(_Frozen):
     high: float | None
     n: int
 
-    def percent(self) -> str:
-        """For a share: ``29.3 % [25.6, 33.4]``."""
-        ends = self.interval
-        between = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-        return f"{100 * self.value:.1f} %{between}"
-
     @property
     def interval(self) -> tuple[float, float] | None:
         """``low`` and ``high``; None where they are not known."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    def ends(self, pattern: str, factor: float = 1.0) -> str:
+        """The interval as text, each end by ``pattern``: `` [25.6, 33.4]``; empty without one."""
+        ends = [pattern.format(factor * end) for end in self.interval or ()]
+        return f" [{', '.join(ends)}]" if ends else ""
+
+    def percent(self) -> str:
+        """For a share: ``29.3 % [25.6, 33.4]``."""
+        return f"{100 * self.value:.1f} %{self.ends('{:.1f}', 100)}"
+
 
 class Result(_Frozen):
     """What all result files have."""
 
-    file: ClassVar[str]
-    """Its name in the folder ``results``."""
+    file: ClassVar[str]  # its name in the folder ``results``
     schema_version: Literal[1] = 1
 
 
@@ -103,11 +104,10 @@ class Histogram(_Frozen):
 
 
 class EntropyBin(_Frozen):
-    """The mean entropy of a range of positions, or of completion lengths."""
+    """The mean entropy of positions, or of completion lengths, from ``first`` to ``last``."""
 
     first: int
     last: int
-    """The range includes it."""
     count: int
     """Tokens at these positions, or completions of these lengths."""
     mean_entropy: float | None
@@ -132,8 +132,7 @@ class ForkTruth(_Frozen):
     fork_share: float
     """Of the tokens, those where more than one word could stand: the precision of chance."""
     precision: float | None
-    """Of the ``keep_fraction`` of tokens with the highest entropy, those that are forks. None, as
-    the next two, if no token is a fork."""
+    """Of the top ``keep_fraction`` of tokens by entropy, those that are forks. None: no fork."""
     recall: float | None
     """Of the forks, those among these tokens."""
     average_precision: float | None
@@ -197,7 +196,7 @@ class CheckpointEntropy(_Frozen):
     """Of training: 0 for the base, None if the name does not say."""
     path: str
     overlap_with_base: Estimate | None
-    """The share of its top tokens that are the base's too. Chance: ``keep_fraction``."""
+    """The share of its top tokens that are the base's too; chance gives ``keep_fraction``."""
     overlap_with_final: Estimate | None
     mean_entropy: Estimate
     percentiles: dict[int, Estimate]

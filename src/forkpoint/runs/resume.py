@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from forkpoint.errors import RunError
-from forkpoint.runs.atomic import write_json
+from forkpoint.runs.atomic import read_object, write_json
 from forkpoint.runs.results import first_fault
 
 Piece = TypeVar("Piece")
@@ -62,6 +62,14 @@ class Pieces:
             for path in self.folder.rglob("*")
         )
 
+    def settings(self) -> dict[str, Any]:
+        """What the pieces were made with; empty if there are none.
+
+        Raises:
+            RunError: the file cannot be read.
+        """
+        return read_object(self.folder / SETTINGS)
+
     def path(self, key: str) -> Path:
         """The file of a piece, for what writes and reads it by itself."""
         return self.folder / key
@@ -99,11 +107,10 @@ def changed_settings(path: Path, new: Mapping[str, Any]) -> dict[str, tuple[Any,
     Raises:
         RunError: the file cannot be read.
     """
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as JSON: {error}") from error
-    a, b = dict(leaves(old)), dict(leaves(json.loads(json.dumps(new))))  # tuples become lists
+    a, b = (
+        dict(leaves(read_object(path))),
+        dict(leaves(json.loads(json.dumps(new)))),
+    )  # tuples become lists
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 

@@ -11,7 +11,7 @@ import torch
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.errors import Interrupted, NumericalError, RunError
-from forkpoint.evaluation.evaluate import Evaluation, evaluate
+from forkpoint.evaluation.evaluate import Evaluated, evaluate
 from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
@@ -62,9 +62,9 @@ class Outcome:
     """How a run ended."""
 
     state: RunState
-    first: Evaluation | None
+    first: Evaluated | None
     """Before training; None when resumed, or when evaluation is off."""
-    last: Evaluation | None
+    last: Evaluated | None
     stopped: bool
     """A signal asked for it; ``--resume`` goes on."""
 
@@ -143,7 +143,7 @@ class _Run:
         finished = self.state.step >= self.config.training.steps and not self.state.unevaluated
         return Outcome(state=self.state, first=first, last=last, stopped=not finished)
 
-    def _step(self, step: int) -> Evaluation | None:
+    def _step(self, step: int) -> Evaluated | None:
         """One step; the state moves on when all it says is on disk."""
         started = time.perf_counter()
         rollouts, result, fault = self._sample_and_train(step)
@@ -257,20 +257,12 @@ class _Run:
             return config.at_start
         return step % config.every == 0 or step == self.config.training.steps
 
-    def _evaluate(self, line: dict[str, float]) -> Evaluation:
+    def _evaluate(self, line: dict[str, float]) -> Evaluated:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
         parts, step = self.parts.sampling, int(line["step"])
         with unsharded(self.parts.policy):
-            evaluation = evaluate(
-                task=parts.task,
-                prompter=parts.prompter,
-                engine=parts.engine,
-                scorer=parts.scorer,
-                rollout=self.config.rollout,
-                config=self.config.evaluation,
-                should_stop=self.stop,
-            )
+            evaluation = evaluate(parts, self.config, self.stop)
         accuracy = evaluation.accuracy
         rows = self.rows.rows(step, evaluation.rollouts, None)
         write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)

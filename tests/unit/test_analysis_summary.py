@@ -33,7 +33,9 @@ def words_of(paths: list[Path]) -> Path:
 
 
 def pattern_of(paths: list[Path]) -> Pattern:
-    return summarise(paths, words_of(paths), described(**GYM), SummarySettings(min_count=0))
+    return summarise(
+        paths, words_of(paths), described(task=GYM["task"]), SummarySettings(min_count=0)
+    )
 
 
 def completion(number: int, sample: int, entropies: list[float], **fields: Any) -> Any:

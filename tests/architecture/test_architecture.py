@@ -45,8 +45,8 @@ LIBRARIES: dict[str, set[str]] = {
     "tokenizers": {"lab"},
     "safetensors": {"policy", "training"},
     "numpy": {
-        *("randomness", "lab", "selection", "sampling", "evaluation", "analysis", "training"),
-        "report",
+        *("types", "randomness", "lab", "batching", "policy", "selection", "sampling"),
+        *("evaluation", "analysis", "training", "report"),
     },
     "scipy": {"evaluation"},
     "pydantic": {"config", "runs"},

@@ -54,12 +54,9 @@ def test_entropies_captured_while_sampling_are_the_teacher_forced_ones() -> None
     parts = build_sampling(config)
     try:
         rollouts = collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=config.rollout,
-            settings=SamplingSettings(max_new_tokens=12, temperature=1.0, seed=0, step=1),
+            parts,
+            config.rollout,
+            SamplingSettings(max_new_tokens=12, temperature=1.0, seed=0, step=1),
             first_serial=0,
         )
     finally:

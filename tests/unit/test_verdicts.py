@@ -100,13 +100,13 @@ def rollouts() -> StepRollouts:
     }
     scorer = build_scorer(config, task)
     try:
+        parts = SimpleNamespace(
+            task=task, prompter=prompter, engine=ScriptedEngine(script), scorer=scorer
+        )
         return collect_groups(
-            task=task,
-            prompter=prompter,  # pyright: ignore[reportArgumentType]
-            engine=ScriptedEngine(script),
-            scorer=scorer,
-            config=config.rollout,
-            settings=SamplingSettings(max_new_tokens=10, temperature=1.0, seed=0, step=1),
+            parts,  # pyright: ignore[reportArgumentType]
+            config.rollout,
+            SamplingSettings(max_new_tokens=10, temperature=1.0, seed=0, step=1),
             first_serial=0,
         )
     finally:

@@ -136,7 +136,8 @@ def _completions(
         return part_files(folder)
     if job.rollouts is None:
         note(f"sampling from {job.checkpoints[-1].name}")
-        with closing(build_sampling(job.config, weights=_weights(job.checkpoints[-1]))) as parts:
+        last = load_model(job.config.model, weights=_weights(job.checkpoints[-1]))
+        with closing(build_sampling(job.config, last)) as parts:
             paths = sample_held_out(parts, job.config, folder, should_stop)
     else:
         note(f"reading {job.rollouts}")

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from forkpoint.config import RunConfig
 from forkpoint.runs.completions import StoredCompletion, part_file, write_completions
-from forkpoint.sampling import SampleRequest, SamplingParts
+from forkpoint.sampling import SamplingParts
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.groups import sample_groups
+from forkpoint.sampling.record import stored_rows
 from forkpoint.types import Problem, Prompt
 
 
@@ -74,25 +76,6 @@ def sample_answers(
     should_stop: Callable[[], bool],
 ) -> list[StoredCompletion]:
     """``evaluation.samples`` scored answers to each prompt, which stand by their number."""
-    requests = [
-        SampleRequest(prompt=prompt, serial=number, sample=sample)
-        for number, prompt in prompts.items()
-        for sample in range(config.evaluation.samples)
-    ]
-    settings = sample_settings(config, "analyze")
-    completions = parts.engine.sample(requests, settings, should_stop)
-    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs, should_stop)
-    decode = parts.loaded.tokenizer.decode
-    return [
-        StoredCompletion(
-            completion=completion,
-            score=score,
-            prompt_id=request.prompt.problem.id,
-            prompt=decode(list(request.prompt.token_ids)),
-            prompt_token_ids=request.prompt.token_ids,
-            serial=request.serial,
-            sample=request.sample,
-        )
-        for request, completion, score in zip(requests, completions, scores, strict=True)
-    ]
+    settings, samples = sample_settings(config, "analyze"), config.evaluation.samples
+    found = sample_groups(parts, prompts, settings, samples=samples, should_stop=should_stop)
+    return [row for group in found.groups for row in stored_rows(group, parts.loaded.tokenizer)]

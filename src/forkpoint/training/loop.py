@@ -226,12 +226,9 @@ class _Run:
         config, parts = self.config, self.parts.sampling
         with unsharded(self.parts.policy):
             return collect_groups(
-                task=parts.task,
-                prompter=parts.prompter,
-                engine=parts.engine,
-                scorer=parts.scorer,
-                config=config.rollout,
-                settings=SamplingSettings(
+                parts,
+                config.rollout,
+                SamplingSettings(
                     max_new_tokens=config.rollout.max_new_tokens,
                     temperature=config.rollout.temperature,
                     seed=config.training.seed,

@@ -446,7 +446,8 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert done.returncode == 0
     printed: dict[str, Any] = json.loads(done.stdout)
-    rows = list(read_completions([tmp_path / "out/completions/eval/step_00000.parquet"]))
+    path = tmp_path / "out" / "completions" / "eval" / "step_00000.parquet"
+    rows = list(read_completions([path]))
     assert len(rows) == 16
     right = [
         sum(r.score.reward or 0 for r in rows if r.serial == serial) / 2 for serial in range(8)

@@ -25,7 +25,7 @@ def described(source: str = "sampled", **config: Any) -> dict[str, Any]:
     return {"source": source, "config": resolved.model_dump(mode="json")}
 
 
-GYM = {"task": {"type": "gym", "name": "chain_sum"}}
+GYM: dict[str, Any] = {"task": {"type": "gym", "name": "chain_sum"}}
 
 
 def words_of(paths: list[Path]) -> Path:
@@ -33,9 +33,7 @@ def words_of(paths: list[Path]) -> Path:
 
 
 def pattern_of(paths: list[Path]) -> Pattern:
-    return summarise(
-        paths, words_of(paths), described(task=GYM["task"]), SummarySettings(min_count=0)
-    )
+    return summarise(paths, words_of(paths), described(**GYM), SummarySettings(min_count=0))
 
 
 def completion(number: int, sample: int, entropies: list[float], **fields: Any) -> Any:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forkpoint.runs.rollouts import read_rollouts
 
 from forkpoint.batching import build_batch
 from forkpoint.config import load_config
 from forkpoint.policy import PolicyModule
 from forkpoint.runs import read_metrics
-from forkpoint.runs.rollouts import read_rollouts
 from forkpoint.sampling import build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.training.loop import train

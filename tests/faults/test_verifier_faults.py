@@ -387,7 +387,7 @@ def test_everyone_who_scores_hands_on_the_wish_to_stop() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("scorer.score")
     ]
-    assert len(calls) >= 5
+    assert len(calls) >= 2
     assert [name for name, arguments in calls if arguments != 2] == []
 
 

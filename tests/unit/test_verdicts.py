@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from forkpoint.analysis.held_out import sample_answers
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.evaluation.evaluate import accuracy, is_right, tally
+from forkpoint.evaluation.held_out import sample_answers
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards import build_scorer
 from forkpoint.runs.completions import read_completions, write_completions

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from forkpoint.analysis.checkpoints import Checkpoint, check_comparable
-from forkpoint.analysis.held_out import sample_held_out
 from forkpoint.analysis.pattern import (
     PERCENTILES,
     TokenIndex,
@@ -28,6 +27,7 @@ from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
+from forkpoint.evaluation.held_out import sample_held_out
 from forkpoint.policy.load import LoadedModel, load_model, model_source
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory

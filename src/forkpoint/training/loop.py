@@ -19,6 +19,7 @@ from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.record import stored_rows
 from forkpoint.training.bad_steps import (
     ALL_TRUNCATED,
     NOT_SCORED,
@@ -261,7 +262,7 @@ class _Run:
         with unsharded(self.parts.policy):
             evaluation = evaluate(parts, self.config, self.stop)
         accuracy = evaluation.accuracy
-        rows = self.rows.rows(step, evaluation.rollouts, None)
+        rows = (r for g in evaluation.groups for r in stored_rows(g, parts.loaded.tokenizer))
         write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)
         self._log(
             line

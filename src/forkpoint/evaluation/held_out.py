@@ -3,7 +3,7 @@
 The draws are those of ``forkpoint analyze``: with the same model and settings, the same answers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from forkpoint.config import RunConfig
@@ -25,9 +25,11 @@ def numbered_problems(parts: SamplingParts, config: RunConfig) -> dict[int, Prob
     return {number: problems[number] for number in first.values()}
 
 
-def prompt_parts(parts: SamplingParts, config: RunConfig) -> list[dict[int, Prompt]]:
+def prompt_parts(
+    parts: SamplingParts, config: RunConfig, problems: Mapping[int, Problem]
+) -> list[dict[int, Prompt]]:
     """The problems as prompts by their number, as many together as are sampled side by side."""
-    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
+    prompts = {n: parts.prompter(p) for n, p in problems.items()}
     numbers = list(prompts)
     size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
     return [
@@ -62,7 +64,8 @@ def sample_held_out(
         Interrupted: ``should_stop()`` turned true; the files written so far stay.
     """
     paths = []
-    for number, prompts in enumerate(prompt_parts(parts, config)):
+    numbered = numbered_problems(parts, config)
+    for number, prompts in enumerate(prompt_parts(parts, config, numbered)):
         paths.append(part_file(folder, number))
         if not paths[-1].exists():
             write_completions(paths[-1], sample_answers(parts, config, prompts, should_stop))

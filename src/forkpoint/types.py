@@ -129,6 +129,11 @@ class Score:
     timed_out: bool = False
     """A verifier used up its time or its memory."""
 
+    @property
+    def right(self) -> bool | None:
+        """Whether the verifier gave full marks; None if it gave nothing."""
+        return None if self.verdict is None else self.verdict >= 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -146,6 +151,11 @@ class Group:
     serial: int
     """The prompt's position in the whole run's stream of prompts; orders everything."""
     rollouts_G: tuple[Rollout, ...]
+
+
+def sequence_id(serial: int, sample: int, group_size: int) -> int:
+    """The number of a sequence: unique in a run's step, ordered by prompt, then by sample."""
+    return serial * group_size + sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ LIBRARIES: dict[str, set[str]] = {
         *("evaluation", "analysis", "training", "report"),
     },
     "scipy": {"evaluation"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "runs"},
     "pyarrow": {"runs", "tasks", "analysis"},
     "pebble": {"rewards"},
     "math_verify": {"verifiers"},

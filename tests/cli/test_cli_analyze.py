@@ -82,18 +82,20 @@ def test_rollouts_words_and_figures(here: Any, tmp_path: Path) -> None:
 def test_hostile_words_are_printed_as_text(here: Any, tmp_path: Path) -> None:
     from forkpoint.analysis.summary import SummarySettings
     from forkpoint.cli.analyze import show
-    from tests.analysis_store import make_completion, make_store
+    from forkpoint.runs import RunDirectory
+    from tests.stored import make_completion, make_store
     from tests.unit.test_analysis_summary import described, summarise
 
     texts = ["[red]no[/red]", "\x1b[31m", "\u202e", "\n"] * 2
     store = make_store(tmp_path, [make_completion(texts=texts, ids=[1, 2, 3, 4] * 2)])
-    summary = summarise(store, described("a.jsonl"), SummarySettings(min_count=1))
+    words = RunDirectory(tmp_path).words_parquet
+    pattern = summarise(store, words, described("a.jsonl"), SummarySettings(min_count=1))
     import io
 
     from rich.console import Console
 
     out = io.StringIO()
-    show(Console(file=out, width=100), summary, tmp_path)
+    show(Console(file=out, width=100), pattern, tmp_path)
     printed = out.getvalue()
     assert '"[red]no[/red]"' in printed
     assert '"\\u001b[31m"' in printed

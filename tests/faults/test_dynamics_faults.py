@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forkpoint.runs.tokens import CompletionRow
 
 from forkpoint.analysis.checkpoints import (
     check_comparable,
@@ -18,7 +19,6 @@ from forkpoint.errors import ConfigError, DataError, ForkpointError, ModelError,
 from forkpoint.lab import LabWorld
 from forkpoint.lab.tokenizer import build_tokenizer
 from forkpoint.runs.completions import write_completions
-from forkpoint.runs.tokens import CompletionRow
 from tests.checkpoint_runs import SMALL, LocalScorer, disturbed_policy
 from tests.conftest import tiny_model
 

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
+from forkpoint.runs.tokens import CompletionRow
 
 from forkpoint.analysis import dynamics as dynamics_module
 from forkpoint.analysis.checkpoints import Checkpoint, checkpoints_of_run, named_checkpoints
@@ -20,8 +22,6 @@ from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import Interrupted, RunError
 from forkpoint.policy.load import load_model
 from forkpoint.runs.completions import stream_completions
-from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
-from forkpoint.runs.tokens import CompletionRow
 from tests.checkpoint_runs import LocalScorer, run_with_checkpoints
 
 STEPS = {4: 0.05, 12: 0.2}

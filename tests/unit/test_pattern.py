@@ -216,7 +216,7 @@ def test_resamples_come_from_seed_and_purpose_alone() -> None:
 def test_a_ratio_of_nothing_is_none_and_one_prompt_has_no_interval() -> None:
     found = ratio_intervals(np.array([[2.0, 0.0]]), np.array([[4.0, 0.0]]), seed=0, purpose="t")
     assert found[0] is not None
-    assert found[0].as_dict() == {"value": 0.5, "low": None, "high": None}
+    assert found[0].model_dump() == {"value": 0.5, "low": None, "high": None, "n": 1}
     assert found[1] is None
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from forkpoint.analysis.analyze import AnalysisSettings
     from forkpoint.config import RunConfig
+    from forkpoint.runs.results import Pattern
 
 PROBLEMS = 50
 SAMPLES = 8
@@ -44,7 +45,7 @@ def analyze(
     """See which tokens of a model's chains of thought are forks.
 
     Samples completions (or reads some), and stores entropy, log-probability and alternatives of
-    each token in RUN-DIR/analysis. The same command again goes on where it was stopped.
+    each token in RUN-DIR/completions. The same command again goes on where it was stopped.
 
     Parameters
     ----------
@@ -101,13 +102,13 @@ def _run(
     console = SafeConsole()
     with StopFlag() as stop:
         try:
-            summary = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
+            pattern = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
         except Interrupted as stopped:
             if stop.signal is None:
                 raise
             console.print(f"{stopped}: whole parts are kept, the same command goes on from them")
             return stop.exit_code
-    show(console, summary, run_dir)
+    show(console, pattern, run_dir)
     if format_ is not None:
         from forkpoint.analysis.figures import draw_figures
 
@@ -159,15 +160,16 @@ class Progress:
 # ---- the summary on a terminal -------------------------------------------------------------------
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", pattern: "Pattern", root: Path) -> None:
     """The headline numbers and the words of both ends."""
     from forkpoint.analysis.words import read_words
+    from forkpoint.runs import RunDirectory
 
     title(console, root)
-    for line in headlines(summary):
+    for line in headlines(pattern):
         console.print(line, highlight=False, markup=False)
-    words = read_words(root / "analysis" / "words.parquet")
-    minimum, listed = summary["words"]["min_count"], min(LISTED, max(1, len(words) // 2))
+    words = read_words(RunDirectory(root).words_parquet)
+    minimum, listed = pattern.words_min_count, min(LISTED, max(1, len(words) // 2))
     if words:
         heading = f"\nwords that occur more than {minimum} times: {len(words)}"
         console.print(heading, highlight=False)
@@ -179,39 +181,32 @@ def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
     )
 
 
-def headlines(summary: dict[str, Any]) -> list[str]:
+def headlines(pattern: "Pattern") -> list[str]:
     """What there is to say in a few lines; entropies in nats."""
-    s, keep = summary, 100 * summary["keep_fraction"]
+    p = pattern
     lines = [
-        f"{s['tokens']:,} tokens of {s['completions']:,} completions to {s['prompts']:,} prompts, "
-        f"T = {s['temperature']:g}, {s['model']}",
-        f"entropy: mean {s['mean_entropy_nats']:.3f} nats, below 0.01 nats in "
-        f"{s['share_below_0.01']:.1%} of the tokens",
-        f"forks: the top {keep:g} % have {s['threshold_nats']:.3f} nats or more and hold "
-        f"{s['entropy_share_of_top']:.1%} of all entropy",
+        f"{p.tokens:,} tokens of {p.completions:,} completions to {p.prompts:,} prompts, "
+        f"T = {p.temperature:g}, {p.model}",
+        f"entropy: mean {p.mean_entropy:.3f} nats, below 0.01 nats in {p.share_below_0_01:.1%} of "
+        "the tokens",
+        f"forks: the top {100 * p.keep_fraction:g} % have {p.entropy_threshold:.3f} nats or more "
+        f"and hold {p.entropy_share_of_top:.1%} of all entropy",
     ]
-    if s["accuracy"] is not None:
-        a = s["accuracy"]
+    if p.accuracy is not None:
+        lines.append(f"accuracy: {p.accuracy.percent()}")
+    for group in p.by_correctness:
+        mean = group.mean_entropy
+        lines.append(f"  {group.label}: mean {mean.value:.3f} nats{mean.ends('{:.3f}')}")
+    if (lab := p.lab) is not None and lab.average_precision is not None:
         lines.append(
-            f"accuracy: {100 * a['value']:.1f} % [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
+            f"true forks: precision {lab.precision:.3f}, recall {lab.recall:.3f}, "
+            f"average precision {lab.average_precision:.3f}, {lab.fork_share:.1%} of tokens"
         )
-    for group in s["by_correctness"]:
-        lines.append(f"  {group['label']}: mean {group['mean']:.3f} nats{_interval(group)}")
-    if s.get("fork_average_precision") is not None:
+    if lab is not None and lab.entropy_error is not None:
         lines.append(
-            f"true forks: precision {s['fork_precision']:.3f}, recall {s['fork_recall']:.3f}, "
-            f"average precision {s['fork_average_precision']:.3f}, {s['fork_share']:.1%} of tokens"
-        )
-    if s.get("entropy_error_vs_analytic_nats") is not None:
-        lines.append(
-            f"entropy against the analytic one: off by {s['entropy_error_vs_analytic_nats']:.4f} "
-            "nats on average"
+            f"entropy against the analytic one: off by {lab.entropy_error:.4f} nats on average"
         )
     return lines
-
-
-def _interval(group: dict[str, Any]) -> str:
-    return "" if group["low"] is None else f" [{group['low']:.3f}, {group['high']:.3f}]"
 
 
 def _table(top: list[Any], bottom: list[Any]) -> Any:

@@ -9,6 +9,8 @@ from forkpoint.errors import Interrupted
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from forkpoint.runs.results import Branching, Estimate
+
 
 ROUNDING = 1e-12
 
@@ -83,48 +85,46 @@ def branch(
     return 0
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", found: "Branching", root: Path) -> None:
     """The gaps of both kinds of position."""
-    s = summary
-    measured = s["groups"]["high"]["positions"]
     title(console, root)
     for line in (
-        f"{measured} of {s['pairs_possible']} pairs of positions measured, in answers to "
-        f"{s['prompts']} prompts; {s['spent_tokens']:,} of {s['budget_tokens']:,} tokens spent",
+        f"{found.high.positions} of {found.pairs_possible} pairs of positions measured, in answers "
+        f"to {found.prompts} prompts; {found.spent_tokens:,} of {found.budget_tokens:,} tokens "
+        "spent",
         "how far the expected reward moves, 95 % intervals over prompts:",
     ):
         console.print(line, highlight=False, markup=False)
-    console.print(_table(s))
+    console.print(_table(found))
 
 
-MEASURES = (
-    ("squared gap", "squared_gap", "difference"),
-    ("resampled squared gap", "resampled_squared_gap", "resampled_difference"),
-    ("|gap|, biased upwards", "gap", None),
-)
-"""Name, key of a group, key of the difference between the groups."""
-
-
-def _table(summary: dict[str, Any]) -> Any:
+def _table(found: "Branching") -> Any:
     from rich import box
     from rich.table import Table
 
+    high, low = found.high, found.low
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("measure", "entropy", "mean", "95 % interval"):
         table.add_column(name, justify="right" if name == "mean" else "left", no_wrap=True)
-    for name, key, difference in MEASURES:
-        rows = [(kind, group[key]) for kind, group in summary["groups"].items()]
-        rows += [("high - low", summary[difference])] if difference else []
-        for number, (kind, interval) in enumerate(rows):
-            table.add_row("" if number else name, kind, *_cells(interval))
+    for name, kind, estimate in (
+        ("squared gap", "high", high.squared_gap),
+        ("", "low", low.squared_gap),
+        ("", "high - low", found.difference),
+        ("resampled squared gap", "high", high.resampled_squared_gap),
+        ("", "low", low.resampled_squared_gap),
+        ("", "high - low", found.resampled_difference),
+        ("|gap|, biased upwards", "high", high.gap),
+        ("", "low", low.gap),
+    ):
+        table.add_row(name, kind, *_cells(estimate))
     return table
 
 
-def _cells(interval: dict[str, Any] | None) -> tuple[str, str]:
-    if interval is None:
+def _cells(estimate: "Estimate | None") -> tuple[str, str]:
+    if estimate is None:
         return "-", ""
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    return _number(value), "" if low is None else f"[{_number(low)}, {_number(high)}]"
+    ends = estimate.interval
+    return _number(estimate.value), "" if ends is None else f"[{', '.join(map(_number, ends))}]"
 
 
 def _number(value: float) -> str:

@@ -10,9 +10,12 @@ from forkpoint.cli.terminal import visible
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from forkpoint.analysis.dynamics import DynamicsJob
+    from forkpoint.runs.results import CheckpointEntropy, Dynamics, EntropyChange
 
 ENOUGH = 3
 """Checkpoints besides the base that make a curve."""
@@ -97,7 +100,9 @@ def _job_of_run(
     from forkpoint.analysis.checkpoints import checkpoints_of_run
     from forkpoint.analysis.dynamics import DynamicsJob
     from forkpoint.cli.analyze import PROBLEMS, SAMPLES, analysis_config
+    from forkpoint.runs.directory import check_schema
 
+    check_schema(run)  # before its configuration, which may be another version's too
     # not as many as the run evaluated on
     problems = PROBLEMS if problems is None else problems
     samples = SAMPLES if samples is None else samples
@@ -138,32 +143,29 @@ def _job_of_models(
 # ---- the table on a terminal --------------------------------------------------------------------
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", found: "Dynamics", root: Path) -> None:
     """The paper's Table 1, what Fig. 4 shows, and how to keep more checkpoints."""
     from forkpoint.analysis.checkpoints import KEEP_MORE
 
-    s, keep = summary, 100 * summary["keep_fraction"]
+    keep = 100 * found.keep_fraction
     title(console, root)
-    lines = [
-        f"{s['tokens']:,} tokens of {s['completions']:,} completions to {s['prompts']:,} prompts",
-        s["source"],
+    for line in (
+        f"{found.tokens:,} tokens of {found.completions:,} completions to {found.prompts:,} "
+        "prompts",
+        found.source,
         f"overlap of the top {keep:g} % positions, 95 % intervals over prompts "
         f"(chance: {keep:g} %)",
-    ]
-    for line in lines:
+    ):
         console.print(line, highlight=False, markup=False)
-    console.print(_table(s))
-    for line in _changes(s["change_by_bin"]):
+    console.print(_table(found.checkpoints))
+    for line in _changes(found.change_by_bin):
         console.print(line, highlight=False, markup=False)
-    if len(s["checkpoints"]) <= ENOUGH:
-        note(
-            console,
-            f"{len(s['checkpoints']) - 1} checkpoints besides the base; a run keeps more with "
-            f"{KEEP_MORE}",
-        )
+    others = len(found.checkpoints) - 1
+    if others < ENOUGH:
+        note(console, f"{others} checkpoints besides the base; a run keeps more with {KEEP_MORE}")
 
 
-def _table(summary: dict[str, Any]) -> Any:
+def _table(checkpoints: "Sequence[CheckpointEntropy]") -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -172,31 +174,24 @@ def _table(summary: dict[str, Any]) -> Any:
     table.add_column("checkpoint", no_wrap=True)
     for name in ("step", "with base", "with final", "mean H"):
         table.add_column(name, justify="right", no_wrap=True)
-    for i, checkpoint in enumerate(summary["checkpoints"]):
+    for one in checkpoints:
         table.add_row(
-            Text(visible(checkpoint["name"])),
-            "-" if checkpoint["step"] is None else str(checkpoint["step"]),
-            _share(summary["overlap_with_base"][i]),
-            _share(summary["overlap_with_final"][i]),
-            f"{summary['mean_entropy'][i]['value']:.4f}",
+            Text(visible(one.name)),
+            "-" if one.step is None else str(one.step),
+            "-" if one.overlap_with_base is None else one.overlap_with_base.percent(),
+            "-" if one.overlap_with_final is None else one.overlap_with_final.percent(),
+            f"{one.mean_entropy.value:.4f}",
         )
     return table
 
 
-def _share(interval: dict[str, Any] | None) -> str:
-    if interval is None:
-        return "-"
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    return f"{value:.1%}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
-def _changes(bins: list[dict[str, Any]]) -> list[str]:
+def _changes(bins: "Sequence[EntropyChange]") -> list[str]:
     """The lowest, the middle and the highest bin of base entropy."""
     lines = ["mean change of entropy, final minus base, by percentile of base entropy:"]
     for number in sorted({0, len(bins) // 2, len(bins) - 1}):
         b = bins[number]
-        ends = "" if b["low"] is None else f" [{b['low']:+.5f}, {b['high']:+.5f}]"
         lines.append(
-            f"  {b['from_percentile']:3g} to {b['to_percentile']:3g} %: {b['mean']:+.5f} nats{ends}"
+            f"  {b.from_percentile:3g} to {b.to_percentile:3g} %: {b.change.value:+.5f} nats"
+            f"{b.change.ends('{:+.5f}')}"
         )
     return lines

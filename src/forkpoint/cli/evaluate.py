@@ -36,14 +36,14 @@ def evaluate(
         Write the completions and the result there.
     """
     from forkpoint.cli.console import SafeConsole
-    from forkpoint.evaluation.command import evaluate_config
+    from forkpoint.evaluation.evaluate import evaluate_config
     from forkpoint.training.stop import StopFlag
 
     config = _config(recipe, model, task, problems, samples, set_ or [])
     console = SafeConsole(stderr=True)  # the output is JSON
     with StopFlag() as stop:
         evaluation = evaluate_config(config, run_dir, stop, lambda text: note(console, text))
-    print(json.dumps(evaluation.summary(config.model.path), indent=2))
+    print(json.dumps(evaluation.model_dump(), indent=2))
     return 0
 
 

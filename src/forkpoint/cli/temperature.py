@@ -9,9 +9,12 @@ from forkpoint.cli.options import Overrides, note, title
 from forkpoint.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from forkpoint.analysis.temperature import TemperatureSettings
+    from forkpoint.runs.results import Estimate, Temperature, TemperatureSweep
 
 
 def temperature(
@@ -94,23 +97,24 @@ def _settings(
 # ---- the table on a terminal --------------------------------------------------------------------
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", found: "Temperature", root: Path) -> None:
     """Both sweeps."""
-    s, percentile = summary, summary["threshold_percentile"]
+    percentile = found.threshold_percentile
     which = "" if percentile is None else f", the {percentile:g}th percentile"
     title(console, root)
     for line in (
-        f"{s['model']} on {s['task']}: {s['problems']} problems x {s['samples']} samples at each "
-        "point",
-        f"forks: H > {s['threshold_nats']:.3f} nats{which}; {s['share_above']:.1%} of the tokens",
+        f"{found.model} on {found.task}: {found.problems} problems x {found.samples} samples at "
+        "each point",
+        f"forks: H > {found.entropy_threshold:.3f} nats{which}; {found.share_above:.1%} of the "
+        "tokens",
         "accuracy, and its difference to plain sampling on the same problems in points, with 95 % "
         "intervals over problems:",
     ):
         console.print(line, highlight=False, markup=False)
-    console.print(_table(s["sweeps"]))
+    console.print(_table(found.sweeps))
 
 
-def _table(sweeps: list[dict[str, Any]]) -> Any:
+def _table(sweeps: "Sequence[TemperatureSweep]") -> Any:
     from rich import box
     from rich.table import Table
 
@@ -118,27 +122,20 @@ def _table(sweeps: list[dict[str, Any]]) -> Any:
     for name in ("forks", "rest", "accuracy", "difference", "tokens", "truncated"):
         table.add_column(name, justify="right", no_wrap=True)
     for sweep in sweeps:
-        for point in sweep["points"]:
-            varied, fixed = f"{point['temperature']:g}", f"{sweep['fixed']:g}"
+        for point in sweep.points:
+            varied = f"{point.temperature:g}"
             table.add_row(
-                *((varied, fixed) if sweep["varied"] == "forks" else (fixed, varied)),
-                _accuracy(point["accuracy"]),
-                _difference(point["difference"]),
-                f"{point['length_mean']:.1f}",
-                f"{point['truncated_fraction']:.1%}",
+                *((varied, "1") if sweep.varied == "forks" else ("1", varied)),
+                point.accuracy.percent(),
+                _points(point.difference),
+                f"{point.length_mean:.1f}",
+                f"{point.truncated_fraction:.1%}",
             )
         table.add_section()
     return table
 
 
-def _accuracy(found: dict[str, Any]) -> str:
-    from forkpoint.evaluation.statistics import Estimate
-
-    return Estimate(**found).percent()
-
-
-def _difference(found: dict[str, float] | None) -> str:
-    if found is None:
+def _points(difference: "Estimate | None") -> str:
+    if difference is None:
         return "-"
-    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{100 * difference.value:+.1f}{difference.ends('{:+.1f}', 100)}"

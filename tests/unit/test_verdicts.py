@@ -9,7 +9,7 @@ import pytest
 
 from forkpoint.analysis.held_out import sample_answers
 from forkpoint.config import RunConfig, parse_config
-from forkpoint.evaluation.evaluate import accuracy, is_right
+from forkpoint.evaluation.evaluate import accuracy, is_right, tally
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards import build_scorer
 from forkpoint.runs.completions import read_completions, write_completions
@@ -140,7 +140,7 @@ def test_rewards_do_not_depend_on_the_order_of_the_recipe() -> None:
 
 def test_accuracy_is_the_verifiers_wherever_it_stands(rollouts: StepRollouts) -> None:
     # 1/3 + 2/3 + 0 + 0 + 1 of five problems; by form, which stands first, it would be 14/15
-    assert accuracy(rollouts.groups, seed=0).value == pytest.approx(2 / 5)
+    assert accuracy(tally(rollouts.groups), seed=0).value == pytest.approx(2 / 5)
     long = next(g for g in rollouts.groups if g.prompt.problem.id == "right, one long")
     assert [is_right(r) for r in long.rollouts_G] == [True] * 3
 

@@ -75,13 +75,15 @@ def make_store(root: Path, *parts: Sequence[StoredCompletion]) -> list[Path]:
 
 
 def write_dynamics(
-    root: Path, rows: Sequence[StoredCompletion], scored: Sequence[Sequence[Sequence[float]]]
+    root: Path,
+    rows: Sequence[StoredCompletion],
+    scored: Sequence[Sequence[Sequence[float]]],
+    names: Sequence[str] | None = None,
 ) -> None:
     """What ``forkpoint dynamics`` leaves: completions by checkpoint.
 
     Args:
         scored: entropies by checkpoint and completion; log-probabilities are the same with a minus.
-            A completion with another number of them has so many tokens.
     """
     folder = RunDirectory(root).completions_dir("dynamics")
     for number, one in enumerate(scored):
@@ -89,7 +91,7 @@ def write_dynamics(
             folder / f"checkpoint_{number:05d}.parquet",
             (_scored(row, np.array(e)) for row, e in zip(rows, one, strict=True)),
         )
-    write_result(root, make_dynamics([f"step_{number}" for number in range(len(scored))]))
+    write_result(root, make_dynamics(names or [f"step_{i}" for i in range(len(scored))]))
 
 
 def _scored(row: StoredCompletion, entropies: np.ndarray) -> StoredCompletion:

@@ -14,9 +14,8 @@ from forkpoint.report.wordcloud import GAP, SMALLEST, WIDTH, CloudWord, pack, te
 from forkpoint.report.words import Context, find_contexts
 from forkpoint.runs import completions
 from forkpoint.runs.completions import part_files
-from tests.analysis_runs import SUMMARY, write_analysis
+from tests.analysis_runs import SUMMARY, write_analysis, write_store
 from tests.report_page import page_of
-from tests.stored import make_completion, make_store
 
 # ---- clouds -------------------------------------------------------------------------------------
 
@@ -66,17 +65,6 @@ def test_a_cloud_of_zeros_and_of_nothing() -> None:
 
 def contexts(root: Path, words: Sequence[str]) -> dict[str, list[Context]]:
     return find_contexts(part_files(root / "completions" / "analysis"), words)
-
-
-def write_store(root: Path, parts: Sequence[Sequence[Sequence[str]]]) -> list[Path]:
-    """Parts of completions of token texts."""
-    return make_store(
-        root,
-        *(
-            [make_completion(10 * number + i, texts=texts) for i, texts in enumerate(part)]
-            for number, part in enumerate(parts)
-        ),
-    )
 
 
 def test_contexts_by_hand(tmp_path: Path) -> None:

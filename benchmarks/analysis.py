@@ -20,13 +20,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from forkpoint.analysis.text import TokenTexts
 from forkpoint.config.stages import ModelConfig
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.policy.teacher import Pair, _micro_batches, score_completions
-from forkpoint.runs.tokens import CompletionRow, TokenColumns, TokenStore
+from forkpoint.runs.completions import StoredCompletion, write_completions
+from forkpoint.sampling.pieces import TokenPieces
+from forkpoint.types import Completion, FinishReason
 
 TOP_K = 5
 
@@ -54,7 +56,17 @@ def made_up(loaded: LoadedModel, count: int, prompt_tokens: int) -> list[Pair]:
     def ids(length: int) -> list[int]:
         return torch.randint(3, len(loaded.tokenizer), (length,), generator=generator).tolist()
 
-    return [(ids(prompt_tokens), ids(64 + 192 * i // max(1, count - 1))) for i in range(count)]
+    def completion(length: int) -> Completion:
+        return Completion(
+            token_ids=np.array(ids(length)),
+            logprobs=np.full(length, np.nan),
+            entropies=None,
+            finish_reason=FinishReason.UNKNOWN,
+            text="",
+        )
+
+    lengths = [64 + 192 * i // max(1, count - 1) for i in range(count)]
+    return [(ids(prompt_tokens), completion(length)) for length in lengths]
 
 
 def throughput(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int, repeats: int) -> None:
@@ -87,7 +99,7 @@ def throughput(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int, repe
 def bare(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int) -> None:
     """The logits of the batches that ``score_completions`` makes of the pairs."""
     for part in _micro_batches(pairs, max_tokens):
-        rows = [[*pairs[i][0], *pairs[i][1][:-1]] for i in part]
+        rows = [[*pairs[i][0], *pairs[i][1].token_ids[:-1].tolist()] for i in part]
         ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for line, row in enumerate(rows):
             ids_BL[line, : len(row)] = torch.tensor(row)
@@ -102,32 +114,22 @@ def scored(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int) -> Any:
 
 def stored(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int, folder: Path) -> None:
     """Everything that ``forkpoint analyze`` does to completions that are there."""
-    texts = TokenTexts(loaded.tokenizer)
-    rows = [
-        CompletionRow(
+    pieces = TokenPieces(loaded.tokenizer)
+    rows = (
+        StoredCompletion(
+            completion=completion,
             prompt_id=str(number),
             prompt="",
-            sample=0,
-            completion="",
-            reward=None,
-            finish_reason="unknown",
-            tokens=len(completion),
             prompt_token_ids=prompt,
-            token_ids=completion,
+            serial=number,
+            sample=0,
+            pieces=pieces(completion.token_ids.tolist()),
         )
-        for number, (prompt, completion) in enumerate(pairs)
-    ]
-    columns = (
-        TokenColumns(
-            texts=texts(row.token_ids),
-            logprobs_T=one.logprobs_T,
-            entropies_T=one.entropies_T,
-            top_ids_TK=one.top_ids_TK,
-            top_logprobs_TK=one.top_logprobs_TK,
+        for number, ((prompt, _), completion) in enumerate(
+            zip(pairs, scored(loaded, pairs, max_tokens), strict=True)
         )
-        for row, one in zip(rows, scored(loaded, pairs, max_tokens), strict=True)
     )
-    TokenStore(folder).write(0, "benchmark", rows, columns)
+    write_completions(folder / "part_00000.parquet", rows)
 
 
 def memory(loaded: LoadedModel, model: str, tokens: int) -> None:
@@ -143,8 +145,8 @@ def memory(loaded: LoadedModel, model: str, tokens: int) -> None:
             _, status, usage = os.wait4(process.pid, 0)
             if status:
                 raise SystemExit(f"{' '.join(command)} failed")
-            summary = json.loads((Path(folder) / "run/analysis/summary.json").read_text())
-            peaks[summary["tokens"]] = usage.ru_maxrss / 1e6  # ru_maxrss is in 1024 bytes on Linux
+            pattern = json.loads((Path(folder) / "run/results/pattern.json").read_text())
+            peaks[pattern["tokens"]] = usage.ru_maxrss / 1e6  # ru_maxrss is in 1024 bytes on Linux
     for analysed, peak in peaks.items():
         print(f"  {analysed:>9,} tokens: peak {1.024 * peak:.3f} GB")
     few, many = peaks.values()

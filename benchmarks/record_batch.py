@@ -36,12 +36,9 @@ def main() -> None:
     parts = build_sampling(config)
     try:
         rollouts = collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=rollout,
-            settings=SamplingSettings(
+            parts,
+            rollout,
+            SamplingSettings(
                 max_new_tokens=rollout.max_new_tokens, temperature=1.0, seed=0, step=1
             ),
             first_serial=0,

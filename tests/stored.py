@@ -1,6 +1,7 @@
 """Stored completions made by hand, and files of them as a run directory has."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import StoredCompletion, part_file, part_files, write_completions
+from forkpoint.runs.results import CheckpointEntropy, Dynamics, Estimate, Pattern, write_result
 from forkpoint.types import Completion, FinishReason, Score
 
 
@@ -70,6 +72,91 @@ def make_store(root: Path, *parts: Sequence[StoredCompletion]) -> list[Path]:
     for number, part in enumerate(parts):
         write_completions(part_file(folder, number), part)
     return part_files(folder)
+
+
+def write_dynamics(
+    root: Path,
+    rows: Sequence[StoredCompletion],
+    scored: Sequence[Sequence[Sequence[float]]],
+    names: Sequence[str] | None = None,
+) -> None:
+    """What ``forkpoint dynamics`` leaves: completions by checkpoint.
+
+    Args:
+        scored: entropies by checkpoint and completion; log-probabilities are the same with a minus.
+    """
+    folder = RunDirectory(root).completions_dir("dynamics")
+    for number, one in enumerate(scored):
+        write_completions(
+            folder / f"checkpoint_{number:05d}.parquet",
+            (_scored(row, np.array(e)) for row, e in zip(rows, one, strict=True)),
+        )
+    write_result(root, make_dynamics(names or [f"step_{i}" for i in range(len(scored))]))
+
+
+def _scored(row: StoredCompletion, entropies: np.ndarray) -> StoredCompletion:
+    completion = replace(
+        row.completion, entropies=entropies, logprobs=-entropies, top_ids=None, top_logprobs=None
+    )
+    return replace(row, completion=completion)
+
+
+def make_dynamics(names: Sequence[str]) -> Dynamics:
+    mean = Estimate(value=0.5, low=None, high=None, n=1)
+    return Dynamics(
+        source="sampled from the last",
+        task="lab",
+        temperature=1.0,
+        seed=0,
+        keep_fraction=0.2,
+        tokens=10,
+        completions=2,
+        prompts=1,
+        checkpoints=tuple(
+            CheckpointEntropy(
+                name=name,
+                step=None,
+                path=name,
+                overlap_with_base=None,
+                overlap_with_final=None,
+                mean_entropy=mean,
+                percentiles={},
+            )
+            for name in names
+        ),
+        change_by_bin=(),
+    )
+
+
+def make_pattern(**fields: Any) -> Pattern:
+    """What is not given is made up."""
+    given: dict[str, Any] = {
+        "model": "lab",
+        "source": "sampled",
+        "task": "lab",
+        "temperature": 1.0,
+        "seed": 17,
+        "tokens": 1200,
+        "completions": 24,
+        "prompts": 6,
+        "keep_fraction": 0.2,
+        "mean_entropy": 0.25,
+        "share_below_0_01": 0.625,
+        "entropy_threshold": 0.5,
+        "kept_fraction": 0.2025,
+        "entropy_share_of_top": 0.875,
+        "percentiles": {q: (q / 100) ** 3 for q in range(0, 101, 5)},
+        "histogram": {"edges": (0.0, 0.25, 0.5, 0.75, 1.0), "counts": (900, 150, 100, 50)},
+        "by_position": (),
+        "by_length": (),
+        "by_correctness": (),
+        "accuracy": None,
+        "words_min_count": 100,
+        "words_listed": 4,
+        "lab": None,
+        **fields,
+    }
+    return Pattern.model_validate(given)
 
 
 WORDS = 20_000

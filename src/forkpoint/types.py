@@ -81,7 +81,7 @@ class Completion:
     """float32 [T, K] nats, of those."""
 
     def __post_init__(self) -> None:
-        for name, dtype in ARRAYS.items():
+        for name, dtype in _ARRAYS.items():
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, np.asarray(values, dtype))
 
@@ -103,7 +103,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or a == b
 
 
-ARRAYS = {
+_ARRAYS = {
     "token_ids": np.int32,
     "top_ids": np.int32,
     "logprobs": np.float32,

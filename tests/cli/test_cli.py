@@ -20,7 +20,8 @@ from forkpoint.demo import demo_configs
 from forkpoint.evaluation.statistics import bootstrap_interval
 from forkpoint.lab import BASE_POLICY
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.rollouts import read_rollouts
+from forkpoint.runs.completions import part_files, read_completions
+from forkpoint.runs.results import Evaluation, read_result, result_path
 from forkpoint.sampling.transformers import TransformersEngine
 
 ROOT = Path(__file__).parents[2]
@@ -446,18 +447,24 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert done.returncode == 0
     printed: dict[str, Any] = json.loads(done.stdout)
-    rows = read_rollouts(tmp_path / "out" / "eval" / "step_00000.parquet")
+    folder = tmp_path / "out" / "completions" / "evaluation"
+    rows = list(read_completions(part_files(folder)))
     assert len(rows) == 16
-    right = [sum(r.reward or 0 for r in rows if r.serial == serial) / 2 for serial in range(8)]
+    right = [sum(r.score.reward or 0 for r in rows if r.serial == n) / 2 for n in range(8)]
     low, high = bootstrap_interval(right, seed=20_000)
     assert printed == {
+        "schema_version": 1,
         "model": "lab",
-        "accuracy": {"value": sum(right) / 8, "low": low, "high": high, "n": 8},
+        "task": "lab",
+        "temperature": 1.0,
+        "seed": 20_000,
         "samples": 2,
-        "length_mean": sum(len(r.token_ids) for r in rows) / 16,
+        "accuracy": {"value": sum(right) / 8, "low": low, "high": high, "n": 8},
+        "length_mean": sum(len(r.completion) for r in rows) / 16,
     }
     directory = RunDirectory(tmp_path / "out")
-    assert json.loads((directory.eval_dir / "summary.json").read_text()) == printed
+    stored = read_result(result_path(tmp_path / "out", Evaluation), Evaluation)
+    assert stored.model_dump() == printed
     assert json.loads(directory.env_json.read_text())["command"][1:] == [
         "eval",
         *arguments,

@@ -10,6 +10,8 @@ import pytest
 from forkpoint.cli import main as main_module
 from forkpoint.cli.analyze import PROBLEMS, SAMPLES, analysis_config, headlines
 from forkpoint.errors import ConfigError
+from forkpoint.runs.results import Pattern, find_result
+from tests.stored import make_pattern
 
 PROMPT = "n3 n5 n2 goal n16 :"
 USER_ERROR = 2
@@ -44,14 +46,10 @@ def test_the_command_of_the_documentation(here: Any, tmp_path: Path) -> None:
     arguments = ["analyze", "--model", "lab", "--task", "lab", "--samples", "2", "--problems", "8"]
     code, out, err = here(*arguments, "--run-dir", "run")
     assert (code, err) == (0, "")
-    summary = json.loads((tmp_path / "run" / "analysis" / "summary.json").read_text())
-    required = {
-        "tokens", "share_below_0.01", "threshold_nats", "kept_fraction", "entropy_share_of_top",
-        "percentiles", "fork_average_precision", "entropy_error_vs_analytic_nats",
-    }  # fmt: skip
-    assert required <= summary.keys()
-    assert (summary["completions"], summary["prompts"]) == (16, 8)
-    assert f"{summary['tokens']:,} tokens of 16 completions to 8 prompts" in out
+    pattern = find_result(tmp_path / "run", Pattern)
+    assert pattern is not None
+    assert (pattern.completions, pattern.prompts) == (16, 8)
+    assert f"{pattern.tokens:,} tokens of 16 completions to 8 prompts" in out
     assert "true forks: precision" in out
     assert "look at it with forkpoint report run" in out
 
@@ -82,18 +80,20 @@ def test_rollouts_words_and_figures(here: Any, tmp_path: Path) -> None:
 def test_hostile_words_are_printed_as_text(here: Any, tmp_path: Path) -> None:
     from forkpoint.analysis.summary import SummarySettings
     from forkpoint.cli.analyze import show
-    from tests.analysis_store import make_completion, make_store
+    from forkpoint.runs import RunDirectory
+    from tests.stored import make_completion, make_store
     from tests.unit.test_analysis_summary import described, summarise
 
     texts = ["[red]no[/red]", "\x1b[31m", "\u202e", "\n"] * 2
     store = make_store(tmp_path, [make_completion(texts=texts, ids=[1, 2, 3, 4] * 2)])
-    summary = summarise(store, described("a.jsonl"), SummarySettings(min_count=1))
+    words = RunDirectory(tmp_path).words_parquet
+    pattern = summarise(store, words, described("a.jsonl"), SummarySettings(min_count=1))
     import io
 
     from rich.console import Console
 
     out = io.StringIO()
-    show(Console(file=out, width=100), summary, tmp_path)
+    show(Console(file=out, width=100), pattern, tmp_path)
     printed = out.getvalue()
     assert '"[red]no[/red]"' in printed
     assert '"\\u001b[31m"' in printed
@@ -171,21 +171,11 @@ def test_tasks_and_models_by_name() -> None:
 
 
 def test_headlines_without_truth_or_rewards() -> None:
-    summary = {
-        "tokens": 1234,
-        "completions": 5,
-        "prompts": 2,
-        "temperature": 0.5,
-        "model": "m",
-        "keep_fraction": 0.1,
-        "mean_entropy_nats": 0.25,
-        "share_below_0.01": 0.5,
-        "threshold_nats": 0.75,
-        "entropy_share_of_top": 0.875,
-        "accuracy": None,
-        "by_correctness": [],
-    }
-    assert headlines(summary) == [
+    pattern = make_pattern(
+        tokens=1234, completions=5, prompts=2, temperature=0.5, model="m", keep_fraction=0.1,
+        share_below_0_01=0.5, entropy_threshold=0.75,
+    )  # fmt: skip
+    assert headlines(pattern) == [
         "1,234 tokens of 5 completions to 2 prompts, T = 0.5, m",
         "entropy: mean 0.250 nats, below 0.01 nats in 50.0% of the tokens",
         "forks: the top 10 % have 0.750 nats or more and hold 87.5% of all entropy",

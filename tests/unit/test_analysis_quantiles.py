@@ -14,7 +14,7 @@ from forkpoint.analysis.quantiles import (
     PERCENTILES,
     Batches,
     distribution,
-    kth_by_group,
+    kth_values,
 )
 from forkpoint.errors import RunError
 
@@ -96,7 +96,7 @@ def test_kth_values_by_group_against_sorting(
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return ((values[i : i + size], groups[i : i + size]) for i in range(0, len(values), size))
 
-    found = kth_by_group(read, np.array(ranks))
+    found = kth_values(read, np.arange(4), np.array(ranks))
     expected = [np.sort(values[groups == g])[r - 1] for g, r in enumerate(ranks)]
     assert found.tolist() == [float(x) for x in expected]
 

@@ -25,7 +25,7 @@ def described(source: str = "sampled", **config: Any) -> dict[str, Any]:
     return {"source": source, "config": resolved.model_dump(mode="json")}
 
 
-GYM = {"task": {"type": "gym", "name": "chain_sum"}}
+GYM: dict[str, Any] = {"task": {"type": "gym", "name": "chain_sum"}}
 
 
 def words_of(paths: list[Path]) -> Path:

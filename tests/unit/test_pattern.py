@@ -114,7 +114,9 @@ def test_change_by_bin_by_hand() -> None:
     assert [b.change.value for b in found] == pytest.approx(list(range(20)), abs=1e-5)
     assert [b.from_percentile for b in found] == [5 * i for i in range(20)]
     assert found[3].to_percentile == 20
-    assert (found[3].from_nats, found[3].to_nats) == pytest.approx((0.06, 0.07))
+    assert (found[3].lowest_base_entropy, found[3].highest_base_entropy) == pytest.approx(
+        (0.06, 0.07)
+    )
 
 
 def test_bins_of_few_tokens_are_left_out() -> None:

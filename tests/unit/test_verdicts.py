@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from forkpoint.analysis.held_out import sample_answers
 from forkpoint.config import RunConfig, parse_config
-from forkpoint.evaluation.evaluate import accuracy, is_right
+from forkpoint.evaluation.evaluate import accuracy, is_right, tally
+from forkpoint.evaluation.held_out import sample_answers
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards import build_scorer
 from forkpoint.runs.completions import read_completions, write_completions
@@ -100,13 +100,13 @@ def rollouts() -> StepRollouts:
     }
     scorer = build_scorer(config, task)
     try:
+        parts = SimpleNamespace(
+            task=task, prompter=prompter, engine=ScriptedEngine(script), scorer=scorer
+        )
         return collect_groups(
-            task=task,
-            prompter=prompter,  # pyright: ignore[reportArgumentType]
-            engine=ScriptedEngine(script),
-            scorer=scorer,
-            config=config.rollout,
-            settings=SamplingSettings(max_new_tokens=10, temperature=1.0, seed=0, step=1),
+            parts,  # pyright: ignore[reportArgumentType]
+            config.rollout,
+            SamplingSettings(max_new_tokens=10, temperature=1.0, seed=0, step=1),
             first_serial=0,
         )
     finally:
@@ -140,7 +140,7 @@ def test_rewards_do_not_depend_on_the_order_of_the_recipe() -> None:
 
 def test_accuracy_is_the_verifiers_wherever_it_stands(rollouts: StepRollouts) -> None:
     # 1/3 + 2/3 + 0 + 0 + 1 of five problems; by form, which stands first, it would be 14/15
-    assert accuracy(rollouts.groups, seed=0).value == pytest.approx(2 / 5)
+    assert accuracy(tally(rollouts.groups), seed=0).value == pytest.approx(2 / 5)
     long = next(g for g in rollouts.groups if g.prompt.problem.id == "right, one long")
     assert [is_right(r) for r in long.rollouts_G] == [True] * 3
 

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from forkpoint.analysis.held_out import prompt_parts, sample_answers
 from forkpoint.analysis.rows import find_files
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted
+from forkpoint.evaluation.held_out import numbered_problems, prompt_parts, sample_answers
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
@@ -144,7 +144,7 @@ def sampled_parts(
     """Held-out problems, cut so that a part's completions are sampled side by side."""
     return [
         lambda some=some: sample_answers(parts, config, some, should_stop)
-        for some in prompt_parts(parts, config)
+        for some in prompt_parts(parts, config, numbered_problems(parts, config))
     ]
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from forkpoint.analysis.branch_points import Answer, Pair, draw_pairs
 from forkpoint.analysis.continuations import Continuer, Place
 from forkpoint.analysis.gap import Alternative, Branch, Position, squared_gap, summarise_gaps
-from forkpoint.analysis.held_out import numbered_problems, sample_held_out, sample_settings
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted
+from forkpoint.evaluation.held_out import numbered_problems, sample_held_out, sample_settings
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import read_completions

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from forkpoint.analysis.checkpoints import Checkpoint, check_comparable
-from forkpoint.analysis.held_out import sample_held_out
 from forkpoint.analysis.pattern import (
     PERCENTILES,
     TokenIndex,
@@ -28,6 +27,7 @@ from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
+from forkpoint.evaluation.held_out import sample_held_out
 from forkpoint.policy.load import LoadedModel, load_model, model_source
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
@@ -136,7 +136,8 @@ def _completions(
         return part_files(folder)
     if job.rollouts is None:
         note(f"sampling from {job.checkpoints[-1].name}")
-        with closing(build_sampling(job.config, weights=_weights(job.checkpoints[-1]))) as parts:
+        last = load_model(job.config.model, weights=_weights(job.checkpoints[-1]))
+        with closing(build_sampling(job.config, last)) as parts:
             paths = sample_held_out(parts, job.config, folder, should_stop)
     else:
         note(f"reading {job.rollouts}")

@@ -1,12 +1,12 @@
 """Exact k-th values and counts of any number of entropies, in constant memory.
 
-Non-negative float32 numbers are ordered as their bit patterns are. So the k-th smallest is found a
-few bits at a time: count how many numbers have each value of the leading bits, see in which of them
-the k-th must lie, and count again among those alone. Each count is one pass over the store.
+Non-negative float32 numbers are ordered as their bit patterns are. So the k-th smallest is found
+eight bits at a time: count how many numbers have each value of the leading bits, see in which of
+them the k-th must lie, and count again among those alone. Each count is one pass over the files.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
@@ -19,10 +19,7 @@ Batches: TypeAlias = Callable[[], Iterable[np.ndarray]]
 """Starts a pass over all entropies: arrays of float32 >= 0, nats."""
 
 Grouped: TypeAlias = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""The same with each entropy's group, int64; a negative group is left out."""
-
-HALF = 16
-SIZE = 2**HALF
+"""The same with each entropy's group, int64 >= 0, or negative: left out."""
 
 NEARLY_CERTAIN = 0.01
 """Nats; the paper: half of all tokens have less."""
@@ -57,83 +54,71 @@ class Distribution:
 def distribution(
     read: Batches, keep_fraction: float, *, bin_width: float = BIN_WIDTH
 ) -> Distribution:
-    """Two passes over all entropies.
+    """Six passes over all entropies.
 
     Raises:
         RunError: no token at all, or an entropy that is negative or not finite.
     """
-    first = _first_pass(read(), bin_width)
-    n = int(first.counts.sum())
+    n, below, total, counts = 0, 0, 0.0, np.zeros(0, np.int64)
+    for values in read():
+        exact = _checked(values).astype(np.float64)
+        n, total = n + len(exact), total + float(exact.sum())
+        below += int((exact < NEARLY_CERTAIN).sum())
+        bins = np.bincount(_bins(exact, bin_width), minlength=len(counts))
+        bins[: len(counts)] += counts
+        counts = bins
     if n == 0:
         raise RunError("there is no token to analyse")
     k = math.ceil(Fraction(str(keep_fraction)) * n)
-    ranks = {p: max(1, -(-p * n // 100)) for p in PERCENTILES}
-    chosen = _Chosen(first, [n - k + 1, *ranks.values()], read())
-    threshold = chosen.value(n - k + 1)
-    above, sum_above = chosen.above(threshold)
-    total = float(first.sums.sum())
+    ranks = [n - k + 1, *(max(1, -(-p * n // 100)) for p in PERCENTILES)]
+    threshold, *percentiles = kth_values(
+        lambda: ((values, np.zeros(len(values), np.int64)) for values in read()),
+        np.zeros(len(ranks), np.int64),
+        np.array(ranks),
+    ).tolist()
+    above, equal, sum_above = 0, 0, 0.0
+    for values in read():
+        higher = values[values > threshold]
+        above, equal = above + len(higher), equal + int((values == threshold).sum())
+        sum_above += float(higher.sum(dtype=np.float64))
     top = sum_above + (k - above) * threshold
     return Distribution(
         tokens=n,
         mean=total / n,
-        share_below=first.below / n,
+        share_below=below / n,
         threshold=threshold,
-        kept_fraction=(above + chosen.equal(threshold)) / n,
+        kept_fraction=(above + equal) / n,
         share_of_top=top / total if total else 0.0,
-        percentiles={p: chosen.value(rank) for p, rank in ranks.items()},
-        edges=tuple(i * bin_width for i in range(len(first.histogram) + 1)),
-        counts=tuple(first.histogram.tolist()),
+        percentiles=dict(zip(PERCENTILES, percentiles, strict=True)),
+        edges=tuple(i * bin_width for i in range(len(counts) + 1)),
+        counts=tuple(counts.tolist()),
     )
 
 
-def kth_by_group(read: Grouped, ranks_G: np.ndarray) -> np.ndarray:
-    """The ranks_G[g]-th smallest entropy of each group g, from 1: float64 [G].
+def kth_values(read: Grouped, groups_K: np.ndarray, ranks_K: np.ndarray) -> np.ndarray:
+    """The ranks_K[i]-th smallest entropy of the group groups_K[i], from 1: float64 [K].
 
-    Four passes of eight bits each; memory is 256 counts per group.
+    Memory is 256 counts for each of the K.
     """
-    groups = len(ranks_G)
-    prefix_G = np.zeros(groups, dtype=np.int64)
-    left_G = ranks_G.astype(np.int64)
+    prefix_K, left_K = np.zeros(len(ranks_K), np.int64), ranks_K.astype(np.int64)
+    if not len(ranks_K):
+        return np.zeros(0)
     for shift in (24, 16, 8, 0):
-        counts_GD = np.zeros((groups, 256), dtype=np.int64)
+        cells, cell_K = np.unique(groups_K << 32 | prefix_K, return_inverse=True)
+        counts = np.zeros(len(cells) * 256, np.int64)
         for values, group in read():
-            patterns, kept = _patterns(values)[group >= 0], group[group >= 0]
-            inside = patterns >> (shift + 8) == prefix_G[kept]
+            patterns = _checked(values).view(np.uint32).astype(np.int64)
+            keys = group << 32 | patterns >> (shift + 8)
+            cell = np.minimum(np.searchsorted(cells, keys), len(cells) - 1)
+            inside = cells[cell] == keys
             digits = (patterns[inside] >> shift) & 255
-            cells = np.bincount(kept[inside] * 256 + digits, minlength=groups * 256)
-            counts_GD += cells.reshape(groups, 256)
-        upto_GD = counts_GD.cumsum(1)
-        digit_G = (upto_GD < left_G[:, None]).sum(1)
-        before_G = np.where(digit_G > 0, upto_GD[np.arange(groups), digit_G - 1], 0)
-        left_G -= before_G
-        prefix_G = prefix_G * 256 + digit_G
-    return prefix_G.astype(np.uint32).view(np.float32).astype(np.float64)
-
-
-@dataclass(slots=True)
-class _FirstPass:
-    """What the leading 16 bits tell."""
-
-    counts: np.ndarray
-    """int64 [65536], numbers by their leading half."""
-    sums: np.ndarray
-    """float64 [65536], their sums."""
-    below: int
-    histogram: np.ndarray
-
-
-def _first_pass(batches: Iterable[np.ndarray], bin_width: float) -> _FirstPass:
-    seen = _FirstPass(np.zeros(SIZE, np.int64), np.zeros(SIZE), 0, np.zeros(0, np.int64))
-    for values in batches:
-        leading = _patterns(values) >> HALF
-        exact = values.astype(np.float64)
-        seen.counts += np.bincount(leading, minlength=SIZE)
-        seen.sums += np.bincount(leading, weights=exact, minlength=SIZE)
-        seen.below += int((exact < NEARLY_CERTAIN).sum())
-        bins = np.bincount(_bins(exact, bin_width), minlength=len(seen.histogram))
-        bins[: len(seen.histogram)] += seen.histogram
-        seen.histogram = bins
-    return seen
+            counts += np.bincount(cell[inside] * 256 + digits, minlength=len(counts))
+        upto_KD = counts.reshape(-1, 256).cumsum(1)[cell_K]
+        digit_K = (upto_KD < left_K[:, None]).sum(1)
+        before_K = np.where(digit_K > 0, upto_KD[np.arange(len(digit_K)), digit_K - 1], 0)
+        left_K -= before_K
+        prefix_K = prefix_K * 256 + digit_K
+    return prefix_K.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def _bins(values: np.ndarray, width: float) -> np.ndarray:
@@ -143,68 +128,13 @@ def _bins(values: np.ndarray, width: float) -> np.ndarray:
     return guess + ((guess + 1) * width <= values)
 
 
-class _Chosen:
-    """The trailing 16 bits of the numbers whose leading half holds a wanted rank."""
-
-    def __init__(
-        self, first: _FirstPass, ranks: Sequence[int], batches: Iterable[np.ndarray]
-    ) -> None:
-        self._first = first
-        self._upto = first.counts.cumsum()
-        bins = sorted({self._bin(rank) for rank in ranks})
-        row_of = np.full(SIZE, -1, dtype=np.int64)
-        row_of[bins] = np.arange(len(bins))
-        counts = np.zeros(len(bins) * SIZE, dtype=np.int64)
-        for values in batches:
-            patterns = _patterns(values)
-            rows = row_of[patterns >> HALF]
-            cells = rows[rows >= 0] * SIZE + (patterns[rows >= 0] & (SIZE - 1))
-            np.add.at(counts, cells, 1)
-        self._counts = dict(zip(bins, counts.reshape(len(bins), SIZE), strict=True))
-
-    def value(self, rank: int) -> float:
-        """The rank-th smallest, from 1."""
-        leading = self._bin(rank)
-        before = int(self._upto[leading] - self._first.counts[leading])
-        trailing = int(np.searchsorted(self._counts[leading].cumsum(), rank - before))
-        return float(_values(np.array([leading * SIZE + trailing]))[0])
-
-    def equal(self, value: float) -> int:
-        """How many are equal to a chosen value."""
-        leading, trailing = _halves(value)
-        return int(self._counts[leading][trailing])
-
-    def above(self, value: float) -> tuple[int, float]:
-        """How many are larger than a chosen value, and their sum."""
-        leading, trailing = _halves(value)
-        rest = np.arange(trailing + 1, SIZE)
-        counts = self._counts[leading][rest]
-        total = float(self._first.sums[leading + 1 :].sum())
-        if counts.any():  # patterns beyond infinity have no number, and no count
-            held = counts > 0
-            total += float(counts[held] @ _values(leading * SIZE + rest[held]))
-        return int(counts.sum() + self._first.counts[leading + 1 :].sum()), total
-
-    def _bin(self, rank: int) -> int:
-        return int(np.searchsorted(self._upto, rank))
-
-
-def _patterns(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 numbers as int64.
+def _checked(values: np.ndarray) -> np.ndarray:
+    """float32, without negative zeros.
 
     Raises:
         RunError: a number without the order of its bits: negative or not finite.
     """
     values = values.astype(np.float32) + np.float32(0)  # -0 + 0 = 0
     if not (np.isfinite(values) & (values >= 0)).all():
-        raise RunError("the token store holds an entropy that is negative or not finite")
-    return values.view(np.uint32).astype(np.int64)
-
-
-def _values(patterns: np.ndarray) -> np.ndarray:
-    return patterns.astype(np.uint32).view(np.float32).astype(np.float64)
-
-
-def _halves(value: float) -> tuple[int, int]:
-    pattern = int(_patterns(np.array([value]))[0])
-    return pattern >> HALF, pattern & (SIZE - 1)
+        raise RunError("the stored completions hold an entropy that is negative or not finite")
+    return values

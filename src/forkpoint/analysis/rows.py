@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forkpoint.errors import DataError
+from forkpoint.runs.resume import SETTINGS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -30,7 +31,8 @@ def find_files(path: Path) -> list[Path]:
     """
     if path.is_dir():
         folder = path / "completions/train" if (path / "config.json").exists() else path
-        files = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES)
+        found = folder.glob("*")
+        files = sorted(p for p in found if p.suffix in SUFFIXES and p.name != SETTINGS)
         if not files:
             raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} file: no rollouts to read")
         return sorted(files, key=_natural)

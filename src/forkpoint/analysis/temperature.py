@@ -15,17 +15,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from forkpoint.analysis.held_out import numbered_problems
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError
-from forkpoint.evaluation.evaluate import (
-    Tally,
-    accuracy,
-    decisive,
-    evaluation_settings,
-    sample_held_out,
-    tally,
-)
+from forkpoint.evaluation.evaluate import Tally, accuracy, decisive, tally
+from forkpoint.evaluation.held_out import numbered_problems, sample_settings
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.results import (
@@ -38,7 +31,7 @@ from forkpoint.runs.results import (
     write_result,
 )
 from forkpoint.runs.resume import Pieces
-from forkpoint.sampling import build_sampling
+from forkpoint.sampling import build_sampling, sample_groups
 from forkpoint.sampling.base import SplitTemperature
 from forkpoint.sampling.build import check_engine
 from forkpoint.types import Group
@@ -108,12 +101,15 @@ def measure_temperature(
         with closing(build_sampling(config)) as parts:
             check_engine(parts.engine, config, splits_temperatures=True)
             directory.describe(config.model_dump_json(indent=2))
-            problems = numbered_problems(parts, config)
-            plain = evaluation_settings(config, "temperature")
+            numbered = numbered_problems(parts, config)
+            prompts = {number: parts.prompter(problem) for number, problem in numbered.items()}
+            plain, samples = sample_settings(config, "temperature"), config.evaluation.samples
 
             def sample(split: SplitTemperature | None) -> tuple[Group, ...]:
                 how = replace(plain, split=split)
-                return sample_held_out(parts, config, problems, how, should_stop)
+                return sample_groups(
+                    parts, prompts, how, samples=samples, should_stop=should_stop
+                ).groups
 
             reference = pieces.get(
                 _key((1.0, 1.0)),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forkpoint.analysis.quantiles import kth_by_group
+from forkpoint.analysis.quantiles import kth_values
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_atomically
 from forkpoint.runs.completions import read_columns
@@ -64,8 +64,9 @@ def find_words(paths: Sequence[Path], min_count: int) -> list[Word]:
     kept = [i for text, i in tally.index.items() if text and counts_W[i] > min_count]
     group = np.full(len(tally.index), -1, dtype=np.int64)
     group[kept] = np.arange(len(kept))
-    p90 = kth_by_group(
+    p90 = kth_values(
         lambda: ((t.entropies, group[t.words]) for t in _read(paths, tally.index)),
+        np.arange(len(kept)),
         -(-9 * counts_W[kept].astype(np.int64) // 10),
     )
     texts = list(tally.index)

@@ -12,104 +12,18 @@ import numpy as np
 
 from forkpoint.config import RunConfig
 from forkpoint.errors import RewardError
+from forkpoint.evaluation.held_out import prompt_parts, sample_settings
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.completions import write_completions
+from forkpoint.runs.completions import part_file, write_completions
 from forkpoint.runs.results import Estimate, Evaluation, write_result
 from forkpoint.runs.resume import Pieces
-from forkpoint.sampling import RowMaker, SampleRequest, SamplingParts, build_sampling
-from forkpoint.sampling.base import SamplingSettings
-from forkpoint.sampling.collect import StepRollouts
-from forkpoint.types import FinishReason, Group, Problem, Rollout
+from forkpoint.sampling import SamplingParts, build_sampling, sample_groups
+from forkpoint.sampling.record import stored_rows
+from forkpoint.types import FinishReason, Group, Prompt, Rollout
 
 DECIDES = ("model", "task", "rewards", "rollout", "evaluation")
 """Sections of a configuration that decide what is sampled and how it is judged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """Made by ``evaluate`` for ``training.loop``."""
-
-    groups: tuple[Group, ...]
-    accuracy: Estimate
-    length_mean: float
-    """Tokens per completion."""
-
-    @property
-    def rollouts(self) -> StepRollouts:
-        """As ``RowMaker`` takes them."""
-        return all_accepted(self.groups)
-
-
-def evaluate(
-    parts: SamplingParts, config: RunConfig, should_stop: Callable[[], bool] = lambda: False
-) -> Evaluated:
-    """Sample ``evaluation.samples`` answers to each of ``evaluation.problems`` held-out problems.
-
-    The draws derive from ``evaluation.seed`` alone: evaluating twice, or two checkpoints of a run,
-    uses the same problems and the same random numbers.
-
-    Raises:
-        RewardError: no completion at all could be judged.
-        Interrupted: ``should_stop()`` turned true.
-    """
-    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
-    settings = evaluation_settings(config, "evaluate")
-    groups = sample_held_out(parts, config, dict(enumerate(problems)), settings, should_stop)
-    found = tally(groups)
-    return Evaluated(
-        groups=groups,
-        accuracy=accuracy(found, seed=config.evaluation.seed),
-        length_mean=found.length_mean,
-    )
-
-
-def evaluate_config(
-    config: RunConfig,
-    root: Path | None,
-    should_stop: Callable[[], bool] = lambda: False,
-    note: Callable[[str], None] = lambda text: None,
-) -> Evaluation:
-    """Evaluate ``config.model``, which is not being trained.
-
-    Args:
-        root: a folder for every completion and results/evaluation.json; None keeps nothing. Started
-            again with the same settings, the evaluation goes on where it stopped.
-        note: gets a line about each thing that whoever reads the accuracy should know.
-
-    Raises:
-        ForkpointError: see errors.py; ``Interrupted`` when ``should_stop()`` turned true.
-    """
-    if root is None:
-        with TemporaryDirectory() as folder:
-            return evaluate_config(config, Path(folder), should_stop, note)
-    with RunDirectory.claim(root) as directory:
-        pieces = Pieces.open(directory.completions_dir("evaluation"), decisive(config))
-        with closing(build_sampling(config)) as parts:
-            directory.describe(config.model_dump_json(indent=2))
-            for text in parts.task.notes:
-                note(text)
-            tallies = _tallies(parts, config, pieces, should_stop)
-        found, seed = summed(tallies), config.evaluation.seed
-        result = Evaluation(
-            model=config.model.path,
-            task=config.task_name,
-            temperature=config.rollout.temperature,
-            seed=seed,
-            samples=config.evaluation.samples,
-            accuracy=accuracy(found, seed=seed),
-            length_mean=found.length_mean,
-        )
-        write_result(root, result)
-    return result
-
-
-def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings of a measurement on held-out problems, for ``Pieces.open``."""
-    return config.model_dump(mode="json", include=set(DECIDES))
-
-
-# ---- counting ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,73 +105,111 @@ def summed(parts: Sequence[Tally]) -> Tally:
 # ---- sampling ------------------------------------------------------------------------------------
 
 
-def evaluation_settings(config: RunConfig, purpose: str) -> SamplingSettings:
-    """How a configuration draws whole answers for one purpose."""
-    return SamplingSettings(
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=config.rollout.temperature,
-        seed=config.evaluation.seed,
-        step=0,
-        purpose=purpose,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """Made by ``evaluate`` for ``training.loop``."""
+
+    groups: tuple[Group, ...]
+    accuracy: Estimate
+    length_mean: float
+    """Tokens per completion."""
+
+
+def evaluate(
+    parts: SamplingParts, config: RunConfig, should_stop: Callable[[], bool] = lambda: False
+) -> Evaluated:
+    """Sample ``evaluation.samples`` answers to each of ``evaluation.problems`` held-out problems.
+
+    The draws derive from ``evaluation.seed`` alone: evaluating twice, or two checkpoints of a run,
+    uses the same problems and the same random numbers.
+
+    Raises:
+        RewardError: no completion at all could be judged.
+        Interrupted: ``should_stop()`` turned true.
+    """
+    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
+    prompts = {number: parts.prompter(problem) for number, problem in enumerate(problems)}
+    groups = _sample(parts, config, prompts, should_stop)
+    found = tally(groups)
+    return Evaluated(
+        groups=groups,
+        accuracy=accuracy(found, seed=config.evaluation.seed),
+        length_mean=found.length_mean,
     )
 
 
-def sample_held_out(
+def evaluate_config(
+    config: RunConfig,
+    root: Path | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Evaluate ``config.model``, which is not being trained.
+
+    Args:
+        root: a folder for every completion and results/evaluation.json; None keeps nothing. Started
+            again with the same settings, the evaluation goes on where it stopped.
+        note: gets a line about each thing that whoever reads the accuracy should know.
+
+    Raises:
+        ForkpointError: see errors.py; ``Interrupted`` when ``should_stop()`` turned true.
+    """
+    if root is None:
+        with TemporaryDirectory() as folder:
+            return evaluate_config(config, Path(folder), should_stop, note)
+    with RunDirectory.claim(root) as directory:
+        pieces = Pieces.open(directory.completions_dir("evaluation"), decisive(config))
+        with closing(build_sampling(config)) as parts:
+            directory.describe(config.model_dump_json(indent=2))
+            for text in parts.task.notes:
+                note(text)
+            tallies = _tallies(parts, config, pieces, should_stop)
+        found, seed = summed(tallies), config.evaluation.seed
+        result = Evaluation(
+            model=config.model.path,
+            task=config.task_name,
+            temperature=config.rollout.temperature,
+            seed=seed,
+            samples=config.evaluation.samples,
+            accuracy=accuracy(found, seed=seed),
+            length_mean=found.length_mean,
+        )
+        write_result(root, result)
+    return result
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings of a measurement on held-out problems, for ``Pieces.open``."""
+    return config.model_dump(mode="json", include=set(DECIDES))
+
+
+def _sample(
     parts: SamplingParts,
     config: RunConfig,
-    problems: Mapping[int, Problem],
-    settings: SamplingSettings,
+    prompts: Mapping[int, Prompt],
     should_stop: Callable[[], bool],
 ) -> tuple[Group, ...]:
-    """``evaluation.samples`` scored answers to each problem, which stands by its number."""
-    samples = config.evaluation.samples
-    prompts = {number: parts.prompter(problem) for number, problem in problems.items()}
-    requests = [
-        SampleRequest(prompt=prompt, serial=number, sample=sample)
-        for number, prompt in prompts.items()
-        for sample in range(samples)
-    ]
-    completions = parts.engine.sample(requests, settings, should_stop)
-    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs, should_stop)
-    rollouts = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
-    return tuple(
-        Group(
-            prompt=prompt,
-            serial=number,
-            rollouts_G=tuple(rollouts[line * samples : (line + 1) * samples]),
-        )
-        for line, (number, prompt) in enumerate(prompts.items())
-    )
+    settings, samples = sample_settings(config, "evaluate"), config.evaluation.samples
+    return sample_groups(parts, prompts, settings, samples=samples, should_stop=should_stop).groups
 
 
 def _tallies(
-    parts: SamplingParts,
-    config: RunConfig,
-    pieces: Pieces,
-    should_stop: Callable[[], bool],
+    parts: SamplingParts, config: RunConfig, pieces: Pieces, should_stop: Callable[[], bool]
 ) -> list[Tally]:
     """Part by part, as many problems as the engine samples side by side."""
-    rows = RowMaker(parts.loaded.tokenizer, config.advantage.kind)
-    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
-    size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
-    settings = evaluation_settings(config, "evaluate")
 
-    def part(first: int, path: Path) -> Tally:
-        some = {n: problems[n] for n in range(first, min(first + size, len(problems)))}
-        groups = sample_held_out(parts, config, some, settings, should_stop)
-        write_completions(path, rows.rows(0, all_accepted(groups), None))
+    def make(prompts: Mapping[int, Prompt], path: Path) -> Tally:
+        groups = _sample(parts, config, prompts, should_stop)
+        tokenizer = parts.loaded.tokenizer
+        write_completions(path, (row for group in groups for row in stored_rows(group, tokenizer)))
         return tally(groups)
 
-    names = {first: f"part_{n:05d}" for n, first in enumerate(range(0, len(problems), size))}
+    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
     return [
-        pieces.get(f"{name}.json", Tally, partial(part, first, pieces.folder / f"{name}.parquet"))
-        for first, name in names.items()
+        pieces.get(
+            f"part_{number:05d}.json",
+            Tally,
+            partial(make, prompts, part_file(pieces.folder, number)),
+        )
+        for number, prompts in enumerate(prompt_parts(parts, config, dict(enumerate(problems))))
     ]
-
-
-def all_accepted(groups: tuple[Group, ...]) -> StepRollouts:
-    """As ``RowMaker`` takes them."""
-    return StepRollouts(
-        accepted=groups, rejected=(), next_serial=0, rounds=1, sample_s=0.0, score_s=0.0
-    )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,28 +49,38 @@ class RowMaker:
     def _group(
         self, step: int, group: Group, accepted: bool, selected: dict[int, np.ndarray]
     ) -> "Iterator[StoredCompletion]":
-        from forkpoint.runs.completions import StoredCompletion
-
         size = len(group.rollouts_G)
         advantages = group_advantages([r.score.reward for r in group.rollouts_G], self._advantage)
-        prompt = self._tokenizer.decode(group.prompt.token_ids)
-        for sample, rollout in enumerate(group.rollouts_G):
-            completion = rollout.completion
-            never = np.zeros(len(completion), bool)
-            yield StoredCompletion(
-                completion=completion,
-                score=rollout.score,
+        for row, advantage in zip(stored_rows(group, self._tokenizer), advantages, strict=True):
+            token_ids = row.completion.token_ids
+            never = np.zeros(len(token_ids), bool)
+            yield replace(
+                row,
                 step=step,
-                prompt_id=group.prompt.problem.id,
-                prompt=prompt,
-                prompt_token_ids=group.prompt.token_ids,
-                serial=group.serial,
-                sample=sample,
-                pieces=self._pieces(completion.token_ids.tolist()),
-                advantage=advantages[sample] or 0.0,
+                pieces=self._pieces(token_ids.tolist()),
+                advantage=advantage or 0.0,
                 accepted=accepted,
-                selected=selected.get(sequence_id(group.serial, sample, size), never),
+                selected=selected.get(sequence_id(group.serial, row.sample, size), never),
             )
+
+
+def stored_rows(group: Group, tokenizer: Any) -> "list[StoredCompletion]":
+    """What a group says of itself, before anything is known of its tokens but the sampler's."""
+    from forkpoint.runs.completions import StoredCompletion
+
+    prompt = tokenizer.decode(list(group.prompt.token_ids))
+    return [
+        StoredCompletion(
+            completion=rollout.completion,
+            score=rollout.score,
+            prompt_id=group.prompt.problem.id,
+            prompt=prompt,
+            prompt_token_ids=group.prompt.token_ids,
+            serial=group.serial,
+            sample=sample,
+        )
+        for sample, rollout in enumerate(group.rollouts_G)
+    ]
 
 
 def kept_groups(groups: Sequence[Group], keep: str | float) -> list[Group]:

@@ -19,6 +19,7 @@ from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.record import stored_rows
 from forkpoint.training.bad_steps import (
     ALL_TRUNCATED,
     NOT_SCORED,
@@ -226,12 +227,9 @@ class _Run:
         config, parts = self.config, self.parts.sampling
         with unsharded(self.parts.policy):
             return collect_groups(
-                task=parts.task,
-                prompter=parts.prompter,
-                engine=parts.engine,
-                scorer=parts.scorer,
-                config=config.rollout,
-                settings=SamplingSettings(
+                parts,
+                config.rollout,
+                SamplingSettings(
                     max_new_tokens=config.rollout.max_new_tokens,
                     temperature=config.rollout.temperature,
                     seed=config.training.seed,
@@ -264,7 +262,7 @@ class _Run:
         with unsharded(self.parts.policy):
             evaluation = evaluate(parts, self.config, self.stop)
         accuracy = evaluation.accuracy
-        rows = self.rows.rows(step, evaluation.rollouts, None)
+        rows = (r for g in evaluation.groups for r in stored_rows(g, parts.loaded.tokenizer))
         write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)
         self._log(
             line

@@ -3,13 +3,15 @@
 The draws are those of ``forkpoint analyze``: with the same model and settings, the same answers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from forkpoint.config import RunConfig
 from forkpoint.runs.completions import StoredCompletion, part_file, write_completions
-from forkpoint.sampling import SampleRequest, SamplingParts
+from forkpoint.sampling import SamplingParts
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.groups import sample_groups
+from forkpoint.sampling.record import stored_rows
 from forkpoint.types import Problem, Prompt
 
 
@@ -23,9 +25,11 @@ def numbered_problems(parts: SamplingParts, config: RunConfig) -> dict[int, Prob
     return {number: problems[number] for number in first.values()}
 
 
-def prompt_parts(parts: SamplingParts, config: RunConfig) -> list[dict[int, Prompt]]:
+def prompt_parts(
+    parts: SamplingParts, config: RunConfig, problems: Mapping[int, Problem]
+) -> list[dict[int, Prompt]]:
     """The problems as prompts by their number, as many together as are sampled side by side."""
-    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
+    prompts = {n: parts.prompter(p) for n, p in problems.items()}
     numbers = list(prompts)
     size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
     return [
@@ -60,7 +64,8 @@ def sample_held_out(
         Interrupted: ``should_stop()`` turned true; the files written so far stay.
     """
     paths = []
-    for number, prompts in enumerate(prompt_parts(parts, config)):
+    numbered = numbered_problems(parts, config)
+    for number, prompts in enumerate(prompt_parts(parts, config, numbered)):
         paths.append(part_file(folder, number))
         if not paths[-1].exists():
             write_completions(paths[-1], sample_answers(parts, config, prompts, should_stop))
@@ -74,25 +79,6 @@ def sample_answers(
     should_stop: Callable[[], bool],
 ) -> list[StoredCompletion]:
     """``evaluation.samples`` scored answers to each prompt, which stand by their number."""
-    requests = [
-        SampleRequest(prompt=prompt, serial=number, sample=sample)
-        for number, prompt in prompts.items()
-        for sample in range(config.evaluation.samples)
-    ]
-    settings = sample_settings(config, "analyze")
-    completions = parts.engine.sample(requests, settings, should_stop)
-    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs, should_stop)
-    decode = parts.loaded.tokenizer.decode
-    return [
-        StoredCompletion(
-            completion=completion,
-            score=score,
-            prompt_id=request.prompt.problem.id,
-            prompt=decode(list(request.prompt.token_ids)),
-            prompt_token_ids=request.prompt.token_ids,
-            serial=request.serial,
-            sample=request.sample,
-        )
-        for request, completion, score in zip(requests, completions, scores, strict=True)
-    ]
+    settings, samples = sample_settings(config, "analyze"), config.evaluation.samples
+    found = sample_groups(parts, prompts, settings, samples=samples, should_stop=should_stop)
+    return [row for group in found.groups for row in stored_rows(group, parts.loaded.tokenizer)]

@@ -6,7 +6,7 @@ Each reader takes a row and yields ``Entry``s of text; ``sources`` makes stored 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from forkpoint.analysis.rows import Row, column_names, short
 from forkpoint.errors import DataError
@@ -35,35 +35,35 @@ class Entry:
 Reader: TypeAlias = Callable[[Row], Iterator[Entry]]
 
 
-class Shape(NamedTuple):
-    """A kind of file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Columns named by the user; None: found by the kind of file."""
 
-    name: str
-    columns: frozenset[str]
-    """A file with all of them is of this kind."""
-    reader: Reader
+    prompt: str | None = None
+    completion: str | None = None
+    reward: str | None = None
 
 
-def shape_of(
-    row: Row, prompt_column: str | None, completion_column: str | None, reward_column: str | None
-) -> Shape:
-    """The kind of file whose first row is ``row``; columns that are named win.
+def reader_of(row: Row, named: Columns) -> Reader:
+    """The reader of the kind of file whose first row is ``row``; columns that are named win.
 
     Raises:
         DataError: it is none of them, or has no such column.
     """
-    given = (prompt_column, completion_column, reward_column)
-    for name in given:
-        if name is not None and name not in row.values:
-            raise DataError(
-                f"{row.place} has no column {name!r}; it has {column_names(row.values)}"
-            )
-    if prompt_column or completion_column:
-        reader = plain(completion_column or "completion", prompt_column, reward_column)
-        return Shape("named columns", frozenset(), reader)
-    for shape in SHAPES:
-        if shape.columns <= row.values.keys():
-            return shape if reward_column is None else _with_reward(shape, reward_column)
+    for name in (named.prompt, named.completion, named.reward):
+        if name is not None:
+            _value(row, name)
+    if named.prompt or named.completion:
+        reader = plain(named.completion or "completion", named.prompt)
+    else:
+        reader = _reader_of_kind(row)
+    return reader if named.reward is None else _with_reward(reader, named.reward)
+
+
+def _reader_of_kind(row: Row) -> Reader:
+    for columns, reader in KINDS:
+        if set(columns) <= row.values.keys():
+            return reader
     raise DataError(
         f"{row.place}: no known kind of rollouts has the columns {column_names(row.values)}; name "
         "them by --prompt-column and --completion-column"
@@ -73,7 +73,7 @@ def shape_of(
 # ---- readers -------------------------------------------------------------------------------------
 
 
-def plain(completion: str, prompt: str | None, reward: str | None = None) -> Reader:
+def plain(completion: str, prompt: str | None, reward: str = "reward") -> Reader:
     """A reader of one completion per row, of text or of chat messages."""
 
     def read(row: Row) -> Iterator[Entry]:
@@ -81,10 +81,10 @@ def plain(completion: str, prompt: str | None, reward: str | None = None) -> Rea
         example = values.get("example_id")
         yield Entry(
             place=row.place,
-            text=_completion_text(row, _value(row, completion)),
+            text=_completion_text(row, completion),
             prompt="" if prompt is None else _prompt(row, _value(row, prompt)),
             prompt_id=None if example is None else str(example),
-            reward=_number(row, reward) if reward else _reward(row),
+            reward=_number(row, reward) if reward in values else _first_mark_of_trl(row),
             finish_reason=_finish_reason(values),
         )
 
@@ -105,16 +105,6 @@ def forkpoint(row: Row) -> Iterator[Entry]:
         prompt_token_ids=None if prompt_ids is None else _ids(row, "prompt_token_ids"),
         token_ids=_ids(row, "token_ids"),
         has_special_tokens=True,
-    )
-
-
-def verl(row: Row) -> Iterator[Entry]:
-    """``trainer.rollout_data_dir``: texts decoded without special tokens, and a score."""
-    yield Entry(
-        place=row.place,
-        text=_text(row, "output"),
-        prompt=_text(row, "input"),
-        reward=_number(row, "score") if "score" in row.values else None,
     )
 
 
@@ -139,39 +129,24 @@ def lm_eval(row: Row) -> Iterator[Entry]:
         )
 
 
-def text_only(row: Row) -> Iterator[Entry]:
-    """Plain text without a prompt."""
-    yield Entry(
-        place=row.place,
-        text=_text(row, "text"),
-        prompt="",
-        reward=_number(row, "reward") if "reward" in row.values else None,
-    )
-
-
-SHAPES = (
-    Shape(
-        "forkpoint",
-        frozenset({"prompt_id", "prompt_token_ids", "text", "verdict", "token_ids", "pieces"}),
-        forkpoint,
-    ),
-    Shape("lm-eval", frozenset({"resps", "arguments"}), lm_eval),
+KINDS: tuple[tuple[tuple[str, ...], Reader], ...] = (
+    (("prompt_id", "prompt_token_ids", "text", "verdict", "token_ids", "pieces"), forkpoint),
+    (("resps", "arguments"), lm_eval),
     # TRL's completion logs, prime-rl's and verifiers' results, anybody's own
-    Shape(
-        "prompt and completion", frozenset({"prompt", "completion"}), plain("completion", "prompt")
-    ),
-    Shape("verl", frozenset({"input", "output"}), verl),
-    Shape("text", frozenset({"text"}), text_only),
+    (("prompt", "completion"), plain("completion", "prompt")),
+    # verl's ``trainer.rollout_data_dir``: texts decoded without special tokens
+    (("input", "output"), plain("output", "input", "score")),
+    (("text",), plain("text", None)),
 )
-"""In this order: the first that fits."""
+"""A file with all of the columns is of the kind; the first that fits."""
 
 
-def _with_reward(shape: Shape, column: str) -> Shape:
+def _with_reward(reader: Reader, column: str) -> Reader:
     def read(row: Row) -> Iterator[Entry]:
         reward = _number(row, column)
-        return (replace(completion, reward=reward) for completion in shape.reader(row))
+        return (replace(entry, reward=reward) for entry in reader(row))
 
-    return shape._replace(reader=read)
+    return read
 
 
 # ---- values --------------------------------------------------------------------------------------
@@ -202,10 +177,11 @@ def _encodable(row: Row, name: str, value: Any) -> str:
     return value
 
 
-def _completion_text(row: Row, value: Any) -> str:
+def _completion_text(row: Row, name: str) -> str:
     """Of a text, or of the one message of an answer."""
+    value = _value(row, name)
     if not isinstance(value, list):
-        return _encodable(row, "completion", value)
+        return _encodable(row, name, value)
     messages = _messages(row, value)
     if len(messages) != 1:
         raise DataError(
@@ -275,11 +251,8 @@ def _number(row: Row, name: str) -> float | None:
     return float(value)
 
 
-def _reward(row: Row) -> float | None:
-    """``reward``; or, in TRL's logs, the first reward function's mark, whose column follows the
-    completion's."""
-    if "reward" in row.values:
-        return _number(row, "reward")
+def _first_mark_of_trl(row: Row) -> float | None:
+    """The first reward function's in TRL's logs, whose column follows the completion's."""
     names = list(row.values)
     if "advantage" not in names or "completion" not in names:
         return None

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,13 @@ from typing import Any
 import numpy as np
 
 from forkpoint.analysis.rows import Row, find_files, read_rows, short
-from forkpoint.analysis.shapes import Entry, shape_of
+from forkpoint.analysis.shapes import Columns, Entry, reader_of
 from forkpoint.errors import DataError
 from forkpoint.policy.lengths import context_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.runs.completions import StoredCompletion
 from forkpoint.sampling import Prompter
 from forkpoint.types import Completion, Problem, Score
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """Columns named by the user; None: found by the kind of file."""
-
-    prompt: str | None = None
-    completion: str | None = None
-    reward: str | None = None
 
 
 class CompletionFile:
@@ -87,11 +78,10 @@ class CompletionFile:
         for path in find_files(self._path):
             rows = read_rows(path)
             first = next(rows)
-            columns = self._columns
-            shape = shape_of(first, columns.prompt, columns.completion, columns.reward)
+            reader = reader_of(first, self._columns)
             for row in chain([first], rows):
                 if _same_filter(row, first):
-                    yield from shape.reader(row)
+                    yield from reader(row)
 
 
 class _Encoder:

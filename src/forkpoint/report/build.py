@@ -10,40 +10,49 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from forkpoint.figures.text import number, percent, visible
 from forkpoint.report.analysis import analysis_section
 from forkpoint.report.branching import branching_section
-from forkpoint.report.charts import Interval, interval_chart
 from forkpoint.report.completions import MOST_TOKENS
 from forkpoint.report.data import RunData, load_runs
 from forkpoint.report.dynamics import dynamics_section
 from forkpoint.report.evaluations import evaluation_section
-from forkpoint.report.finding import Finding, findings, what_is_here
+from forkpoint.report.finding import findings, what_is_here
+from forkpoint.report.intervals import intervals
 from forkpoint.report.provenance import differences, provenance
 from forkpoint.report.recorded import histogram_section, tokens_section
 from forkpoint.report.steps import StepFile, step_files
 from forkpoint.report.temperature import temperature_section
-from forkpoint.report.text import number, percent, visible
 from forkpoint.report.tokens import viewer
 from forkpoint.report.training import training_section
 from forkpoint.report.words import words_section
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_text
+from forkpoint.runs.results import (
+    Branching,
+    Dynamics,
+    Pattern,
+    Result,
+    Temperature,
+    result_path,
+)
 
 STYLES = ("report.css", "sections.css", "tokens.css")
 SCRIPTS = (
     "tables.js",
+    "charts.js",
     *("tokens_data.js", "tokens_colour.js", "tokens_details.js", "tokens_group.js"),
     "tokens_viewer.js",
 )
 """Put together into the page's one style and one script."""
 
-MEASUREMENTS = (
-    ("summary", "entropy", "forkpoint analyze"),
-    ("dynamics", "dynamics", "forkpoint dynamics"),
-    ("temperature", "temperatures", "forkpoint temperature"),
-    ("branching", "branching", "forkpoint branch"),
+MEASUREMENTS: tuple[tuple[type[Result], str, str], ...] = (
+    (Pattern, "entropy", "forkpoint analyze"),
+    (Dynamics, "dynamics", "forkpoint dynamics"),
+    (Temperature, "temperatures", "forkpoint temperature"),
+    (Branching, "branching", "forkpoint branch"),
 )
-"""(file in analysis/, what it is called, the command that makes it)."""
+"""(result, what it is called, the command that makes it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,7 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
     environment.filters |= {"number": number, "percent": percent, "visible": visible}
     style, script = (_assets(environment, names) for names in (STYLES, SCRIPTS))
     main = runs[0]
+    rows = findings(runs)
     files = step_files(RunDirectory(main.root).completions_dir("train"))
     return environment.get_template("report.html.j2").render(
         policy=content_security_policy(style, script),
@@ -97,7 +107,8 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
         title=visible(main.label),
         sentence=visible(what_is_here(main)),
         missing=[visible(text) for text in missing(main, files)],
-        finding=_finding(findings(runs)),
+        finding=intervals(rows, share=True, reference=0.0) if rows else None,
+        problems=sorted({row.estimate.n for row in rows}),
         sections=list(_sections(runs, files)),
         viewer=viewer(main, tokens),
         runs=[visible(run.label) for run in runs],
@@ -105,8 +116,8 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
         differences=differences(runs),
         unmeasured=[
             (what, command)
-            for name, what, command in MEASUREMENTS
-            if not (main.analysis_dir / f"{name}.json").exists()
+            for model, what, command in MEASUREMENTS
+            if not result_path(main.root, model).exists()
         ],
     )
 
@@ -114,7 +125,7 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
 def _sections(runs: Sequence[RunData], files: Sequence[StepFile]) -> Iterator[Section]:
     """What the page is made of, in order, without the parts that the runs have nothing for."""
     main = runs[0]
-    completions = {} if main.trained or main.analysis_dir.exists() else None
+    completions = {} if main.trained or any(main.root.glob("completions/*/*")) else None
     found = (
         ("training", "Training", training_section(runs)),
         ("evaluation", "Evaluation", evaluation_section(runs)),
@@ -157,7 +168,7 @@ def missing(run: RunData, files: Sequence[StepFile]) -> Iterator[str]:
     """What the run directory lacks, and what the page therefore lacks."""
     if run.trained and not run.metrics:
         yield "metrics.jsonl is empty: no step has been made yet."
-    if not run.config:
+    if run.config is None:
         yield "There is no config.json, so the page cannot say with which settings it was made."
     if not run.environment:
         yield "There is no env.json, so versions and command are unknown."
@@ -168,23 +179,3 @@ def missing(run: RunData, files: Sequence[StepFile]) -> Iterator[str]:
             "The rollouts hold no entropies: the engine that sampled them does not see whole "
             "distributions. Completions are shown without colours."
         )
-
-
-def _finding(rows: Sequence[Finding]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    intervals = [
-        Interval(
-            label=visible(row.label),
-            value=row.estimate.value,
-            low=row.estimate.low,
-            high=row.estimate.high,
-            series=row.series,
-        )
-        for row in rows
-    ]
-    return {
-        "sizes": sorted({row.estimate.n for row in rows}),
-        "wide": interval_chart(intervals, narrow=False),
-        "narrow": interval_chart(intervals, narrow=True),
-    }

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from forkpoint.figures.text import number
 from forkpoint.report.data import RunData
 from forkpoint.report.steps import StepFile, step_files
-from forkpoint.report.text import number
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import (
     StoredCompletion,

@@ -2,125 +2,60 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from forkpoint.figures.text import number, visible
 from forkpoint.report.data import RunData
-from forkpoint.report.finding import evaluated, setting, task_words
-from forkpoint.report.forest import ForestRow, forest
-from forkpoint.report.json_file import JsonObject, is_number
-from forkpoint.report.svg import series_style
-from forkpoint.report.text import number, visible
-from forkpoint.runs.results import Estimate
+from forkpoint.report.finding import evaluated, series_class, task_words
+from forkpoint.report.intervals import Intervals, Row, intervals
+from forkpoint.runs.results import Ablation, Estimate, Evaluation
 
 SHOWN = 16
 """Lines of the matrix before it is unfolded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """One evaluation of one run."""
-
-    run: str
-    task: str
-    step: str
-    accuracy: Estimate
-    samples: int | None
-    """Per problem."""
-    length: float | None
-    css: str
-
-
 def evaluation_section(runs: Sequence[RunData]) -> dict[str, Any] | None:
-    """The matrix and the forest plots; None if nothing was evaluated."""
+    """Tables of intervals; None if nothing was evaluated."""
     rows = [row for index, run in enumerate(runs) for row in _evaluations(index, run)]
     arms = _arms(runs[0])
     if not rows and arms is None:
         return None
-    return {"matrix": _matrix(rows), "differences": _differences(runs), "arms": arms}
-
-
-def _evaluations(index: int, run: RunData) -> Iterator[Evaluated]:
-    """Those in metrics.jsonl by step, then the one in eval/summary.json."""
-    task, css = task_words(run.config) if run.config else "–", series_style(index)
-    samples = setting(run.config, "evaluation.samples")
-    for line, accuracy in evaluated(run):
-        length = line.get("eval/length_mean")
-        yield Evaluated(
-            run=run.label,
-            task=task,
-            step=str(int(line["step"])),
-            accuracy=accuracy,
-            samples=int(samples) if is_number(samples) else None,
-            length=length if is_number(length) else None,
-            css=css,
-        )
-    summary = JsonObject.read(run.root / "eval" / "summary.json")
-    if summary is not None:
-        yield Evaluated(
-            run=run.label,
-            task=task,
-            step="–",
-            accuracy=summary.estimate("accuracy"),
-            samples=summary.whole("samples"),
-            length=summary.number_or_none("length_mean"),
-            css=css,
-        )
-
-
-def _matrix(rows: Sequence[Evaluated]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    drawn = forest(
-        [
-            ForestRow(
-                label=visible(row.run),
-                value=row.accuracy.value,
-                low=row.accuracy.low,
-                high=row.accuracy.high,
-                css=row.css,
-                cells=(
-                    visible(row.task),
-                    row.step,
-                    f"{row.accuracy.n:,}" if row.accuracy.n else "–",
-                    "–" if row.samples is None else f"{row.samples}",
-                    number(row.length),
-                ),
-            )
-            for row in rows
-        ],
-        share=True,
-    )
-    return {"forest": drawn, "shown": SHOWN}
-
-
-# ---- differences --------------------------------------------------------------------------------
-
-
-def _differences(runs: Sequence[RunData]) -> dict[str, Any] | None:
-    """The last evaluation of each other run minus that of the first one."""
-    last = [(i, run, found[-1][1]) for i, run in enumerate(runs) if (found := list(evaluated(run)))]
-    if len(last) < 2 or last[0][0] != 0:
-        return None
-    (_, first, baseline), *others = last
-    rows = []
-    for index, run, accuracy in others:
-        d = difference(accuracy, baseline)
-        rows.append(
-            ForestRow(
-                label=visible(run.label),
-                value=d.value,
-                low=d.low,
-                high=d.high,
-                css=series_style(index),
-                cells=(f"{d.n:,}" if d.n else "–",),
-            )
-        )
     return {
-        "forest": forest(rows, share=True, reference=0.0),
-        "columns": ("Problems",),
-        "first": visible(first.label),
+        "matrix": intervals(rows, share=True) if rows else None,
+        "shown": SHOWN,
+        "differences": _differences(runs),
+        "first": visible(runs[0].label),
+        "arms": arms,
     }
+
+
+def _evaluations(index: int, run: RunData) -> Iterator[Row]:
+    """Those in metrics.jsonl by step, then what ``forkpoint eval`` found."""
+
+    def row(step: str, accuracy: Estimate, samples: int | None, length: float | None) -> Row:
+        problems = f"{accuracy.n:,}" if accuracy.n else "–"
+        cells = (task, step, problems, "–" if samples is None else str(samples), number(length))
+        return Row(visible(run.label), accuracy, series_class(index), cells)
+
+    task = visible(task_words(run.config)) if run.config else "–"
+    samples = run.config.evaluation.samples if run.config else None
+    for one in evaluated(run):
+        yield row(str(one.step), one.accuracy, samples, one.length)
+    found = run.result(Evaluation)
+    if found is not None:
+        yield row("–", found.accuracy, found.samples, found.length_mean)
+
+
+def _differences(runs: Sequence[RunData]) -> Intervals | None:
+    """The last evaluation of each other run minus that of the first one."""
+    last = [list(evaluated(run))[-1:] for run in runs]
+    rows = []
+    for index, (run, found) in enumerate(zip(runs[1:], last[1:], strict=True), start=1):
+        if found and last[0]:
+            d = difference(found[0].accuracy, last[0][0].accuracy)
+            problems = (f"{d.n:,}" if d.n else "–",)
+            rows.append(Row(visible(run.label), d, series_class(index), problems))
+    return intervals(rows, share=True, reference=0.0) if rows else None
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
@@ -128,38 +63,25 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
     d - sqrt((a - a_low)^2 + (b_high - b)^2)  to  d + sqrt((a_high - a)^2 + (b - b_low)^2)
     """
-    value = a.value - b.value
+    value, n = a.value - b.value, min(a.n, b.n)
+    if a.interval is None or b.interval is None:
+        return Estimate(value=value, low=None, high=None, n=n)
+    (a_low, a_high), (b_low, b_high) = a.interval, b.interval
     return Estimate(
         value=value,
-        low=value - math.hypot(a.value - a.low, b.high - b.value),
-        high=value + math.hypot(a.high - a.value, b.value - b.low),
-        n=min(a.n, b.n),
+        low=value - math.hypot(a.value - a_low, b_high - b.value),
+        high=value + math.hypot(a_high - a.value, b.value - b_low),
+        n=n,
     )
 
 
-def _arms(run: RunData) -> dict[str, Any] | None:
-    """The arms of ablation.json, in its order."""
-    stored = JsonObject.read(run.root / "ablation.json")
-    arms = stored.objects("arms") if stored is not None else []
-    if not arms:
+def _arms(run: RunData) -> Intervals | None:
+    """The arms of an ablation, in its order."""
+    found = run.result(Ablation)
+    if found is None or not found.arms:
         return None
-    rows = []
-    for arm in arms:
-        estimate = arm.estimate()
-        seeds = arm.fields.get("seeds")
-        count = len(seeds) if isinstance(seeds, list) else seeds
-        rows.append(
-            ForestRow(
-                label=visible(arm.text("label")),
-                value=estimate.value,
-                low=estimate.low,
-                high=estimate.high,
-                cells=(f"{estimate.n:,}", "–" if count is None else visible(str(count))),
-            )
-        )
-    zero = 0.0 if any(row.low < 0 for row in rows) else None
-    return {
-        "forest": forest(rows, share=True, reference=zero),
-        "columns": ("n", "Seeds"),
-        "zero": zero is not None,
-    }
+    rows = [
+        Row(visible(arm.label), arm.accuracy, cells=(f"{arm.accuracy.n:,}",)) for arm in found.arms
+    ]
+    negative = any(end < 0 for row in rows for end in row.estimate.interval or ())
+    return intervals(rows, share=True, reference=0.0 if negative else None)

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from forkpoint.figures.text import visible
 from forkpoint.report.data import RunData
-from forkpoint.report.text import visible
 from forkpoint.runs.atomic import read_object
 
 
@@ -17,15 +17,20 @@ def provenance(run: RunData) -> dict[str, Any]:
     versions = environment.pop("versions", None) or {}
     if isinstance(command, list):
         command = shlex.join(str(part) for part in command)
-    seeds = {k: v for k, v in leaves(run.config).items() if k.split(".")[-1] == "seed"}
+    seeds = {k: v for k, v in leaves(_settings(run)).items() if k.split(".")[-1] == "seed"}
     return {
         "label": visible(run.label),
         "command": visible(str(command)) if command else None,
         "versions": {visible(str(k)): visible(str(v)) for k, v in versions.items()},
         "facts": {visible(k): visible(str(v)) for k, v in {**seeds, **environment}.items()},
-        "config": _json(run.config),
+        "config": _json(_settings(run)),
         "analyses": list(_analyses(run)),
     }
+
+
+def _settings(run: RunData) -> dict[str, Any]:
+    """config.json; empty without one."""
+    return run.config.model_dump(mode="json") if run.config else {}
 
 
 DECISIVE = (
@@ -42,9 +47,8 @@ DECISIVE = (
 
 
 def _analyses(run: RunData) -> Iterator[dict[str, Any]]:
-    """The settings of each measurement, from analysis/config.json and analysis/*/config.json."""
-    folder = run.analysis_dir
-    for path in (folder / "config.json", *sorted(folder.glob("*/config.json"))):
+    """The settings of each measurement, which stand beside its pieces or its completions."""
+    for path in sorted(run.root.glob("*/*/settings.json")):
         settings = read_object(path)
         flat = {key.removeprefix("config."): v for key, v in leaves(settings).items()}
         facts = {
@@ -77,7 +81,7 @@ def leaves(config: dict[str, Any]) -> dict[str, Any]:
 
 def differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     """The settings that are not the same in all runs, with each run's value."""
-    flat = [leaves(run.config) for run in runs]
+    flat = [leaves(_settings(run)) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [(key, [one.get(key) for one in flat]) for key in keys]
     return [

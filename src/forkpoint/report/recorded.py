@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from forkpoint.analysis.words import Word
-from forkpoint.report import charts
+from forkpoint.figures.histogram import histogram
+from forkpoint.figures.render import svg_for_page
+from forkpoint.figures.text import number
+from forkpoint.figures.words import shown
 from forkpoint.report.data import RunData
 from forkpoint.report.steps import StepFile, profiles, token_table
-from forkpoint.report.text import number
-from forkpoint.report.tokens import COLOUR_EDGES
-from forkpoint.report.words import shown
 
 TABLE_LINES = 16
 
@@ -25,15 +24,14 @@ def histogram_section(run: RunData, files: Sequence[StepFile]) -> dict[str, Any]
         marks = [("p50", profile.p50), ("p80", profile.p80), ("p95", profile.p95)]
         if profile.threshold is not None:
             marks.append(("threshold", profile.threshold))
-        chart = charts.histogram_chart(
+        chart = histogram(
             profile.counts,
             [float(e) for e in edges],
             most=most,
             marks=marks,
-            colour_edges=COLOUR_EDGES,
             label=f"Histogram of the entropies of {profile.tokens} tokens of step {profile.step}",
         )
-        figures.append((profile, chart))
+        figures.append((profile, svg_for_page(chart)))
     return {"figures": figures, "width": number(float(edges[1] - edges[0]))}
 
 
@@ -52,13 +50,6 @@ def tokens_section(run: RunData, files: Sequence[StepFile]) -> dict[str, Any] | 
         "step": files[-1].step if files else None,
         "least": least,
         "kinds": len(lines),
-        "parts": [(title, [_line(o, reach) for o in part]) for title, part in parts if part],
-    }
-
-
-def _line(line: Word, reach: float) -> dict[str, Any]:
-    return {
-        "text": shown(line.text),
-        "line": line,
-        "chart": charts.mean_and_p90(line.mean, line.p90, reach),
+        "reach": reach,
+        "parts": [(title, [(shown(o.text), o) for o in part]) for title, part in parts if part],
     }

@@ -8,13 +8,17 @@ round(-ln p / 0.02): known to 1 %, down to 0.6 %.
 """
 
 import base64
+import json
 import math
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
+from forkpoint.figures.histogram import COLOUR_EDGES
+from forkpoint.figures.text import visible
 from forkpoint.report.completions import (
     MOST_TOKENS,
     PAGE_BYTES_PER_TOKEN,
@@ -25,12 +29,9 @@ from forkpoint.report.completions import (
 )
 from forkpoint.report.data import RunData
 from forkpoint.report.json_file import is_number
-from forkpoint.report.text import script_json, visible
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.vocabulary import read_texts
 
-COLOUR_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""Nats of entropy where the next of the nine token colours begins; the same in every report."""
 SURPRISAL_EDGES = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 """Nats of -ln p(chosen)."""
 CHANGE_EDGES = (0.05, 0.2, 0.5, 1.0)
@@ -338,3 +339,14 @@ def restore(codes: np.ndarray, top: float) -> np.ndarray:
 def probability_codes(logprobs: np.ndarray) -> np.ndarray:
     """uint8 codes of ln p, which must be at least ln ``LEAST_PROBABILITY``."""
     return np.clip(np.rint(np.asarray(logprobs, np.float64) / -LOG_STEP), 0, 255).astype(np.uint8)
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that can stand inside a ``<script>`` element: pure ASCII, without ``< > &``.
+
+    Nothing in it can end the element, open a comment or end a line; JSON.parse gives ``value``.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

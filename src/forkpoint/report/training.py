@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forkpoint.report.charts import key_line
-from forkpoint.report.curves import LONG, Series, curve_chart
+from forkpoint.figures.curves import LONG, Series, curves
+from forkpoint.figures.render import svg_for_page
+from forkpoint.figures.text import visible
 from forkpoint.report.data import RunData
-from forkpoint.report.text import visible
+from forkpoint.report.finding import series_class
 from forkpoint.report.work import work_table
 
 
@@ -49,7 +50,7 @@ def training_section(runs: Sequence[RunData]) -> dict[str, Any] | None:
         return None
     return {
         "panels": list(_panels(runs)),
-        "runs": [(visible(run.label), key_line(i)) for i, run in enumerate(runs)],
+        "runs": [(visible(run.label), series_class(i)) for i, run in enumerate(runs)],
         "long": any(len(run.metrics) > LONG for run in runs),
         "work": work_table(runs),
     }
@@ -66,7 +67,7 @@ def _panels(runs: Sequence[RunData]) -> Iterator[dict[str, Any]]:
         chart = None
         if series:
             axis = (min(steps), max(steps))
-            chart = curve_chart(panel.title, series, steps=axis, share=panel.share)
+            chart = svg_for_page(curves(panel.title, series, steps=axis, share=panel.share))
         yield {"panel": panel, "chart": chart}
 
 

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from forkpoint.analysis.words import Word, read_words
-from forkpoint.report.charts import mean_and_p90
+from forkpoint.figures.paper import ends_of, word_cloud
+from forkpoint.figures.render import svg_for_page
+from forkpoint.figures.text import three_figures, visible
+from forkpoint.figures.words import shown
 from forkpoint.report.data import RunData
-from forkpoint.report.text import number, three_figures, visible
-from forkpoint.report.wordcloud import CloudWord, word_cloud
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import part_files, read_columns
 from forkpoint.runs.results import Pattern, find_result
 
-MOST_WORDS = 100
-"""Of highest, and of lowest mean entropy; as in the paper's figure 2."""
 SHOWN = 16
 """Lines of a table before it is unfolded."""
 REACH = 6
@@ -38,8 +36,7 @@ def words_section(run: RunData) -> dict[str, Any] | None:
     if pattern is None or not path.exists():
         return None
     words = read_words(path)
-    half = min(MOST_WORDS, len(words) // 2)  # no word is in both
-    highest, lowest = words[: min(MOST_WORDS, len(words) - half)], words[len(words) - half :][::-1]
+    highest, lowest = ends_of(words)
     paths = part_files(RunDirectory(run.root).completions_dir("analysis"))
     contexts = find_contexts(paths, [word.text for word in (*highest, *lowest)])
     parts = [("Highest", "highest", highest), ("Lowest", "lowest", lowest)]
@@ -51,44 +48,22 @@ def words_section(run: RunData) -> dict[str, Any] | None:
             {
                 "title": title,
                 "anchor": f"forks-{name}",
-                "cloud": _cloud(part, name),
-                "lines": [
-                    _line(word, contexts.get(word.text, ()), max(w.p90 for w in part))
-                    for word in part
-                ],
+                "cloud": svg_for_page(cloud, "cloud"),
+                "reach": max(word.p90 for word in part),
+                "lines": [_line(word, contexts.get(word.text, ())) for word in part],
             }
             for title, name, part in parts
-            if part
+            if (cloud := word_cloud(part, name))
         ],
     }
 
 
-def _cloud(words: Sequence[Word], name: str) -> Markup:
-    return word_cloud(
-        [
-            CloudWord(
-                text=shown(word.text.strip() or word.text),
-                value=word.mean,
-                title=f"{shown(word.text)}: mean {number(word.mean)} nats, {word.count:,} times",
-            )
-            for word in words
-        ],
-        f"Word cloud of the {len(words)} words of {name} mean entropy; the table has the numbers",
-    )
-
-
-def shown(text: str) -> str:
-    """A token's text in one line, with its white space to be seen."""
-    return visible(text, newline="↵").replace(" ", "␣")
-
-
-def _line(word: Word, contexts: "Sequence[Context]", reach: float) -> dict[str, Any]:
+def _line(word: Word, contexts: "Sequence[Context]") -> dict[str, Any]:
     return {
         "word": word,
         "text": shown(word.text),
         "mean": three_figures(word.mean),
         "p90": three_figures(word.p90),
-        "chart": mean_and_p90(word.mean, word.p90, reach),
         "contexts": [
             [visible(text, newline="↵") for text in (c.before, c.word, c.after)] for c in contexts
         ],

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from forkpoint.figures.text import number, percent, visible
 from forkpoint.report.data import RunData
-from forkpoint.report.text import number, percent, visible
 
 
 def work_table(runs: Sequence[RunData]) -> list[dict[str, Any]]:

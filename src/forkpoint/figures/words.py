@@ -5,11 +5,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from markupsafe import Markup
 
-from forkpoint.report.svg import drawing, element
+from forkpoint.figures.render import INK, data, finish
+from forkpoint.figures.text import visible
+
+if TYPE_CHECKING:
+    import altair as alt
 
 WIDTH = 460
 SMALLEST, LARGEST = 9.0, 46.0
@@ -43,28 +47,38 @@ class PlacedWord:
     height: float
 
 
-def word_cloud(words: Sequence[CloudWord], label: str) -> Markup:
-    """The words as SVG text. A width is given to each, so that no font can make them overlap."""
+def cloud(words: Sequence[CloudWord], label: str) -> "alt.LayerChart":
+    """The words as text, each in a rectangle of its own."""
+    import altair as alt
+
     placed = pack(words)
-    top = min((p.y - p.height / 2 for p in placed), default=0.0)
-    bottom = max((p.y + p.height / 2 for p in placed), default=0.0)
-    texts = [_text(p, p.y - top) for p in placed]
-    return drawing(WIDTH, math.ceil(bottom - top), label, *texts, css="cloud")
-
-
-def _text(placed: PlacedWord, y: float) -> Markup:
-    """The word with its middle at height y; the group's font size is what the style lets in."""
-    text = element(
-        "text",
-        element("title", placed.word.title),
-        placed.text,
-        class_="middle",
-        x=WIDTH / 2 + placed.x,
-        y=y + 0.34 * placed.size,
-        textLength=placed.width - GAP,
-        lengthAdjust="spacingAndGlyphs",
+    top = min(p.y - p.height / 2 for p in placed)
+    height = math.ceil(max(p.y + p.height / 2 for p in placed) - top)
+    rows = [
+        {"x": p.x, "y": top - p.y, "size": p.size, "text": p.text, "title": p.word.title}
+        for p in placed
+    ]
+    return finish(
+        [
+            alt.Chart(data(rows), name="cloud")
+            .mark_text(baseline="middle", color=INK, fontWeight=500, aria=True)
+            .encode(
+                x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-WIDTH / 2, WIDTH / 2])),
+                y=alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[-height, 0])),
+                size=alt.Size("size:Q", scale=None),
+                text="text:N",
+                description="title:N",
+            )
+        ],
+        (WIDTH, height),
+        (0, 0, 0, 0),
+        label,
     )
-    return element("g", text, font_size=placed.size)
+
+
+def shown(text: str) -> str:
+    """A token's text in one line, with its white space to be seen."""
+    return visible(text, newline="↵").replace(" ", "␣")
 
 
 def pack(words: Sequence[CloudWord]) -> list[PlacedWord]:
@@ -129,23 +143,26 @@ def _spiral() -> np.ndarray:
     return np.stack([radius * np.cos(angle), ASPECT * radius * np.sin(angle)], axis=1)
 
 
-# ---- widths -------------------------------------------------------------------------------------
-
-NARROW, WIDE = frozenset("iljtfrI.,:;'|!()[]{}` "), frozenset("mwMW@%—…")
+WIDTHS = (
+    ("iljI.,:;'|! ", 0.34),
+    ('tfr()[]`"/\\-', 0.45),
+    ("mMW@%—…", 1.0),
+    ("wOQ&#+<>=~^␣↵", 0.86),
+)
+"""Characters by their width in the widest of the usual sans-serif fonts, in units of its size."""
 
 
 def text_width(text: str) -> float:
-    """About the width of a text in a sans-serif font, in units of its size."""
-    return max(0.3, sum(_character_width(c) for c in text))
+    """At most the width of a text in a sans-serif font, in units of its size."""
+    return max(0.34, sum(_character_width(c) for c in text))
 
 
 def _character_width(character: str) -> float:
     if unicodedata.combining(character):
         return 0.0
-    if unicodedata.east_asian_width(character) in "WF":
-        return 1.0
-    if character in NARROW:
-        return 0.3
-    if character in WIDE:
-        return 0.87
-    return 0.68 if character.isupper() else 0.55
+    for characters, width in WIDTHS:
+        if character in characters:
+            return width
+    if not character.isascii():
+        return 1.05 if unicodedata.east_asian_width(character) in "WF" else 0.9
+    return 0.79 if character.isupper() else 0.64

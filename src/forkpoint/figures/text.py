@@ -1,10 +1,6 @@
-"""Text a model wrote is hostile: made visible here before it goes into the page."""
+"""Text and numbers as a page or a figure shows them. Text that a model wrote is hostile."""
 
-import json
 import unicodedata
-from typing import Any
-
-from markupsafe import Markup
 
 JOINERS = "\u200c\u200d"
 """Zero-width joiners stay: emoji and Persian need them, and they move nothing."""
@@ -38,17 +34,6 @@ def _visible_character(character: str) -> str:
     return character
 
 
-def script_json(value: Any) -> Markup:
-    """JSON that can stand inside a ``<script>`` element: pure ASCII, without ``< > &``.
-
-    Nothing in it can end the element, open a comment or end a line; JSON.parse gives ``value``.
-    """
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """Significant digits, with an exponent only where they need it: ``0.0451``, ``17655``."""
     if value is None:
@@ -69,3 +54,13 @@ def three_figures(value: float) -> str:
 def percent(value: float | None) -> str:
     """``18.6 %``."""
     return "–" if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def minus(text: str) -> str:
+    """With the sign of numbers instead of the hyphen."""
+    return text.replace("-", "−")
+
+
+def ends(low: float, high: float) -> str:
+    """An interval of shares in percent: ``[13.6, 23.6]``."""
+    return minus(f"[{100 * low:.1f}, {100 * high:.1f}]")

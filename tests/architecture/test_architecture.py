@@ -49,7 +49,7 @@ LIBRARIES: dict[str, set[str]] = {
     },
     "scipy": {"evaluation"},
     "pydantic": {"config", "runs"},
-    "pyarrow": {"runs", "tasks", "analysis"},
+    "pyarrow": {"runs", "analysis"},
     "pebble": {"rewards"},
     "math_verify": {"verifiers"},
     "latex2sympy2_extended": {"verifiers"},

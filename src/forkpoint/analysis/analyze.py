@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from forkpoint.analysis.rows import find_files
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
 from forkpoint.config import RunConfig
@@ -29,6 +28,7 @@ from forkpoint.runs.completions import (
 )
 from forkpoint.runs.results import Pattern, result_path, write_result
 from forkpoint.runs.resume import Pieces
+from forkpoint.runs.rows import find_files
 from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.sampling.pieces import TokenPieces

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, title
+from forkpoint.cli.options import Overrides, say, title
 
 
 def demo(
@@ -52,8 +52,7 @@ def demo(
                 again = resume and (folder / "config.json").exists()
                 outcome = train(part, folder, resume=again, observer=table, stop=stop)
             if outcome.stopped:
-                stopped = f"stopped; go on with forkpoint demo --resume --run-dir {root}"
-                console.print(stopped, highlight=False, markup=False)
+                say(console, f"stopped; go on with forkpoint demo --resume --run-dir {root}")
                 return stop.exit_code
     found = summarise(root)
     report = build_report([root], root / "report.html")

@@ -232,7 +232,8 @@ def test_memory_does_not_grow_with_the_file(
 def test_the_schema_is_the_one_that_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text()
     section = text[text.index("## Completions") :]
-    documented = [line.split("`")[1::2] for line in section.splitlines() if line.startswith("| `")]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    documented = [cell.split("`")[1::2] for cell in cells]
     assert [name for names in documented for name in names if name in SCHEMA.names] == SCHEMA.names
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from forkpoint.config import RunConfig, load_config
 from forkpoint.errors import RunError
 from forkpoint.runs import RunDirectory, read_metrics
+from forkpoint.runs.metrics_log import evaluations
 from forkpoint.runs.results import Demo, Estimate, write_result
 
 DEMO_SETTINGS = (
@@ -57,16 +58,7 @@ def _accuracies(path: Path) -> list[Estimate]:
     Raises:
         RunError: there is none.
     """
-    found = [
-        Estimate(
-            value=line["eval/accuracy"],
-            low=line["eval/accuracy_low"],
-            high=line["eval/accuracy_high"],
-            n=int(line["eval/problems"]),
-        )
-        for line in read_metrics(path)
-        if "eval/accuracy" in line
-    ]
+    found = [one.accuracy for one in evaluations(read_metrics(path))]
     if not found:
         raise RunError(f"{path} holds no evaluation: the demo needs evaluation.every > 0")
     return found

@@ -8,10 +8,10 @@ from typing import Any
 
 from forkpoint.config import RunConfig, load_config
 from forkpoint.errors import RunError
-from forkpoint.report.json_file import JsonObject, is_number
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.atomic import read_object
 from forkpoint.runs.directory import check_schema
+from forkpoint.runs.metrics_log import MetricsLine, StepEvaluation, evaluations
 from forkpoint.runs.results import AnyResult, Result, find_result, result_path
 from forkpoint.runs.resume import Pieces
 
@@ -30,18 +30,19 @@ class RunData:
     """None without a config.json."""
     environment: dict[str, Any]
     """env.json as it stands; empty without one."""
-    metrics: list[dict[str, Any]]
-    """The lines of metrics.jsonl; empty if nothing was trained. A value may be null."""
+    metrics: list[MetricsLine]
+    """The lines of metrics.jsonl; empty if nothing was trained."""
     trained: bool
     """Whether there is a metrics.jsonl."""
 
     @property
     def last_step(self) -> int:
-        return max((int(line["step"]) for line in self.metrics if "step" in line), default=0)
+        return max((int(line.get("step") or 0) for line in self.metrics), default=0)
 
     @property
-    def analysis_dir(self) -> Path:
-        return self.root / "analysis"
+    def evaluations(self) -> list[StepEvaluation]:
+        """Those in metrics.jsonl, in their order."""
+        return evaluations(self.metrics)
 
     def result(self, model: type[AnyResult]) -> AnyResult | None:
         """``results/NAME.json``; None if it was not measured.
@@ -58,25 +59,12 @@ class RunData:
         begun = any(Pieces(folder).any() for folder in folders)
         return begun and not result_path(self.root, model).exists()
 
-    def analysis(self, name: str) -> JsonObject | None:
-        """``analysis/NAME.json``; None if it was not made."""
-        return JsonObject.read(self.analysis_dir / f"{name}.json")
-
-    def interrupted(self, name: str) -> str | None:
-        """Says so if ``analysis/NAME/`` was begun and NAME.json is not there; else None."""
-        if (self.analysis_dir / f"{name}.json").exists() or not (self.analysis_dir / name).is_dir():
-            return None
-        return (
-            f"analysis/{name}.json is not there: the measurement was interrupted. "
-            "The same command goes on where it stopped."
-        )
-
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of the lines where the metric stands and is a number."""
         return [
-            (int(line["step"]), float(line[name]))
+            (int(step), float(value))
             for line in self.metrics
-            if "step" in line and is_number(line.get(name))
+            if (step := line.get("step")) is not None and (value := line.get(name)) is not None
         ]
 
 

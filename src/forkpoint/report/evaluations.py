@@ -6,7 +6,7 @@ from typing import Any
 
 from forkpoint.figures.text import number, visible
 from forkpoint.report.data import RunData
-from forkpoint.report.finding import evaluated, series_class, task_words
+from forkpoint.report.finding import series_class, task_words
 from forkpoint.report.intervals import Intervals, Row, intervals
 from forkpoint.runs.results import Ablation, Estimate, Evaluation
 
@@ -39,8 +39,8 @@ def _evaluations(index: int, run: RunData) -> Iterator[Row]:
 
     task = visible(task_words(run.config)) if run.config else "–"
     samples = run.config.evaluation.samples if run.config else None
-    for one in evaluated(run):
-        yield row(str(one.step), one.accuracy, samples, one.length)
+    for one in run.evaluations:
+        yield row(str(one.step), one.accuracy, samples, one.length_mean)
     found = run.result(Evaluation)
     if found is not None:
         yield row("–", found.accuracy, found.samples, found.length_mean)
@@ -48,7 +48,7 @@ def _evaluations(index: int, run: RunData) -> Iterator[Row]:
 
 def _differences(runs: Sequence[RunData]) -> Intervals | None:
     """The last evaluation of each other run minus that of the first one."""
-    last = [list(evaluated(run))[-1:] for run in runs]
+    last = [run.evaluations[-1:] for run in runs]
     rows = []
     for index, (run, found) in enumerate(zip(runs[1:], last[1:], strict=True), start=1):
         if found and last[0]:

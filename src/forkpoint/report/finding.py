@@ -1,14 +1,12 @@
 """The finding at the top of the page: what was trained, and how often it is right afterwards."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from forkpoint.config import RunConfig
 from forkpoint.figures.text import visible
 from forkpoint.report.data import RunData
 from forkpoint.report.intervals import Row
-from forkpoint.report.json_file import is_number
-from forkpoint.runs.results import Demo, Estimate, Pattern
+from forkpoint.runs.results import Demo, Pattern
 
 
 def findings(runs: Sequence[RunData]) -> list[Row]:
@@ -40,37 +38,11 @@ def series_class(index: int) -> str:
 
 def _evaluations(index: int, run: RunData) -> Iterator[Row]:
     """The first evaluation of the first run, and the last one of every run."""
-    found = list(evaluated(run))
+    found = run.evaluations
     first = found[:1] if index == 0 and len(found) > 1 else []
     for one in first + found[-1:]:
         label = f"{run.label}, step {one.step}" if one.step else "before training"
         yield Row(visible(label), one.accuracy, series_class(index) if one.step else "before")
-
-
-@dataclass(frozen=True, slots=True)
-class StepEvaluation:
-    """What a line of metrics.jsonl says of held-out problems."""
-
-    step: int
-    accuracy: Estimate
-    length: float | None
-
-
-def evaluated(run: RunData) -> Iterator[StepEvaluation]:
-    """The evaluations in metrics.jsonl, in their order."""
-    for line in run.metrics:
-        value, length = line.get("eval/accuracy"), line.get("eval/length_mean")
-        low, high = line.get("eval/accuracy_low"), line.get("eval/accuracy_high")
-        if is_number(value) and "step" in line:
-            accuracy = Estimate(
-                value=value,
-                low=low if is_number(low) else None,
-                high=high if is_number(high) else None,
-                n=int(line.get("eval/problems") or 0),
-            )
-            yield StepEvaluation(
-                int(line["step"]), accuracy, float(length) if is_number(length) else None
-            )
 
 
 # ---- words --------------------------------------------------------------------------------------

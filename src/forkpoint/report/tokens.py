@@ -28,7 +28,6 @@ from forkpoint.report.completions import (
     read_sources,
 )
 from forkpoint.report.data import RunData
-from forkpoint.report.json_file import is_number
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.vocabulary import read_texts
 
@@ -287,7 +286,7 @@ def _pack_completion(one: ShownCompletion) -> list[Any]:
 
 def _short(value: float | None) -> float | None:
     """4 significant digits; whole numbers without a decimal point."""
-    if not is_number(value):
+    if value is None or not math.isfinite(value):
         return None
     rounded = float(f"{value:.4g}")
     return int(rounded) if rounded == int(rounded) else rounded

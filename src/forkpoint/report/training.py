@@ -58,7 +58,7 @@ def training_section(runs: Sequence[RunData]) -> dict[str, Any] | None:
 
 def _panels(runs: Sequence[RunData]) -> Iterator[dict[str, Any]]:
     """Each panel with its chart, or with None if no run has the metric."""
-    steps = [int(line["step"]) for run in runs for line in run.metrics if "step" in line]
+    steps = [int(line.get("step") or 0) for run in runs for line in run.metrics]
     for panel in PANELS:
         series = _series(runs, panel)
         if not series and panel.instead:

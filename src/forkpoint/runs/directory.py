@@ -50,17 +50,9 @@ class RunDirectory:
     def metrics_jsonl(self) -> Path:
         return self.root / "metrics.jsonl"
 
-    @property
-    def eval_dir(self) -> Path:
-        return self.root / "eval"
-
     def completions_dir(self, kind: str) -> Path:
         """Where completions of a kind are: ``train``, ``eval``, ``analysis``, ``dynamics``."""
         return self.root / "completions" / kind
-
-    @property
-    def analysis_dir(self) -> Path:
-        return self.root / "analysis"
 
     @property
     def vocabulary_parquet(self) -> Path:

@@ -2,12 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_text
+from forkpoint.runs.results import Estimate
+
+MetricsLine: TypeAlias = dict[str, float | None]
+"""A step's numbers by name; None: it was not finite."""
 
 
 class MetricsLog:
@@ -38,7 +43,7 @@ class MetricsLog:
         write_text(self._path, "".join(line + "\n" for line in kept))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[MetricsLine]:
     """The lines of a metrics.jsonl in order; a last line cut off in the middle is left out.
 
     Raises:
@@ -51,16 +56,52 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            rows.append({name: _number(value) for name, value in json.loads(line).items()})
+        except (ValueError, AttributeError) as error:
             if number == len(lines):
                 break  # the writer was killed, or is writing it just now
             raise RunError(f"{path}, line {number} is not JSON: {error}") from error
     return rows
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvaluation:
+    """What a line says of held-out problems."""
+
+    step: int
+    accuracy: Estimate
+    length_mean: float | None
+    """Tokens per completion."""
+
+
+def evaluations(lines: Iterable[MetricsLine]) -> list[StepEvaluation]:
+    """The evaluations of a run, in their order."""
+    found = []
+    for line in lines:
+        step, value = line.get("step"), line.get("eval/accuracy")
+        if step is None or value is None:
+            continue
+        accuracy = Estimate(
+            value=value,
+            low=line.get("eval/accuracy_low"),
+            high=line.get("eval/accuracy_high"),
+            n=int(line.get("eval/problems") or 0),
+        )
+        found.append(
+            StepEvaluation(
+                step=int(step), accuracy=accuracy, length_mean=line.get("eval/length_mean")
+            )
+        )
+    return found
+
+
 def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
 
 
 def _step_of(line: str) -> int | None:

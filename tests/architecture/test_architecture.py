@@ -49,6 +49,7 @@ LIBRARIES: dict[str, set[str]] = {
     },
     "scipy": {"evaluation"},
     "pydantic": {"config", "runs"},
+    "pydantic_core": {"runs"},
     "pyarrow": {"runs", "analysis"},
     "pebble": {"rewards"},
     "math_verify": {"verifiers"},

@@ -29,7 +29,8 @@ LAYERS: tuple[set[str], ...] = (
     {"sampling"},
     {"evaluation"},
     {"analysis"},
-    {"training", "report", "demo"},
+    {"training", "figures", "demo"},
+    {"report"},
     {"cli"},
     {"__main__"},
 )
@@ -45,7 +46,7 @@ LIBRARIES: dict[str, set[str]] = {
     "safetensors": {"policy", "training"},
     "numpy": {
         *("types", "randomness", "lab", "batching", "policy", "selection", "sampling"),
-        *("evaluation", "analysis", "training", "report"),
+        *("evaluation", "analysis", "training", "report", "runs", "figures"),
     },
     "scipy": {"evaluation"},
     "pydantic": {"config", "runs"},
@@ -58,8 +59,9 @@ LIBRARIES: dict[str, set[str]] = {
     "datasets": {"tasks"},
     "huggingface_hub": {"hub"},
     "jinja2": {"report"},
-    "markupsafe": {"report"},
-    "matplotlib": {"analysis"},
+    "markupsafe": {"report", "figures"},
+    "altair": {"figures"},
+    "vl_convert": {"figures"},
     "cyclopts": {"cli"},
     "rich": {"cli"},
 }
@@ -211,7 +213,7 @@ def test_libraries_are_imported_where_they_belong() -> None:
 
 
 def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
-    optional = {"math_verify", "reasoning_gym", "datasets", "scipy", "matplotlib", "transformers"}
+    optional = {"math_verify", "reasoning_gym", "datasets", "scipy", "vl_convert", "transformers"}
     homes: dict[str, set[str]] = {}
     for path in MODULES:
         roots = {name.split(".")[0] for name in everything_imported(path)} & optional
@@ -223,7 +225,7 @@ def test_optional_libraries_are_imported_by_functions_of_one_file() -> None:
         "reasoning_gym": 1,
         "datasets": 1,
         "scipy": 1,
-        "matplotlib": 1,
+        "vl_convert": 1,
     }
 
 

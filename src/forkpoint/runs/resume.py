@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import read_object, write_json
@@ -85,7 +84,7 @@ class Pieces:
             RunError: the file cannot be read, or the disk is full.
         """
         if not self.done(key):
-            write_json(self.path(key), to_jsonable_python(make()))
+            write_json(self.path(key), _adapter(kind).dump_python(make(), mode="json"))
         path = self.path(key)
         try:
             return _adapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))

@@ -138,4 +138,4 @@ def test_records_do_not_import_torch() -> None:
 
 
 def test_finish_reasons_are_the_words_of_the_run_directory() -> None:
-    assert [str(reason) for reason in FinishReason] == ["stop", "length"]
+    assert [str(reason) for reason in FinishReason] == ["stop", "length", "unknown"]

@@ -34,7 +34,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One exercise, as a task yields it. Made by ``tasks``; eaten by ``rollouts`` and ``rewards``.
+    """One exercise, as a task yields it. Made by ``tasks``; read by ``sampling`` and ``rewards``.
 
     Example: ``Problem(id="chain_sum/17", prompt="What is 3 + 4?", columns={"answer": "7"})``
     """
@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A problem in the model's tokens. Made by ``rollouts.prompting``; eaten by engines."""
+    """A problem in the model's tokens. Made by ``sampling.prompting``; read by engines."""
 
     problem: Problem
     token_ids: tuple[int, ...]
@@ -137,7 +137,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A completion with its score. Made by ``rollouts.groups``."""
+    """A completion with its score. Made by ``sampling.groups``."""
 
     completion: Completion
     score: Score
@@ -145,7 +145,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """G rollouts of one prompt. Made by ``rollouts.groups``; eaten by ``advantages``."""
+    """G rollouts of one prompt. Made by ``sampling.groups``; read by ``advantages``."""
 
     prompt: Prompt
     serial: int
@@ -162,7 +162,7 @@ def sequence_id(serial: int, sample: int, group_size: int) -> int:
 class TokenBatch:
     """B sequences and the streams of their T completion tokens, all aligned.
 
-    Made by ``batching.batch``; annotated, selected and split by ``training.step``; eaten by
+    Made by ``batching.batch``; annotated, selected and split by ``training.step``; read by
     ``policy`` and ``losses``. Sequences follow each other in the ``_T`` streams.
     """
 
@@ -245,7 +245,7 @@ class TokenBatch:
 
 
 class TokenStats(NamedTuple):
-    """What a policy says of R tokens of a batch. Made by ``policy``; eaten by ``losses``.
+    """What a policy says of R tokens of a batch. Made by ``policy``; read by ``losses``.
 
     A tuple, because wrappers such as FSDP look for tensors in what a module's forward returns.
     """
@@ -266,7 +266,7 @@ class TokenStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which tokens get a policy gradient. Made by ``selection``; eaten by ``losses.aggregate``."""
+    """Which tokens get a policy gradient. Made by ``selection``; read by ``losses``."""
 
     weights_T: "Tensor"
     """float32 [T] >= 0; 0 outside pool and mask."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from forkpoint.figures.text import visible
 from forkpoint.report import build_report
-from forkpoint.report.text import visible
 from tests.browser.tab import ViewerTab
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 from tests.stored import make_completion, make_store, random_store, write_dynamics
@@ -525,7 +525,7 @@ def test_what_does_not_fit_is_sampled_and_counted(opened: Open, tmp_path: Path) 
     assert tab.text("#place") == f"prompt 1 of {groups}"
     assert (
         f"{2 * groups} of 80 completions, {100 * groups} of 4,000 tokens: whole groups, drawn at "
-        "random. The rest is in analysis/."
+        "random. The rest is in completions/analysis/."
     ) in tab.text("#completions .margin")
 
 

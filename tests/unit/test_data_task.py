@@ -114,17 +114,17 @@ def test_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": "b"\n')
-    with pytest.raises(DataError, match=f"{path}, line 3 is not JSON: "):
+    with pytest.raises(DataError, match=f"{path}, row 3 is not JSON: "):
         data(path)
     path.write_text('{"prompt": "a"}\n' + "[" * 200_000)
-    with pytest.raises(DataError, match=f"{path}, line 2 is not JSON: "):
+    with pytest.raises(DataError, match=f"{path}, row 2 is not JSON: "):
         data(path)
 
 
 @pytest.mark.parametrize("line", [[{"prompt": "a"}] * 1000, "text", 3, None])
 def test_line_that_is_no_object(line: Any, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", {"prompt": "a"}, line)
-    with pytest.raises(DataError, match="line 2: expected an object with columns, got ") as caught:
+    with pytest.raises(DataError, match="row 2 is not an object with columns but ") as caught:
         data(path)
     assert len(str(caught.value)) < 300  # a whole file on one line is not printed
 
@@ -132,7 +132,7 @@ def test_line_that_is_no_object(line: Any, tmp_path: Path) -> None:
 def test_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"prompt": "größer"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=f"{path} is not UTF-8 text: "):
+    with pytest.raises(DataError, match=f"{path}, row 1 is not UTF-8 text: "):
         data(path)
 
 

@@ -18,11 +18,20 @@ from forkpoint.lab.world import (
     Move,
     demonstrate,
     legal_moves,
-    next_words,
 )
 from forkpoint.randomness import stream
 
 SMALL = LabWorld(numbers=2, max_result=9, max_tries=2, again_probability=0.25)
+
+
+def next_words(
+    world: LabWorld, numbers: Sequence[int], goal: int, prefix: Sequence[str]
+) -> dict[str, float]:
+    """The demonstration policy's next-word distribution after ``prefix``."""
+    walk = Walk(world, numbers, goal)
+    for word in prefix:
+        walk.advance(word)
+    return walk.distribution()
 
 
 def said(text: str) -> list[str]:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from forkpoint.lab import EOS, LabWorld, fork_detection, truth_of
-from forkpoint.lab.world import demonstrate, next_words
+from forkpoint.lab.world import demonstrate
 from forkpoint.randomness import stream
-from tests.unit.test_lab import SMALL, demonstrations, said
+from tests.unit.test_lab import SMALL, demonstrations, next_words, said
 
 # ---- truth --------------------------------------------------------------------------------------
 

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forkpoint.analysis.words import Word, write_words
 from forkpoint.errors import RunError
-from forkpoint.report.svg import power_label, symlog, symlog_ticks
-from forkpoint.report.wordcloud import GAP, SMALLEST, WIDTH, CloudWord, pack, text_width, word_cloud
+from forkpoint.figures.words import SMALLEST, WIDTH, CloudWord, pack
 from forkpoint.report.words import Context, find_contexts
-from forkpoint.runs import completions
+from forkpoint.runs import RunDirectory, completions
 from forkpoint.runs.completions import part_files
-from tests.analysis_runs import SUMMARY, write_analysis, write_store
+from forkpoint.runs.results import write_result
 from tests.report_page import page_of
+from tests.stored import make_completion, make_pattern, make_store
 
 # ---- clouds -------------------------------------------------------------------------------------
 
@@ -43,24 +44,18 @@ def test_size_is_proportional_to_the_value_down_to_the_smallest() -> None:
     assert [p.word.text for p in placed] == ["wait", "half", "low"]
 
 
-def test_a_cloud_is_the_same_each_time_and_tells_the_numbers() -> None:
-    words = [CloudWord(f"w{i}", 1 / (1 + i), f"mean {i}") for i in range(100)]
-    cloud = str(word_cloud(words, "a cloud"))
-    assert cloud == str(word_cloud(list(words), "a cloud"))
-    assert "<title>mean 99</title>" in cloud
-    # The browser has to fit the text into the width it was placed by.
-    first = pack(words)[0]
-    assert first.width - GAP == pytest.approx(text_width("w0") * first.size)
-    assert f'textLength="{first.width - GAP:.1f}"'.replace('.0"', '"') in cloud
-
-
-def test_a_cloud_of_zeros_and_of_nothing() -> None:
-    placed = pack([CloudWord(w, 0.0, "") for w in "abc"])
-    assert [p.size for p in placed] == [SMALLEST] * 3
-    assert "<text" not in str(word_cloud([], "nothing"))
-
-
 # ---- contexts -----------------------------------------------------------------------------------
+
+
+def write_store(root: Path, parts: Sequence[Sequence[Sequence[str]]]) -> list[Path]:
+    """Parts of completions of token texts."""
+    return make_store(
+        root,
+        *(
+            [make_completion(10 * number + i, texts=texts) for i, texts in enumerate(part)]
+            for number, part in enumerate(parts)
+        ),
+    )
 
 
 def contexts(root: Path, words: Sequence[str]) -> dict[str, list[Context]]:
@@ -116,9 +111,34 @@ def test_reading_ends_when_every_word_has_its_contexts(
 # ---- tables -------------------------------------------------------------------------------------
 
 
+WORDS = (
+    ("wait", 120, 1.5, 2.0),
+    (" so", 110, 0.75, 1.0),
+    ("ing", 130, 0.01, 0.03),
+    ("+", 105, 0.0, 0.0),
+)
+"""(text, count, mean, p90), by falling mean."""  # fmt: skip
+
+
+def analysed(
+    root: Path,
+    words: Sequence[tuple[str, int, float, float]],
+    store: Sequence[Sequence[Sequence[str]]] = (),
+) -> Path:
+    """A run directory with a table of words, and completions that have some of them."""
+    lines = [
+        Word(token_id=i, text=text, count=count, mean=mean, p90=p90)
+        for i, (text, count, mean, p90) in enumerate(words)
+    ]
+    write_words(RunDirectory(root).words_parquet, lines)
+    write_result(root, make_pattern())
+    write_store(root, store)
+    return root
+
+
 def test_words_of_the_file_stand_on_the_page(tmp_path: Path) -> None:
     store = [[["so", " wait", " wait", " so"], ["wait"]], [["1", "+", "ing"]]]
-    page = page_of(write_analysis(tmp_path / "run", store=store, summary=SUMMARY))
+    page = page_of(analysed(tmp_path / "run", WORDS, store))
     text = page.words("forks")
     assert "The 4 token strings that occur more than 100 times" in text
     assert "Highest mean entropy 2 words" in text
@@ -141,7 +161,7 @@ def test_words_of_the_file_stand_on_the_page(tmp_path: Path) -> None:
     assert page.texts["b"].count("wait") == 1
     assert " so" in page.texts["b"]
     assert "so wait wait so" in text
-    assert "wait: mean 1.5 nats, 120 times" in page.titles()
+    assert "wait: mean 1.5 nats, 120 times" in page.source  # the cloud
 
 
 @pytest.mark.parametrize(
@@ -149,7 +169,7 @@ def test_words_of_the_file_stand_on_the_page(tmp_path: Path) -> None:
 )
 def test_no_word_is_both_high_and_low(tmp_path: Path, kinds: int, sizes: tuple[int, ...]) -> None:
     words = [(f"w{i}", 101, float(kinds - i), float(kinds)) for i in range(kinds)]
-    page = page_of(write_analysis(tmp_path / "run", words=words, summary=SUMMARY))
+    page = page_of(analysed(tmp_path / "run", words))
     tables = page.source.split("<table")[1:]
     rows = [t.count('<code title="id') for t in tables if "data-sortable" in t]
     assert rows == list(sizes)
@@ -158,23 +178,3 @@ def test_no_word_is_both_high_and_low(tmp_path: Path, kinds: int, sizes: tuple[i
     assert shown[0] == "w0"
     if len(sizes) == 2:
         assert shown[sizes[0]] == f"w{kinds - 1}"
-
-
-# ---- axes ---------------------------------------------------------------------------------------
-
-
-def test_symmetric_logarithm_by_hand() -> None:
-    found = [symlog(v, 0.2) for v in (0, 0.1, 0.2, 2.0, 20.0, -2.0)]
-    assert found == pytest.approx([0, 0.5, 1, 2, 3, -2])
-    assert symlog_ticks(-2e-4, 0.05, 1e-4) == pytest.approx([-1e-4, 0, 1e-4, 1e-3, 1e-2])
-    labels = [power_label(v) for v in (-1e-3, -1e-4, 0, 1e-4, 0.01, 1, 10)]
-    assert labels == ["−10⁻³", "−10⁻⁴", "0", "10⁻⁴", "0.01", "1", "10"]
-
-
-@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(1e-6, 10))
-def test_symmetric_logarithm_keeps_the_order_and_the_sign(
-    a: float, b: float, linear: float
-) -> None:
-    x, y = symlog(a, linear), symlog(b, linear)
-    assert (x <= y) or a > b
-    assert symlog(-a, linear) == -x

@@ -5,21 +5,20 @@ a model's own samples and somebody else's file can be compared.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from forkpoint.analysis.rows import find_files
+from forkpoint.analysis.rescoring import rescored
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted
 from forkpoint.evaluation.held_out import numbered_problems, prompt_parts, sample_answers
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import (
     StoredCompletion,
@@ -29,9 +28,9 @@ from forkpoint.runs.completions import (
 )
 from forkpoint.runs.results import Pattern, result_path, write_result
 from forkpoint.runs.resume import Pieces
+from forkpoint.runs.rows import find_files
 from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
-from forkpoint.sampling.pieces import TokenPieces
 
 PART_COMPLETIONS = 256
 """Completions of a part that is read from a file."""
@@ -135,26 +134,6 @@ def _finished(root: Path, folder: Path) -> bool:
     return whole and result_path(root, Pattern).exists()
 
 
-# ---- parts ---------------------------------------------------------------------------------------
-
-
-def sampled_parts(
-    parts: SamplingParts, config: RunConfig, should_stop: Callable[[], bool]
-) -> list[Part]:
-    """Held-out problems, cut so that a part's completions are sampled side by side."""
-    return [
-        lambda some=some: sample_answers(parts, config, some, should_stop)
-        for some in prompt_parts(parts, config, numbered_problems(parts, config))
-    ]
-
-
-def read_parts(source: CompletionFile) -> Iterator[Part]:
-    """A file's completions, ``PART_COMPLETIONS`` at a time."""
-    rows = iter(source)
-    while part := list(islice(rows, PART_COMPLETIONS)):
-        yield lambda part=part: part
-
-
 @dataclass(frozen=True, slots=True)
 class _Filler:
     """Makes the parts that are not there yet."""
@@ -170,20 +149,30 @@ class _Filler:
         """The model, the parts, and how many they are if that is known."""
         if self.settings.rollouts is None:
             sampling = stack.enter_context(closing(build_sampling(self.config)))
-            parts = sampled_parts(sampling, self.config, self.should_stop)
+            parts = self._sampled(sampling)
             return sampling.loaded, parts, len(parts)
         loaded = load_model(self.config.model)
         source = CompletionFile(self.settings.rollouts, self.settings.columns, loaded)
-        return loaded, self._with_notes(source), None
+        return loaded, self._read(source), None
 
-    def _with_notes(self, source: CompletionFile) -> Iterator[Part]:
-        yield from read_parts(source)
+    def _sampled(self, sampling: SamplingParts) -> list[Part]:
+        """Held-out problems, cut so that a part's completions are sampled side by side."""
+        problems = numbered_problems(sampling, self.config)
+        return [
+            lambda some=some: sample_answers(sampling, self.config, some, self.should_stop)
+            for some in prompt_parts(sampling, self.config, problems)
+        ]
+
+    def _read(self, source: CompletionFile) -> Iterator[Part]:
+        """A file's completions, ``PART_COMPLETIONS`` at a time."""
+        rows = iter(source)
+        while part := list(islice(rows, PART_COMPLETIONS)):
+            yield lambda part=part: part
         for line in source.notes():
             self.observer.note(line)
 
     def fill(self, loaded: LoadedModel, parts: Iterable[Part], of: int | None) -> None:
         """Sample, score and write part by part."""
-        pieces = TokenPieces(loaded.tokenizer)
         for number, part in enumerate(parts):
             if self.should_stop():
                 raise Interrupted("stopped")
@@ -191,22 +180,11 @@ class _Filler:
             if not path.exists():
                 started = time.perf_counter()
                 rows = part()
-                write_completions(path, self._scored(loaded, pieces, rows))
+                top_k, should_stop = self.settings.top_k, self.should_stop
+                write_completions(
+                    path,
+                    rescored(loaded, rows, self.config, top_k=top_k, should_stop=should_stop),
+                )
                 self.directory.describe(self.config.model_dump_json(indent=2))
                 tokens = sum(len(row.completion) for row in rows)
                 self.observer.part(number, of, tokens, time.perf_counter() - started)
-
-    def _scored(
-        self, loaded: LoadedModel, pieces: TokenPieces, rows: Sequence[StoredCompletion]
-    ) -> Iterator[StoredCompletion]:
-        scored = score_completions(
-            loaded.model,
-            ((row.prompt_token_ids, row.completion) for row in rows),
-            temperature=self.config.rollout.temperature,
-            top_k=self.settings.top_k,
-            max_tokens=self.config.training.micro_batch_tokens,
-        )
-        for row, one in zip(rows, scored, strict=True):
-            if self.should_stop():
-                raise Interrupted("stopped while scoring")
-            yield replace(row, completion=one, pieces=pieces(one.token_ids.tolist()))

@@ -5,9 +5,9 @@ checkpoint re-score those very tokens. One model is in memory at a time, and eac
 its own, so that an interrupted analysis goes on where it stopped.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,15 @@ from forkpoint.analysis.pattern import (
     top_tokens,
 )
 from forkpoint.analysis.resampling import ratio_intervals
+from forkpoint.analysis.rescoring import rescored
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.config import RunConfig
-from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
+from forkpoint.errors import ConfigError, DataError, ModelError
 from forkpoint.evaluation.held_out import sample_held_out
 from forkpoint.policy.load import LoadedModel, load_model, model_source
-from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.atomic import write_text
 from forkpoint.runs.completions import (
-    StoredCompletion,
     part_file,
     part_files,
     read_columns,
@@ -43,7 +42,6 @@ from forkpoint.runs.completions import (
 from forkpoint.runs.results import CheckpointEntropy, Dynamics, Estimate, write_result
 from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import build_sampling
-from forkpoint.sampling.pieces import TokenPieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +162,14 @@ def _score_all(
         if not pieces.done(key):
             note(f"scoring with {checkpoint.name} ({number + 1} of {len(job.checkpoints)})")
             # no name is left for the model: it must be gone before the next one is loaded
-            write_completions(
-                pieces.path(key),
-                _scores(job.config, _load(job.config, checkpoint), paths, should_stop),
+            rows = rescored(
+                _load(job.config, checkpoint),
+                read_completions(paths),
+                job.config,
+                top_k=0,
+                should_stop=should_stop,
             )
+            write_completions(pieces.path(key), rows)
         scored.append(pieces.path(key))
     return scored
 
@@ -181,31 +183,6 @@ def _load(config: RunConfig, checkpoint: Checkpoint) -> LoadedModel:
 
 def _weights(checkpoint: Checkpoint) -> Path:
     return Path(model_source(checkpoint.path))
-
-
-def _scores(
-    config: RunConfig,
-    loaded: LoadedModel,
-    paths: Sequence[Path],
-    should_stop: Callable[[], bool],
-) -> Iterator[StoredCompletion]:
-    """The completions in order, with one checkpoint's numbers."""
-    pieces = TokenPieces(loaded.tokenizer)
-    scores = score_completions(
-        loaded.model,
-        ((r.prompt_token_ids, r.completion) for r in read_completions(paths)),
-        temperature=config.rollout.temperature,
-        top_k=1,
-        max_tokens=config.training.micro_batch_tokens,
-    )
-    for row, scored in zip(read_completions(paths), scores, strict=True):
-        if should_stop():
-            raise Interrupted("stopped while scoring")
-        yield replace(
-            row,
-            completion=replace(scored, top_ids=None, top_logprobs=None),
-            pieces=pieces(scored.token_ids.tolist()),
-        )
 
 
 # ---- statistics ---------------------------------------------------------------------------------

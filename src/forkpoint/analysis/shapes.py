@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from forkpoint.analysis.rows import Row, column_names, short
 from forkpoint.errors import DataError
+from forkpoint.runs.rows import Row, column_names, short
 from forkpoint.types import FinishReason, Message
 
 

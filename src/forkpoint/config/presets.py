@@ -8,29 +8,19 @@ the authors' released code, TRL 1.16, ms-swift 4.6, LightRFT; DAPO (2503.14476),
 
 from typing import Any
 
+_PAPER: dict[str, Any] = {
+    "selection": {"scope": "minibatch", "entropy": "current", "ties": "keep", "rounding": "ceil"},
+}
+
 SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     # Exact k over the whole step, ties broken by a total order, known before the first update.
     "forkpoint": {
         "selection": {"scope": "batch", "entropy": "auto", "ties": "order", "rounding": "ceil"},
     },
     # Eq. 6 of v2: H >= tau with tau the k-th value, divided by the number of selected tokens.
-    "paper": {
-        "selection": {
-            "scope": "minibatch",
-            "entropy": "current",
-            "ties": "keep",
-            "rounding": "ceil",
-        },
-    },
-    # v1 divided by all tokens of the batch.
-    "paper-v1": {
-        "selection": {
-            "scope": "minibatch",
-            "entropy": "current",
-            "ties": "keep",
-            "rounding": "ceil",
-        },
-    },
+    "paper": _PAPER,
+    # The same selection; v1 divided by all tokens of the batch: see DENOMINATORS.
+    "paper-v1": _PAPER,
     # top-k inside one micro-batch, each micro-batch's mean weighted by its share of sequences.
     "authors-code": {
         "selection": {

@@ -180,7 +180,7 @@ class RolloutConfig(Stage):
     """How completions are sampled."""
 
     engine: str = "transformers"
-    """``transformers`` or ``package.module:factory`` (see ``rollouts.base.Engine``)."""
+    """``transformers`` or ``package.module:factory`` (see ``sampling.base.Engine``)."""
     prompts_per_step: int = Field(default=24, ge=1)
     group_size: int = Field(default=12, ge=2)
     max_new_tokens: int = Field(default=160, ge=1)

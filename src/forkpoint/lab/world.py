@@ -190,20 +190,6 @@ class Walk:
             self._forced.append(EOS)
 
 
-def next_words(
-    world: LabWorld, numbers: Sequence[int], goal: int, prefix: Sequence[str]
-) -> dict[str, float]:
-    """The demonstration policy's next-word distribution after ``prefix``.
-
-    Raises:
-        IllegalWordError: the prefix holds a word the policy never says there.
-    """
-    walk = Walk(world, numbers, goal)
-    for word in prefix:
-        walk.advance(word)
-    return walk.distribution()
-
-
 def demonstrate(
     world: LabWorld, numbers: Sequence[int], goal: int, generator: np.random.Generator
 ) -> list[str]:

@@ -12,6 +12,8 @@ from forkpoint.config.stages import DataTaskConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.hub import prepare_hub
 from forkpoint.randomness import stream
+from forkpoint.runs.rows import SUFFIXES, short
+from forkpoint.runs.rows import read_rows as read_file
 from forkpoint.tasks.base import ask
 from forkpoint.types import Message, Problem
 
@@ -83,7 +85,7 @@ class DataTask:
             prompt = messages
         else:
             raise DataError(
-                f"{path}, row {index}: column {config.prompt_column!r} holds {_short(prompt)}; "
+                f"{path}, row {index}: column {config.prompt_column!r} holds {short(prompt, 80)}; "
                 "expected text, or a list of messages with role and content, which are text"
             )
         columns = {k: v for k, v in row.items() if k != config.prompt_column}
@@ -158,57 +160,19 @@ def _key(prompt: Any) -> bytes:
 
 
 def read_rows(path: str, subset: str | None, split: str) -> list[Row]:
-    """Rows as mappings; the format goes by the name's end, anything else is a hub id.
+    """All rows as mappings; the format goes by the name's end, anything else is a hub id.
 
     Raises:
         DataError: no such file, broken data, no rows.
     """
-    if path.endswith((".jsonl", ".json")):
-        rows = _read_jsonl(Path(path).expanduser())
-    elif path.endswith(".parquet"):
-        rows = _read_parquet(Path(path).expanduser())
-    elif Path(path).exists() or path.startswith((".", "/", "~")):
+    if path.endswith(SUFFIXES):
+        return [row.values for row in read_file(Path(path).expanduser())]
+    if Path(path).exists() or path.startswith((".", "/", "~")):
         raise DataError(f"{path}: expected a .jsonl or .parquet file, or the id of a hub data set")
-    else:
-        rows = _read_hub(path, subset, split)
+    rows = _read_hub(path, subset, split)
     if not rows:
         raise DataError(f"{path} has no rows")
     return rows
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}") from error
-    except OSError as error:
-        raise DataError(_no_file(path, error)) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number}: expected an object with columns, got {_short(row)}"
-            )
-        rows.append(row)
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path).to_pylist()
-    except FileNotFoundError as error:
-        raise DataError(_no_file(path, error)) from error
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
 
 
 def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
@@ -226,14 +190,6 @@ def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         raise DataError(
             f"task.path = {name!r}: the hub data set cannot be loaded: {error}"
         ) from error
-
-
-def _no_file(path: Path, error: OSError) -> str:
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    reason = (error.strerror or error) if path.exists() else "there is no such file"
-    return f"cannot read {path}: {reason}{hint}"
 
 
 def _require(columns: frozenset[str], name: str, key: str, path: str) -> None:
@@ -273,8 +229,3 @@ def _chat(prompt: Any) -> tuple[Message, ...] | None:
 def _encodable(text: str) -> str:
     """With U+FFFD for halves of surrogate pairs: JSON can spell them, no tokenizer reads them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}.."

@@ -1,5 +1,6 @@
 """The rows of JSONL and parquet files, one at a time, each with the place it came from."""
 
+import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,7 @@ def find_files(path: Path) -> list[Path]:
         if not files:
             raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} file: no rollouts to read")
         return sorted(files, key=_natural)
-    if not path.exists():
-        raise DataError(f"cannot read {path}: there is no such file")
+    _check_exists(path)
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     return [path]
@@ -49,12 +49,22 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: the file or one of its rows cannot be read, or it is empty.
     """
+    _check_exists(path)
     rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{path} has no rows")
     yield first
     yield from rows
+
+
+def _check_exists(path: Path) -> None:
+    if path.exists():
+        return
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    raise DataError(f"cannot read {path}: there is no such file{hint}")
 
 
 def _natural(path: Path) -> tuple[Any, ...]:

@@ -50,7 +50,6 @@ LIBRARIES: dict[str, set[str]] = {
     },
     "scipy": {"evaluation"},
     "pydantic": {"config", "runs"},
-    "pydantic_core": {"runs"},
     "pyarrow": {"runs", "analysis"},
     "pebble": {"rewards"},
     "math_verify": {"verifiers"},

@@ -21,7 +21,7 @@ SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_at
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One policy. Made by the two functions below; eaten by ``dynamics``."""
+    """One of the policies that ``dynamics`` compares."""
 
     name: str
     step: int | None

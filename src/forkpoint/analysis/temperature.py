@@ -121,12 +121,14 @@ def measure_temperature(
                 f"{reference.share_above:.1%} of the tokens"
             )
             tallies: dict[Pair, Tally] = {(1.0, 1.0): reference.tally}
-            for pair, split in _splits(pairs, reference.threshold):
-                tallies[pair] = pieces.get(
-                    _key(pair), Tally, lambda split=split: _judged(sample(split))
+            nats = reference.threshold
+            for forks, rest in pairs:
+                split = SplitTemperature(threshold_nats=nats, above=forks, below=rest)
+                found = pieces.get(
+                    _key((forks, rest)), Tally, lambda split=split: _judged(sample(split))
                 )
-                value = float(np.mean(tallies[pair].right_P))
-                note(f"forks at {pair[0]:g}, rest at {pair[1]:g}: {value:.1%} right")
+                tallies[forks, rest] = found
+                note(f"forks at {forks:g}, rest at {rest:g}: {np.mean(found.right_P):.1%} right")
         result = Temperature(
             model=config.model.path,
             task=config.task_name,
@@ -153,13 +155,6 @@ def _pairs(settings: TemperatureSettings) -> list[Pair]:
     for forks, rest in [(1.0, 1.0), *pairs]:
         SplitTemperature(threshold_nats=settings.threshold_nats or 0.0, above=forks, below=rest)
     return pairs
-
-
-def _splits(pairs: Sequence[Pair], threshold: float) -> list[tuple[Pair, SplitTemperature]]:
-    return [
-        ((forks, rest), SplitTemperature(threshold_nats=threshold, above=forks, below=rest))
-        for forks, rest in pairs
-    ]
 
 
 def _key(pair: Pair) -> str:

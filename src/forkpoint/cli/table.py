@@ -1,40 +1,18 @@
 """The live table of a run: a line a step, and what is being done beneath it on a terminal."""
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
 from forkpoint.cli.options import note, title
+from forkpoint.runs.metrics_log import evaluations
 
 COLUMNS = {
     "step": 6, "reward": 6, "groups": 6, "H mean": 6, "H p80": 6, "kept": 5, "length": 6,
     "tok/s": 5, "ETA": 5, "held-out": 17,
 }  # fmt: skip
 """Name -> width; with single spaces between them less than 80, so that no line wraps."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cells:
-    step: str
-    metrics: dict[str, Any]
-    eta: str
-
-    def texts(self) -> tuple[str, ...]:
-        m = self.metrics
-        return (
-            self.step,
-            _number(m.get("reward/mean"), "{:.3f}"),
-            _groups(m),
-            _number(m.get("entropy/mean"), "{:.3f}"),
-            _number(m.get("entropy/p80"), "{:.3f}"),
-            _number(_percent(m.get("selection/kept_fraction")), "{:.0f}%"),
-            _number(m.get("completion/length_mean"), "{:.1f}"),
-            _number(_rate(m), "{:.0f}"),
-            self.eta,
-            _accuracy(m),
-        )
 
 
 class LiveTable:
@@ -48,7 +26,7 @@ class LiveTable:
 
     def __enter__(self) -> "LiveTable":
         title(self._console, self._title)
-        self._console.print(_line(tuple(COLUMNS)), style="dim", highlight=False)
+        self._console.print(_line(list(COLUMNS)), style="dim", highlight=False)
         if self._status:
             self._status.start()
             self._say("starting")
@@ -65,8 +43,8 @@ class LiveTable:
     def step(self, metrics: dict[str, float]) -> None:
         """See ``training.loop.Observer``."""
         step = int(metrics["step"])
-        cells = _Cells(step=f"{step}/{self._steps}", metrics=metrics, eta=self._eta(step))
-        self._console.print(_line(cells.texts()), highlight=False, markup=False)
+        texts = _texts(metrics, f"{step}/{self._steps}", self._eta(step))
+        self._console.print(_line(texts), highlight=False, markup=False)
         self._say(f"step {min(step + 1, self._steps)} of {self._steps}: sampling and training")
 
     def _say(self, text: str) -> None:
@@ -84,33 +62,33 @@ class LiveTable:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-def _line(texts: tuple[str, ...]) -> str:
+def _texts(metrics: Mapping[str, float], step: str, eta: str) -> list[str]:
+    """The cells of a step's line; tokens per second are of the whole step, training included."""
+
+    def cell(pattern: str, *names: str) -> str:
+        values = [metrics.get(name) for name in names]
+        known = all(value is not None and value == value for value in values)
+        return pattern.format(*values) if known else "-"
+
+    seconds = metrics.get("time/step_s")
+    speed = metrics.get("completion/tokens", 0.0) / seconds if seconds else 0.0
+    held_out = [
+        f"{100 * one.accuracy.value:.1f}%{one.accuracy.ends('{:.1f}', 100)}".replace(", ", ",")
+        for one in evaluations([dict(metrics)])
+    ]
+    return [
+        step,
+        cell("{:.3f}", "reward/mean"),
+        cell("{:.0f}/{:.0f}", "reward/accepted_groups", "reward/sampled_groups"),
+        cell("{:.3f}", "entropy/mean"),
+        cell("{:.3f}", "entropy/p80"),
+        cell("{:.0%}", "selection/kept_fraction"),
+        cell("{:.1f}", "completion/length_mean"),
+        f"{speed:.0f}" if speed else "-",
+        eta,
+        held_out[0] if held_out else "",
+    ]
+
+
+def _line(texts: Sequence[str]) -> str:
     return " ".join(t.rjust(w) for t, w in zip(texts, COLUMNS.values(), strict=True)).rstrip()
-
-
-def _number(value: float | None, pattern: str) -> str:
-    return "-" if value is None or value != value else pattern.format(value)
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
-def _groups(metrics: dict[str, Any]) -> str:
-    """Accepted of sampled groups."""
-    if "reward/accepted_groups" not in metrics:
-        return "-"
-    return f"{metrics['reward/accepted_groups']:.0f}/{metrics['reward/sampled_groups']:.0f}"
-
-
-def _rate(metrics: dict[str, Any]) -> float | None:
-    """Completion tokens per second of the whole step: sampled, scored and trained on."""
-    tokens, seconds = metrics.get("completion/tokens"), metrics.get("time/step_s")
-    return tokens / seconds if tokens and seconds else None
-
-
-def _accuracy(metrics: dict[str, Any]) -> str:
-    if "eval/accuracy" not in metrics:
-        return ""
-    value, low, high = (100 * metrics[f"eval/accuracy{s}"] for s in ("", "_low", "_high"))
-    return f"{value:.1f}% [{low:.1f},{high:.1f}]"

@@ -1,9 +1,9 @@
-"""Axes: how far they reach, what stands at their ticks, and points with whiskers over two of them."""
+"""Axes: their reach and their ticks; points with whiskers over two of them."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from forkpoint.figures.render import DASHES, INK, SOFT, data, finish, series_colour
 
@@ -184,7 +184,7 @@ def _colour(trace: Trace) -> str:
     return INK if trace.series is None else series_colour(trace.series)
 
 
-def _text(text: str, x: float, y: float, colour: str, weight: int = 400) -> Any:
+def _text(text: str, x: float, y: float, colour: str, weight: Literal[400, 600] = 400) -> Any:
     """A text that begins at a pixel of the plot."""
     import altair as alt
 

@@ -1,4 +1,4 @@
-"""Estimates with their intervals, one a row; and values one dot each, piled up where they are near."""
+"""Estimates with their intervals, one a row; values as dots, piled up where they are near."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -127,7 +127,7 @@ def strips(found: Sequence[Strip], *, title: str, label: str) -> "alt.LayerChart
 
 
 def _pile(strip: Strip, x: Axis, width: float) -> list[tuple[float, str, float]]:
-    """(value, text, pixels off the line): in columns of one dot's width, above and below in turn."""
+    """(value, text, pixels off the line): in columns of a dot's width, above and below in turn."""
     columns: defaultdict[int, list[tuple[float, str]]] = defaultdict(list)
     for value, text in sorted(strip.values):
         columns[round(width * x.fraction(value) / (2 * DOT))].append((value, text))

@@ -49,9 +49,9 @@ def finish(
     import altair as alt
 
     left, right, top, bottom = margins
+    chart: alt.LayerChart = alt.layer(*layers)  # pyright: ignore[reportAssignmentType]
     return (
-        alt.layer(*layers)
-        .properties(
+        chart.properties(
             width=size[0] - left - right,
             height=size[1] - top - bottom,
             padding={"left": left, "right": right, "top": top, "bottom": bottom},
@@ -161,6 +161,10 @@ def _shorter(number: re.Match[str]) -> str:
     return f"{float(number[0]):.1f}".removesuffix(".0")
 
 
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 # ---- papers -------------------------------------------------------------------------------------
 
 FORMATS = ("svg", "pdf", "png")
@@ -182,4 +186,4 @@ def save(chart: "alt.LayerChart", path: Path) -> None:
         content = vl_convert.svg_to_png(svg, scale=3)
     else:
         content = svg.encode()
-    write_atomically(path, lambda partial: partial.write_bytes(content))
+    write_atomically(path, lambda partial: _write(partial, content))

@@ -1,4 +1,4 @@
-"""The section on what training does to the pattern of entropy: a Dynamics as figures and a table."""
+"""The section on what training does to entropies: a Dynamics as figures and a table."""
 
 from typing import Any
 

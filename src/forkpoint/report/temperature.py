@@ -1,4 +1,4 @@
-"""The section on decoding temperatures of forks and of the rest: a Temperature as figure and table."""
+"""The section on temperatures of forks and of the rest: a Temperature as figure and table."""
 
 from collections.abc import Iterator
 from typing import Any

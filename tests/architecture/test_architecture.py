@@ -46,6 +46,7 @@ LIBRARIES: dict[str, set[str]] = {
     "safetensors": {"policy", "training"},
     "numpy": {
         *("randomness", "lab", "selection", "sampling", "evaluation", "analysis", "training"),
+        *("types", "batching", "policy"),
         "report",
     },
     "scipy": {"evaluation"},

@@ -1,8 +1,7 @@
 """Exact k-th values and counts of any number of entropies, in constant memory.
 
-Non-negative float32 numbers are ordered as their bit patterns are. So the k-th smallest is found a
-few bits at a time: count how many numbers have each value of the leading bits, see in which of them
-the k-th must lie, and count again among those alone. Each count is one pass over the store.
+By the refinement of ``selection.radix``: one pass counts the leading half of every number's bits,
+the other the trailing half of those among which a wanted rank must lie.
 """
 
 import math
@@ -12,14 +11,13 @@ from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
+import torch
 
 from forkpoint.errors import RunError
+from forkpoint.selection.radix import as_tensor, numbers, patterns
 
 Batches: TypeAlias = Callable[[], Iterable[np.ndarray]]
 """Starts a pass over all entropies: arrays of float32 >= 0, nats."""
-
-Grouped: TypeAlias = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""The same with each entropy's group, int64; a negative group is left out."""
 
 HALF = 16
 SIZE = 2**HALF
@@ -84,30 +82,6 @@ def distribution(read: Batches, keep_fraction: float) -> Distribution:
     )
 
 
-def kth_by_group(read: Grouped, ranks_G: np.ndarray) -> np.ndarray:
-    """The ranks_G[g]-th smallest entropy of each group g, from 1: float64 [G].
-
-    Four passes of eight bits each; memory is 256 counts per group.
-    """
-    groups = len(ranks_G)
-    prefix_G = np.zeros(groups, dtype=np.int64)
-    left_G = ranks_G.astype(np.int64)
-    for shift in (24, 16, 8, 0):
-        counts_GD = np.zeros((groups, 256), dtype=np.int64)
-        for values, group in read():
-            patterns, kept = _patterns(values)[group >= 0], group[group >= 0]
-            inside = patterns >> (shift + 8) == prefix_G[kept]
-            digits = (patterns[inside] >> shift) & 255
-            cells = np.bincount(kept[inside] * 256 + digits, minlength=groups * 256)
-            counts_GD += cells.reshape(groups, 256)
-        upto_GD = counts_GD.cumsum(1)
-        digit_G = (upto_GD < left_G[:, None]).sum(1)
-        before_G = np.where(digit_G > 0, upto_GD[np.arange(groups), digit_G - 1], 0)
-        left_G -= before_G
-        prefix_G = prefix_G * 256 + digit_G
-    return prefix_G.astype(np.uint32).view(np.float32).astype(np.float64)
-
-
 @dataclass(slots=True)
 class _FirstPass:
     """What the leading 16 bits tell."""
@@ -154,9 +128,9 @@ class _Chosen:
         row_of[bins] = np.arange(len(bins))
         counts = np.zeros(len(bins) * SIZE, dtype=np.int64)
         for values in batches:
-            patterns = _patterns(values)
-            rows = row_of[patterns >> HALF]
-            cells = rows[rows >= 0] * SIZE + (patterns[rows >= 0] & (SIZE - 1))
+            found = _patterns(values)
+            rows = row_of[found >> HALF]
+            cells = rows[rows >= 0] * SIZE + (found[rows >= 0] & (SIZE - 1))
             np.add.at(counts, cells, 1)
         self._counts = dict(zip(bins, counts.reshape(len(bins), SIZE), strict=True))
 
@@ -188,21 +162,20 @@ class _Chosen:
 
 
 def _patterns(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 numbers as int64.
+    """The order of float32 numbers as int64.
 
     Raises:
-        RunError: a number without the order of its bits: negative or not finite.
+        RunError: a number that is negative or not finite.
     """
-    values = values.astype(np.float32) + np.float32(0)  # -0 + 0 = 0
     if not (np.isfinite(values) & (values >= 0)).all():
         raise RunError("the token store holds an entropy that is negative or not finite")
-    return values.view(np.uint32).astype(np.int64)
+    return patterns(as_tensor(values)).numpy()
 
 
-def _values(patterns: np.ndarray) -> np.ndarray:
-    return patterns.astype(np.uint32).view(np.float32).astype(np.float64)
+def _values(found: np.ndarray) -> np.ndarray:
+    return numbers(torch.from_numpy(found)).double().numpy()
 
 
 def _halves(value: float) -> tuple[int, int]:
-    pattern = int(_patterns(np.array([value]))[0])
+    pattern = int(_patterns(np.array([value], dtype=np.float32))[0])
     return pattern >> HALF, pattern & (SIZE - 1)

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forkpoint.analysis.quantiles import kth_by_group
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_atomically
 from forkpoint.runs.tokens import TokenStore
+from forkpoint.selection.radix import kth_by_group
 
 SCHEMA = pa.schema(
     [

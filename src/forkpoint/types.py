@@ -13,7 +13,6 @@ never overwritten by an advantage. Masks come from lengths, never from comparing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -191,6 +190,15 @@ class TokenBatch:
     """float32 [T], weights over their denominator: what a token's surrogate is multiplied by."""
     penalty_coefficients_T: "Tensor | None" = None
     """float32 [T], the same for KL penalty and entropy bonus."""
+    lengths_B: np.ndarray = field(init=False, repr=False, compare=False)
+    """int64 [B], of the completions."""
+    starts_B: np.ndarray = field(init=False, repr=False, compare=False)
+    """int64 [B], where they begin in the ``_T`` streams."""
+
+    def __post_init__(self) -> None:
+        lengths_B = np.fromiter(map(len, self.completions_B), np.int64, len(self.completions_B))
+        object.__setattr__(self, "lengths_B", lengths_B)
+        object.__setattr__(self, "starts_B", lengths_B.cumsum() - lengths_B)
 
     @property
     def num_sequences(self) -> int:
@@ -205,33 +213,52 @@ class TokenBatch:
         return replace(self, **streams)
 
     def rows_of(self, sequences: Sequence[int]) -> "Tensor":
-        """Indices into the ``_T`` streams of the given sequences' tokens, one after the other."""
+        """Indices into the ``_T`` streams of the given sequences' tokens, one after the other:
+        int64 on the CPU."""
         import torch
 
-        lengths = [len(c) for c in self.completions_B]
-        ends = list(accumulate(lengths))
-        rows = [torch.arange(ends[b] - lengths[b], ends[b]) for b in sequences]
-        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+        chosen = np.asarray(sequences, dtype=np.int64)
+        return torch.from_numpy(spans(self.starts_B[chosen], self.lengths_B[chosen]))
 
     def take(self, sequences: Sequence[int]) -> "TokenBatch":
         """The given sequences, in that order, with every stream following its sequence."""
         import torch
 
-        rows = self.rows_of(sequences)
-        streams = {
-            f.name: getattr(self, f.name)[rows]
-            for f in fields(self)
-            if f.name.endswith("_T") and getattr(self, f.name) is not None
-        }
-        lengths = torch.tensor([len(self.completions_B[b]) for b in sequences], dtype=torch.int64)
-        streams["sequence_T"] = torch.repeat_interleave(torch.arange(len(sequences)), lengths)
+        device = self.token_ids_T.device
+        chosen = torch.as_tensor(sequences, dtype=torch.int64)
+        lengths = torch.from_numpy(self.lengths_B[chosen.numpy()])
+        rows = self.rows_of(sequences).to(device)
+        streams = {name: stream[rows] for name, stream in self._streams().items()}
+        streams["sequence_T"] = torch.arange(len(chosen)).repeat_interleave(lengths).to(device)
         return replace(
             self,
             prompts_B=[self.prompts_B[b] for b in sequences],
             completions_B=[self.completions_B[b] for b in sequences],
-            sequence_ids_B=self.sequence_ids_B[list(sequences)],
+            sequence_ids_B=self.sequence_ids_B[chosen],
             **streams,
         )
+
+    def to(self, device: Any) -> "TokenBatch":
+        """The same with every stream on a device.
+
+        What the layout of a pass is planned from stays where it is: the ragged token ids of prompts
+        and completions, and the sequences' ids.
+        """
+        return replace(self, **{name: s.to(device) for name, s in self._streams().items()})
+
+    def _streams(self) -> "dict[str, Tensor]":
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_T")}
+        return {name: stream for name, stream in found.items() if stream is not None}
+
+
+def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, .. of each span, one span after the other: int64.
+
+    Example: ``spans([5, 0], [2, 3])`` is 5 6 0 1 2.
+    """
+    ends = lengths.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
 class TokenStats(NamedTuple):

@@ -43,7 +43,7 @@ def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeptKeys) -> Any:
     for layer, (keys, _) in enumerate(next(iter(kept.values())).prompt):
         heads, _, depth = keys.shape
         pair = torch.zeros(2, lines, heads, width, depth, dtype=keys.dtype, device=keys.device)
-        for line, column, sequence, first, size in rows.pieces:
+        for line, column, sequence, first, size in rows.pieces_N5.tolist():
             source = kept[ids[sequence]]
             part = source.completion[layer] if first else source.prompt[layer]
             for which in (0, 1):
@@ -57,7 +57,7 @@ def keys_of(rows: TreeRows, batch: TokenBatch, cache: Any) -> dict[int, Sequence
     ids = batch.sequence_ids_B.tolist()
     found: dict[int, SequenceKeys] = {}
     prompt: Layers = ()
-    for line, column, sequence, first, size in rows.pieces:
+    for line, column, sequence, first, size in rows.pieces_N5.tolist():
         here = slice(column, column + size)
         part = tuple((x.keys[line, :, here], x.values[line, :, here]) for x in cache.layers)
         if first:

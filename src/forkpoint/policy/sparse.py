@@ -16,7 +16,8 @@ from torch import Tensor
 
 from forkpoint.batching.padding import pad_rows
 from forkpoint.batching.split import cut_passes, longest_first
-from forkpoint.batching.tree import lay_trees, pack_trees, row_lengths
+from forkpoint.batching.tree import Sizes, lay_trees, sizes_of
+from forkpoint.batching.wanted import wanted_rows
 from forkpoint.policy.attention import attention_mask
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
@@ -29,22 +30,22 @@ def tree_passes(
     batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None, *, width: int
 ) -> list[list[int]]:
     """Which sequences share a forward pass: tree rows of similar lengths, up to ``max_tokens``."""
-    rows = pack_trees(batch, wanted_T, width)
-    lengths = dict(enumerate(row_lengths(batch, wanted_T, rows)))
+    sizes = sizes_of(batch, wanted_rows(batch, wanted_T))
+    rows = sizes.pack(width)
+    lengths = dict(enumerate(map(sizes.row_length, rows)))
     passes: list[list[int]] = []
     for one in longest_first(lengths, max_tokens):
         sequences = [b for row in one for b in rows[row]]
         # Packed once more by itself, a pass may come out larger; a row alone never does.
-        fits = len(one) == 1 or _laid_tokens(batch, wanted_T, sequences, width) <= max_tokens
+        fits = len(one) == 1 or _laid_tokens(sizes.take(sequences), width) <= max_tokens
         passes += [sequences] if fits else [rows[row] for row in one]
     return cut_passes(passes, max_sequences)
 
 
-def _laid_tokens(batch: TokenBatch, wanted_T: Tensor, sequences: list[int], width: int) -> int:
+def _laid_tokens(sizes: Sizes, width: int) -> int:
     """Tokens in the rectangle that ``lay_trees`` makes of some sequences, padding included."""
-    part, wanted_T = batch.take(sequences), wanted_T[batch.rows_of(sequences)]
-    rows = pack_trees(part, wanted_T, width)
-    return len(rows) * max(row_lengths(part, wanted_T, rows))
+    rows = sizes.pack(width)
+    return len(rows) * max(map(sizes.row_length, rows))
 
 
 def tree_stats(
@@ -80,11 +81,9 @@ def padded_passes(
     batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None
 ) -> list[list[int]]:
     """Which sequences share a padded rectangle of ``max_tokens``."""
-    ends: dict[int, int] = {}
-    for row in wanted_T.nonzero().flatten().tolist():
-        b = int(batch.sequence_T[row])
-        ends[b] = len(batch.prompts_B[b]) + int(batch.position_T[row])
-    return cut_passes(longest_first(ends, max_tokens), max_sequences)
+    ends = wanted_rows(batch, wanted_T).ends_B.tolist()
+    lengths = {b: len(batch.prompts_B[b]) + end for b, end in enumerate(ends) if end >= 0}
+    return cut_passes(longest_first(lengths, max_tokens), max_sequences)
 
 
 def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:

@@ -280,6 +280,14 @@ class TokenStats(NamedTuple):
     flops: float = 0.0
     """Floating-point operations, backward included where there is gradient; an estimate."""
 
+    def to(self, device: Any) -> "TokenStats":
+        """The same with every tensor on a device."""
+        return self._replace(
+            rows_R=self.rows_R.to(device),
+            logprobs_R=self.logprobs_R.to(device),
+            entropies_R=self.entropies_R.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -299,17 +307,19 @@ class LossOutput:
 
     loss: "Tensor"
     """Scalar with gradient. Shares of micro-batches add up to the mini-batch's loss."""
-    shares: Mapping[str, float]
+    shares: "Mapping[str, Tensor]"
     """The terms of ``loss``; they add up over micro-batches as it does."""
     metrics: "Mapping[str, Metric]"
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A mean as (sum, count), so that it adds up over micro-batches and ranks without error."""
+    """A mean as (sum, count), so that it adds up over micro-batches and ranks without error.
 
-    sum: float
-    count: float
+    Either may be a tensor of one number: it is read when the mean is."""
+
+    sum: "float | Tensor"
+    count: "float | Tensor"
 
     def __add__(self, other: "Metric") -> "Metric":
         return Metric(self.sum + other.sum, self.count + other.count)
@@ -317,4 +327,4 @@ class Metric:
     @property
     def mean(self) -> float:
         """sum / count; nan when nothing was counted."""
-        return self.sum / self.count if self.count else float("nan")
+        return float(self.sum) / float(self.count) if self.count else float("nan")

@@ -93,7 +93,7 @@ def run(
         output = policy_loss(micro, stats, config.loss)
         total = total + output.loss
         for name, value in output.shares.items():
-            shares[name] = shares.get(name, 0.0) + value
+            shares[name] = shares.get(name, 0.0) + float(value)
         for name, metric in output.metrics.items():
             metrics[name] = metrics.get(name, Metric(0, 0)) + metric
     gradients = torch.autograd.grad(total, [logp_T, entropy_T], materialize_grads=True)

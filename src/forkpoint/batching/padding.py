@@ -6,6 +6,7 @@ completion is predicted at column ``len(prompt) + t - 1``.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ class PaddedRows:
     """int64 [R], the column of the same."""
     rows_R: Tensor
     """int64 [R], the wanted rows: indices into the batch's ``_T`` streams, ascending."""
+
+    def to(self, device: Any) -> "PaddedRows":
+        """The same with every tensor on a device."""
+        return PaddedRows(**{n: getattr(self, n).to(device) for n in self.__slots__})
 
 
 def pad_rows(batch: TokenBatch, wanted_T: Tensor, *, drop_and_cut: bool) -> PaddedRows:

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.batching.padding import pad_rows
+from forkpoint.batching.padding import PaddedRows, pad_rows
 from forkpoint.batching.split import cut_passes, longest_first
-from forkpoint.batching.tree import Sizes, lay_trees, sizes_of
+from forkpoint.batching.tree import Sizes, TreeRows, lay_trees, sizes_of
 from forkpoint.batching.wanted import wanted_rows
-from forkpoint.policy.attention import attention_mask
+from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import SequenceKeys, keys_of, new_cache
+from forkpoint.policy.keys import KeyStore, keys_of, new_cache
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -53,24 +53,19 @@ def tree_stats(
     batch: TokenBatch,
     wanted_T: Tensor,
     temperature: float,
-    keep: dict[int, SequenceKeys] | None = None,
+    keep: KeyStore | None = None,
     *,
     width: int,
 ) -> TokenStats:
-    """Statistics of the tokens ``wanted_T`` (bool [T]), in tree rows.
+    """Statistics of the tokens ``wanted_T``, in tree rows.
 
     Args:
         keep: gets the keys and values of the sequences that were run; without gradient only.
     """
-    rows = lay_trees(batch, wanted_T, width)
+    rows = lay_trees(batch, wanted_T, width).to(model.device)
     cache = None if keep is None else new_cache()
-    body = body_of(model)
-    hidden_BLD = body(
-        input_ids=rows.input_ids_BL.to(model.device),
-        position_ids=rows.position_ids_BL.to(model.device),
-        attention_mask=attention_mask(model, rows.visible_BLL()),
-        past_key_values=cache,
-        use_cache=cache is not None,
+    hidden_BLD = body_of(model)(
+        **tree_arguments(model, rows), past_key_values=cache, use_cache=cache is not None
     ).last_hidden_state
     if keep is not None:
         keep.update(keys_of(rows, batch, cache))
@@ -88,29 +83,29 @@ def padded_passes(
 
 def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
     """The same in padded rows, each with its own prompt: for models that take no mask."""
-    rows = pad_rows(batch, wanted_T, drop_and_cut=True)
-    body = body_of(model)
-    hidden_BLD = body(
-        input_ids=rows.input_ids_BL.to(model.device), use_cache=False
-    ).last_hidden_state
+    rows = pad_rows(batch, wanted_T, drop_and_cut=True).to(model.device)
+    hidden_BLD = body_of(model)(input_ids=rows.input_ids_BL, use_cache=False).last_hidden_state
     return _stats(model, batch, rows, hidden_BLD, temperature)
 
 
 def _stats(
-    model: Any, batch: TokenBatch, rows: Any, hidden_BLD: Tensor, temperature: float
+    model: Any,
+    batch: TokenBatch,
+    rows: TreeRows | PaddedRows,
+    hidden_BLD: Tensor,
+    temperature: float,
 ) -> TokenStats:
-    device = hidden_BLD.device
-    hidden_RD = hidden_BLD[rows.line_R.to(device), rows.column_R.to(device)]
-    token_ids_R = batch.token_ids_T[rows.rows_R].to(device)
+    hidden_RD = hidden_BLD[rows.line_R, rows.column_R]
+    token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
     logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
     lines, width = rows.input_ids_BL.shape
-    body = body_flops(model, lines * width, lines * width * width)
-    head = head_flops(model, len(token_ids_R))
-    learns = torch.is_grad_enabled()  # backward computes the head's logits once more
+    learns = torch.is_grad_enabled()
+    body = body_flops(model, lines * width, lines * width * width, learns=learns)
+    head = head_flops(model, len(token_ids_R))  # backward computes its logits once more
     return TokenStats(
         rows_R=rows.rows_R,
-        logprobs_R=logprobs_R.cpu(),
-        entropies_R=entropies_R.cpu(),
+        logprobs_R=logprobs_R,
+        entropies_R=entropies_R,
         body_tokens=lines * width,
-        flops=(3 if learns else 1) * body + (4 if learns else 1) * head,
-    )
+        flops=body + (4 if learns else 1) * head,
+    ).to(batch.token_ids_T.device)

@@ -13,7 +13,6 @@ from forkpoint.config import RunConfig
 from forkpoint.environment import environment
 from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import Evaluation, evaluate
-from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.atomic import write_json
@@ -206,7 +205,6 @@ class _Run:
                 step=step,
                 same_weights=parts.sampling.engine.same_weights,
                 reference=parts.reference,
-                kept=self._kept_keys(),
             )
         except NumericalError as error:
             dump_batch(self._dump_path(step), batch)
@@ -215,14 +213,6 @@ class _Run:
             dump_batch(self._dump_path(step), result.batch)
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
-
-    def _kept_keys(self) -> KeptKeys | None:
-        """Keys and values from sampling, by sequence id, if the engine keeps them."""
-        keeper = getattr(self.parts.sampling.engine, "keeper", None)
-        if keeper is None:
-            return None
-        size = self.config.rollout.group_size
-        return {serial * size + sample: keys for (serial, sample), keys in keeper.take().items()}
 
     def _collect(self, step: int) -> StepRollouts:
         config, parts = self.config, self.parts.sampling

@@ -62,12 +62,9 @@ def lab_step(path: str) -> tuple[Any, TokenBatch]:
     parts = build_sampling(config)
     try:
         rollouts = collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=config.rollout,
-            settings=SamplingSettings(max_new_tokens=160, temperature=1.0, seed=0, step=1),
+            parts,
+            config.rollout,
+            SamplingSettings(max_new_tokens=160, temperature=1.0, seed=0, step=1),
             first_serial=0,
         )
     finally:

@@ -36,12 +36,9 @@ def main() -> None:
     parts = build_sampling(config)
     try:
         rollouts = collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=rollout,
-            settings=SamplingSettings(
+            parts,
+            rollout,
+            SamplingSettings(
                 max_new_tokens=rollout.max_new_tokens, temperature=1.0, seed=0, step=1
             ),
             first_serial=0,
@@ -54,9 +51,9 @@ def main() -> None:
             "prompt_ids": group.prompt.token_ids,
             "rewards": [r.score.reward for r in group.rollouts_G],
             "finish_reasons": [str(r.completion.finish_reason) for r in group.rollouts_G],
-            "completion_ids": [r.completion.token_ids for r in group.rollouts_G],
+            "completion_ids": [r.completion.token_ids.tolist() for r in group.rollouts_G],
             "logprobs": [_rounded(r.completion.logprobs) for r in group.rollouts_G],
-            "entropies": [_rounded(r.completion.entropies or ()) for r in group.rollouts_G],
+            "entropies": [_rounded(r.completion.entropies) for r in group.rollouts_G],
         }
         for group in rollouts.groups
     ]

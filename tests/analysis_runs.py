@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from forkpoint.runs.tokens import CompletionRow, TokenColumns, TokenStore
+from forkpoint.analysis import words as words_module
+from forkpoint.analysis.words import Word
+from forkpoint.runs import RunDirectory
+from tests.stored import make_completion, make_store
 
 SUMMARY: dict[str, Any] = {
     "schema": 1,
@@ -185,46 +184,24 @@ WORDS = (
 """(text, count, mean, p90), by falling mean."""  # fmt: skip
 
 
-def write_store(root: Path, parts: Sequence[Sequence[Sequence[str]]]) -> None:
-    """A token store of the given parts, each a list of completions, each a list of token texts."""
-    store = TokenStore(root / "analysis")
-    for number, completions in enumerate(parts):
-        rows = [
-            CompletionRow(
-                prompt_id=f"p{number}-{index}",
-                prompt="say",
-                sample=0,
-                completion="".join(texts),
-                reward=1.0,
-                finish_reason="stop",
-                tokens=len(texts),
-                prompt_token_ids=[1],
-                token_ids=list(range(len(texts))),
-            )
-            for index, texts in enumerate(completions)
-        ]
-        store.write(number, "run", rows, [_columns(texts) for texts in completions])
-
-
-def _columns(texts: Sequence[str]) -> TokenColumns:
-    count = len(texts)
-    return TokenColumns(
-        texts=texts,
-        logprobs_T=np.full(count, -0.5, np.float32),
-        entropies_T=np.full(count, 0.5, np.float32),
-        top_ids_TK=np.zeros((count, 1), np.int32),
-        top_logprobs_TK=np.full((count, 1), -0.5, np.float32),
+def write_store(root: Path, parts: Sequence[Sequence[Sequence[str]]]) -> list[Path]:
+    """Parts of stored completions, each a list of token texts."""
+    return make_store(
+        root,
+        *(
+            [make_completion(10 * number + i, texts=texts) for i, texts in enumerate(part)]
+            for number, part in enumerate(parts)
+        ),
     )
 
 
 def write_words(root: Path, words: Sequence[tuple[str, int, float, float]]) -> None:
-    """analysis/words.parquet of (text, count, mean, p90)."""
-    texts, counts, means, p90s = zip(*words, strict=True) if words else ((), (), (), ())
-    ids = pa.array(range(len(words)), pa.int32())
-    columns = {"token_id": ids, "text": pa.array(texts, pa.string())}
-    columns["count"] = pa.array(counts, pa.int64())
-    columns |= {"mean": pa.array(means, pa.float64()), "p90": pa.array(p90s, pa.float64())}
-    pq.write_table(pa.table(columns), root / "analysis" / "words.parquet")
+    """words.parquet of (text, count, mean, p90)."""
+    lines = [
+        Word(token_id=i, text=text, count=count, mean=mean, p90=p90)
+        for i, (text, count, mean, p90) in enumerate(words)
+    ]
+    words_module.write_words(RunDirectory(root).words_parquet, lines)
 
 
 def write_analysis(

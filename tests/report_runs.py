@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from forkpoint.config import parse_config
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.rollouts import RolloutRow, write_rollouts
+from forkpoint.runs.completions import StoredCompletion, write_completions
+from tests.stored import make_completion
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",
@@ -26,45 +28,34 @@ def make_row(
     serial: int = 0,
     sample: int = 0,
     *,
-    tokens: Sequence[str] = ("a", "b"),
+    tokens: Sequence[str] = ("a", " b"),
     entropies: Sequence[float] | None = (0.5, 0.25),
     selected: Sequence[bool] | None = None,
     ids: Sequence[int] | None = None,
     reward: float | None = 1.0,
     **fields: Any,
-) -> RolloutRow:
-    """A completion; what is not given is made up."""
-    length = len(tokens)
-    settings: dict[str, Any] = {
-        "step": 1,
-        "prompt_id": f"p{serial}",
-        "prompt": "say a b",
-        "completion": " ".join(tokens),
-        "verdict": reward,
-        "reward_parts": {"task": reward},
-        "error": None,
-        "advantage": 0.5,
-        "accepted": True,
-        "finish_reason": "stop",
-        "logprobs": [-0.25] * length,
-    }
-    return RolloutRow(
-        serial=serial,
-        sample=sample,
-        tokens=list(tokens),
-        token_ids=list(ids if ids is not None else range(length)),
-        entropies=None if entropies is None else list(entropies),
-        selected=list(selected if selected is not None else [False] * length),
+) -> StoredCompletion:
+    """A completion of a training step; what is not given is made up."""
+    settings: dict[str, Any] = {"step": 1, "advantage": 0.5, "accepted": True}
+    row = make_completion(
+        serial,
+        sample,
+        texts=tokens,
+        ids=ids,
+        entropies=entropies,
+        known=entropies is not None,
         reward=reward,
+        selected=list(selected if selected is not None else [False] * len(tokens)),
         **{**settings, **fields},
     )
+    return replace(row, completion=replace(row.completion, top_ids=None, top_logprobs=None))
 
 
 def make_run(
     root: Path,
     *,
     metrics: Sequence[Mapping[str, Any]] = ({"step": 1, "reward/mean": 0.25},),
-    rows: Mapping[int, Sequence[RolloutRow]] | None = None,
+    rows: Mapping[int, Sequence[StoredCompletion]] | None = None,
     config: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -79,10 +70,17 @@ def make_run(
     directory.metrics_jsonl.write_text(lines, encoding="utf-8")
     resolved = parse_config(dict(config or {})).model_dump_json()
     directory.config_json.write_text(resolved, encoding="utf-8")
-    env = {"command": ["forkpoint", "train"], "versions": {"torch": "2.13.0"}, "git": "abc"}
+    env: dict[str, Any] = {
+        "schema_version": 2,
+        "command": ["forkpoint", "train"],
+        "versions": {"torch": "2.13.0"},
+        "git": "abc",
+    }
     directory.env_json.write_text(json.dumps({**env, **(environment or {})}), encoding="utf-8")
     for step, step_rows in (rows or {}).items():
-        write_rollouts(directory.rollouts_dir / f"step_{step:05d}.parquet", list(step_rows))
+        write_completions(
+            directory.completions_dir("train") / f"step_{step:05d}.parquet", step_rows
+        )
     return root
 
 
@@ -94,7 +92,7 @@ def hostile_run(root: Path) -> Path:
             sample,
             tokens=[text, text + " again"],
             ids=[serial, 100 + serial],
-            completion=text + text + " again",
+            text=text + text + " again",
             prompt=text,
             prompt_id=text,
             error=text,

@@ -1,15 +1,12 @@
 """The demo's two runs and what comes out of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from forkpoint.config import RunConfig, load_config
 from forkpoint.errors import RunError
-from forkpoint.evaluation.statistics import Estimate
 from forkpoint.runs import RunDirectory, read_metrics
-from forkpoint.runs.atomic import write_json
+from forkpoint.runs.results import Demo, Estimate, write_result
 
 DEMO_SETTINGS = (
     'name="demo"',
@@ -21,23 +18,6 @@ DEMO_SETTINGS = (
     "checkpoint.every=10",
 )
 """What the demo sets on top of the defaults; recipes/lab_demo.toml says the same."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoSummary:
-    """The demo's finding: accuracies on the same held-out problems."""
-
-    before: Estimate
-    after: Estimate
-    control: Estimate
-
-    def as_dict(self) -> dict[str, Any]:
-        """The contents of summary.json."""
-        return {
-            "accuracy_before": self.before.as_dict(),
-            "accuracy_after": self.after.as_dict(),
-            "accuracy_control": self.control.as_dict(),
-        }
 
 
 def demo_configs(overrides: Sequence[str] = ()) -> tuple[RunConfig, RunConfig]:
@@ -63,15 +43,12 @@ def demo_configs(overrides: Sequence[str] = ()) -> tuple[RunConfig, RunConfig]:
     return config, control
 
 
-def summarise(root: Path) -> DemoSummary:
-    """Read the accuracies off the two runs' metrics and write ``root/summary.json``."""
-    main, control = (RunDirectory(p).metrics_jsonl for p in (root, root / "control"))
-    evaluated = _accuracies(main)
-    summary = DemoSummary(
-        before=evaluated[0], after=evaluated[-1], control=_accuracies(control)[-1]
-    )
-    write_json(root / "summary.json", summary.as_dict())
-    return summary
+def summarise(root: Path) -> Demo:
+    """Read the accuracies off the two runs' metrics and write results/demo.json in ``root``."""
+    main, control = (_accuracies(RunDirectory(p).metrics_jsonl) for p in (root, root / "control"))
+    demo = Demo(accuracy_before=main[0], accuracy_after=main[-1], accuracy_control=control[-1])
+    write_result(root, demo)
+    return demo
 
 
 def _accuracies(path: Path) -> list[Estimate]:

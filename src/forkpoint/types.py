@@ -80,7 +80,7 @@ class Completion:
     """float32 [T, K] nats, of those."""
 
     def __post_init__(self) -> None:
-        for name, dtype in ARRAYS.items():
+        for name, dtype in _ARRAYS.items():
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, np.asarray(values, dtype))
 
@@ -102,7 +102,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or a == b
 
 
-ARRAYS = {
+_ARRAYS = {
     "token_ids": np.int32,
     "top_ids": np.int32,
     "logprobs": np.float32,
@@ -128,6 +128,11 @@ class Score:
     timed_out: bool = False
     """A verifier used up its time or its memory."""
 
+    @property
+    def right(self) -> bool | None:
+        """Whether the verifier gave full marks; None if it gave nothing."""
+        return None if self.verdict is None else self.verdict >= 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -145,6 +150,11 @@ class Group:
     serial: int
     """The prompt's position in the whole run's stream of prompts; orders everything."""
     rollouts_G: tuple[Rollout, ...]
+
+
+def sequence_id(serial: int, sample: int, group_size: int) -> int:
+    """The number of a sequence: unique in a run's step, ordered by prompt, then by sample."""
+    return serial * group_size + sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

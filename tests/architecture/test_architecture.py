@@ -22,7 +22,9 @@ LAYERS: tuple[set[str], ...] = (
     {"config", "dotted", "hub", "randomness", "environment"},
     {"runs", "advantages", "entropy"},
     {"lab", "batching", "selection", "losses"},
-    {"tasks", "rewards"},
+    {"verifiers"},
+    {"tasks"},
+    {"rewards"},
     {"policy"},
     {"sampling"},
     {"evaluation"},
@@ -33,9 +35,6 @@ LAYERS: tuple[set[str], ...] = (
 )
 """A package imports from the layers above its own line only."""
 
-NEIGHBOURS = {("tasks", "rewards"), ("rewards", "tasks")}
-"""Same layer: a task extracts answers as rewards do, rewards are checked against their task."""
-
 LIBRARIES: dict[str, set[str]] = {
     "torch": {
         *("types", "environment", "entropy", "batching", "selection", "losses", "lab"),
@@ -45,17 +44,16 @@ LIBRARIES: dict[str, set[str]] = {
     "tokenizers": {"lab"},
     "safetensors": {"policy", "training"},
     "numpy": {
-        *("randomness", "lab", "selection", "sampling", "evaluation", "analysis", "training"),
-        *("types", "batching", "policy"),
-        "report",
+        *("types", "randomness", "lab", "batching", "policy", "selection", "sampling"),
+        *("evaluation", "analysis", "training", "report"),
     },
     "scipy": {"evaluation"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "runs"},
     "pyarrow": {"runs", "tasks", "analysis"},
     "pebble": {"rewards"},
-    "math_verify": {"rewards"},
-    "latex2sympy2_extended": {"rewards"},
-    "reasoning_gym": {"tasks"},
+    "math_verify": {"verifiers"},
+    "latex2sympy2_extended": {"verifiers"},
+    "reasoning_gym": {"verifiers"},
     "datasets": {"tasks"},
     "huggingface_hub": {"hub"},
     "jinja2": {"report"},
@@ -83,6 +81,7 @@ SNAPSHOT = (
     "entropy",
     "batching",
     "sampling",
+    "verifiers",
     "rewards",
     "tasks",
     "runs",
@@ -161,7 +160,6 @@ def test_packages_import_from_the_layers_above_only() -> None:
         for name in everything_imported(path)
         if name.split(".")[0] == "forkpoint"
         and (other := name.partition(".")[2].partition(".")[0]) != (mine := home(path))
-        and (mine, other) not in NEIGHBOURS
         and layer_of[other] >= layer_of[mine]
     ]
     assert wrong == []

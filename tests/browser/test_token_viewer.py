@@ -10,13 +10,9 @@ import pytest
 
 from forkpoint.report import build_report
 from forkpoint.report.text import visible
-from forkpoint.runs.atomic import write_json
-from forkpoint.runs.completions import write_completions
-from forkpoint.runs.dynamics import ScoreRow, write_scores
-from tests.analysis_runs import DYNAMICS
-from tests.analysis_store import make_completion, make_store, random_store
 from tests.browser.tab import ViewerTab
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
+from tests.stored import make_completion, make_store, random_store, write_dynamics
 
 pytestmark = pytest.mark.browser
 
@@ -28,7 +24,7 @@ def step_rows(step: int) -> list[Any]:
             serial,
             sample,
             step=step,
-            tokens=["go", "left", "or", "right" if sample < 2 else "back"],
+            tokens=["go", " left", " or", " right" if sample < 2 else " back"],
             ids=[5, 6, 7, 8 if sample < 2 else 9],
             entropies=[0.01, 1.2, 0.02, 0.6],
             logprobs=[-0.01, -0.6931472, -0.02, -0.6],
@@ -57,16 +53,9 @@ def add_analysis(root: Path) -> None:
         )
     ]  # fmt: skip
     make_store(root, answers)
-    rows = [row for row, _ in answers]
-    write_completions(root / "analysis/dynamics/completions/part_00000.parquet", rows)
     last = ([0.5, 0.4, 0.5], [0.2, 0.05])
-    scores = [
-        ScoreRow(prompt_id="p0", sample=i, checkpoint=c, entropies=h, logprobs=[0.0] * len(h))
-        for c, scored in enumerate((entropies, entropies, last))
-        for i, h in enumerate(scored)
-    ]
-    write_scores(root / "analysis" / "dynamics_tokens.parquet", scores)
-    write_json(root / "analysis" / "dynamics.json", DYNAMICS)
+    names = ["base", "step_00010", "step_00020"]
+    write_dynamics(root, answers, [entropies, entropies, last], names)
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +392,7 @@ def test_hostile_text_is_shown_and_does_not_run(opened: Open, tmp_path: Path) ->
     answers = [
         make_completion(
             number, 0, texts=[text, text], ids=[number, number], prompt=text, prompt_id=text,
-            finish_reason=text, top=[[(99 - number, 0.5)]] * 2,
+            top=[[(99 - number, 0.5)]] * 2,
         )
         for number, text in enumerate(HOSTILE)
     ]  # fmt: skip
@@ -436,7 +425,7 @@ def test_text_from_right_to_left_keeps_to_itself(opened: Open, tmp_path: Path) -
     """Arabic and Hebrew read from right to left, and move no token around them; marks are signs."""
     tokens = ["one", " \u0645", "\u0631", "\u062d", " ", "\u0628", ".", " two", " \u202e"]
     tokens += [" \u05d0", " 3", " three"]
-    rows = [make_row(tokens=tokens, entropies=[1.0] * 12, completion="".join(tokens))]
+    rows = [make_row(tokens=tokens, entropies=[1.0] * 12)]
     run = make_run(tmp_path / "run", rows={1: rows})
     tab = opened(build_report([run], tmp_path / "report.html"))
     left = [tab.token(0, i).bounding_box()["x"] for i in range(12)]

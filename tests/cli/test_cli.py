@@ -20,7 +20,7 @@ from forkpoint.demo import demo_configs
 from forkpoint.evaluation.statistics import bootstrap_interval
 from forkpoint.lab import BASE_POLICY
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.rollouts import read_rollouts
+from forkpoint.runs.completions import read_completions
 from forkpoint.sampling.transformers import TransformersEngine
 
 ROOT = Path(__file__).parents[2]
@@ -446,15 +446,17 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert done.returncode == 0
     printed: dict[str, Any] = json.loads(done.stdout)
-    rows = read_rollouts(tmp_path / "out" / "eval" / "step_00000.parquet")
+    rows = list(read_completions([tmp_path / "out/completions/eval/step_00000.parquet"]))
     assert len(rows) == 16
-    right = [sum(r.reward or 0 for r in rows if r.serial == serial) / 2 for serial in range(8)]
+    right = [
+        sum(r.score.reward or 0 for r in rows if r.serial == serial) / 2 for serial in range(8)
+    ]
     low, high = bootstrap_interval(right, seed=20_000)
     assert printed == {
         "model": "lab",
         "accuracy": {"value": sum(right) / 8, "low": low, "high": high, "n": 8},
         "samples": 2,
-        "length_mean": sum(len(r.token_ids) for r in rows) / 16,
+        "length_mean": sum(len(r.completion) for r in rows) / 16,
     }
     directory = RunDirectory(tmp_path / "out")
     assert json.loads((directory.eval_dir / "summary.json").read_text()) == printed

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from forkpoint.cli import main as main_module
-from forkpoint.cli.analyze import PROBLEMS, SAMPLES, analysis_config, headlines
+from forkpoint.cli.analyze import headlines
+from forkpoint.cli.options import PROBLEMS, SAMPLES, HeldOut
 from forkpoint.errors import ConfigError
 
 PROMPT = "n3 n5 n2 goal n16 :"
@@ -82,18 +83,20 @@ def test_rollouts_words_and_figures(here: Any, tmp_path: Path) -> None:
 def test_hostile_words_are_printed_as_text(here: Any, tmp_path: Path) -> None:
     from forkpoint.analysis.summary import SummarySettings
     from forkpoint.cli.analyze import show
-    from tests.analysis_store import make_completion, make_store
+    from forkpoint.runs import RunDirectory
+    from tests.stored import make_completion, make_store
     from tests.unit.test_analysis_summary import described, summarise
 
     texts = ["[red]no[/red]", "\x1b[31m", "\u202e", "\n"] * 2
     store = make_store(tmp_path, [make_completion(texts=texts, ids=[1, 2, 3, 4] * 2)])
-    summary = summarise(store, described("a.jsonl"), SummarySettings(min_count=1))
+    words = RunDirectory(tmp_path).words_parquet
+    pattern = summarise(store, words, described("a.jsonl"), SummarySettings(min_count=1))
     import io
 
     from rich.console import Console
 
     out = io.StringIO()
-    show(Console(file=out, width=100), summary, tmp_path)
+    show(Console(file=out, width=100), pattern, tmp_path)
     printed = out.getvalue()
     assert '"[red]no[/red]"' in printed
     assert '"\\u001b[31m"' in printed
@@ -149,23 +152,26 @@ def test_figures_of_nothing(here: Any) -> None:
 
 
 def test_how_many_problems_and_samples(tmp_path: Path) -> None:
-    def counts(*given: Any, recipe: str = "", overrides: tuple[str, ...] = ()) -> tuple[int, int]:
+    def counts(
+        problems: int | None, samples: int | None, recipe: str = "", set_: tuple[str, ...] = ()
+    ) -> tuple[int, int]:
         path = tmp_path / "recipe.toml"
         path.write_text(recipe)
-        evaluation = analysis_config(path, None, None, *given, list(overrides)).evaluation
+        held_out = HeldOut(problems=problems, samples=samples, set_=list(set_))
+        evaluation = held_out.config(path).evaluation
         return evaluation.problems, evaluation.samples
 
     assert counts(None, None) == (PROBLEMS, SAMPLES)
     assert counts(7, None) == (7, SAMPLES)
     assert counts(None, None, recipe="[evaluation]\nproblems = 9") == (9, SAMPLES)
     assert counts(7, 3, recipe="[evaluation]\nproblems = 9\nsamples = 4") == (7, 3)
-    assert counts(None, None, overrides=("evaluation.samples=2",)) == (PROBLEMS, 2)
+    assert counts(None, None, set_=("evaluation.samples=2",)) == (PROBLEMS, 2)
     with pytest.raises(ConfigError, match="1 at least"):
         counts(0, 1)
 
 
 def test_tasks_and_models_by_name() -> None:
-    config = analysis_config(None, "models/x", "chain_sum", 1, 1, [])
+    config = HeldOut(task="chain_sum").config(None, "models/x")
     assert (config.model.path, config.task.type) == ("models/x", "gym")
     assert config.task.model_dump()["name"] == "chain_sum"
 

@@ -1,6 +1,5 @@
 """``forkpoint dynamics`` and ``forkpoint branch`` as a user meets them."""
 
-import json
 import re
 import signal
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from forkpoint.cli import main as main_module
 from forkpoint.cli.dynamics import ENOUGH
+from forkpoint.runs.results import AnyResult, Branching, Dynamics, read_result, result_path
 from tests.checkpoint_runs import LocalScorer, disturbed_policy, run_with_checkpoints
 
 USER_ERROR = 2
@@ -22,7 +22,7 @@ class Here:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
-    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+    def __call__(self, *arguments: str | int | Path) -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "argv", ["forkpoint", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             main_module.main()
@@ -41,6 +41,10 @@ def here(
     return Here(monkeypatch, capsys)
 
 
+def result_of(root: Path, model: type[AnyResult]) -> AnyResult:
+    return read_result(result_path(root, model), model)
+
+
 def row_of(out: str, name: str) -> str:
     (line,) = [line for line in out.splitlines() if line.strip().startswith(name)]
     return line
@@ -50,18 +54,20 @@ def test_dynamics_of_a_run(here: Here, tmp_path: Path) -> None:
     run_with_checkpoints(tmp_path / "run", {4: 0.05, 8: 0.3})
     code, out, err = here("dynamics", "run", "--problems", 4, "--samples", 2, *QUICK)
     assert (code, err) == (0, "")
-    summary = json.loads((tmp_path / "run" / "analysis" / "dynamics.json").read_text())
-    assert summary["completions"] == 2 * summary["prompts"]
+    found = result_of(tmp_path / "run", Dynamics)
+    assert found.completions == 2 * found.prompts
     assert "(chance: 20 %)" in out
-    for number, name in enumerate(("base", "step_00004", "step_00008")):
-        base, final = (summary[f"overlap_with_{end}"][number] for end in ("base", "final"))
-        line = row_of(out, f"{name} ")
-        assert f"{base['value']:.1%} [{100 * base['low']:.1f}, {100 * base['high']:.1f}]" in line
-        assert f"{final['value']:.1%} [" in line
-    last = summary["change_by_bin"][-1]
-    assert f"95 to 100 %: {last['mean']:+.5f} nats" in out
+    for one in found.checkpoints:
+        line = row_of(out, f"{one.name} ")
+        assert one.overlap_with_base is not None
+        assert one.overlap_with_final is not None
+        assert one.overlap_with_base.percent() in line
+        assert one.overlap_with_final.percent() in line
+    assert [one.name for one in found.checkpoints] == ["base", "step_00004", "step_00008"]
+    last = found.change_by_bin[-1].change
+    assert f"95 to 100 %: {last.value:+.5f} nats [{last.low:+.5f}, {last.high:+.5f}]" in out
     # two checkpoints make no curve: how to keep more
-    assert len(summary["checkpoints"]) <= ENOUGH
+    assert len(found.checkpoints) <= ENOUGH
     assert "--set checkpoint.every=4 --set checkpoint.keep_last=99" in re.sub(r"\s+", " ", out)
     # the table fits the terminal
     assert "…" not in out
@@ -75,21 +81,34 @@ def test_dynamics_of_named_models(here: Here, tmp_path: Path) -> None:
         *("--task", "lab", "--problems", "3", "--samples", "1", "--run-dir", "out", *QUICK),
     )
     assert (code, err) == (0, "")
-    summary = json.loads((tmp_path / "out" / "analysis" / "dynamics.json").read_text())
-    assert [(c["name"], c["step"]) for c in summary["checkpoints"]] == [
+    found = result_of(tmp_path / "out", Dynamics)
+    assert [(c.name, c.step) for c in found.checkpoints] == [
         ("base", 0),
         ("a", None),
         ("checkpoint-20", 20),
     ]
     # the same completions once more, now read from where they are
-    existing = Path("out") / "analysis" / "dynamics" / "completions" / "part_00000.parquet"
+    existing = Path("out") / "completions" / "dynamics" / "sampled" / "part_00000.parquet"
     code, _, err = here(
         *("dynamics", "--base", "lab", "--checkpoints", "a", "checkpoint-20"),
         *("--rollouts", existing, "--run-dir", "again"),
     )
     assert (code, err) == (0, "")
-    again = json.loads((tmp_path / "again" / "analysis" / "dynamics.json").read_text())
-    assert again["overlap_with_base"] == summary["overlap_with_base"]
+    again = result_of(tmp_path / "again", Dynamics)
+    assert [c.overlap_with_base for c in again.checkpoints] == [
+        c.overlap_with_base for c in found.checkpoints
+    ]
+
+
+def test_dynamics_of_a_run_of_the_first_version_says_so(here: Here, tmp_path: Path) -> None:
+    # its configuration has keys that are gone: that is not what is wrong with it
+    (tmp_path / "old" / "rollouts").mkdir(parents=True)
+    (tmp_path / "old" / "config.json").write_text('{"model": {"dtype": "bfloat16"}}')
+    (tmp_path / "old" / "env.json").write_text('{"command": []}')
+    code, _, err = here("dynamics", "old")
+    assert code == USER_ERROR
+    assert "old is a run directory of schema version 1, and this forkpoint reads and writes" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -120,15 +139,16 @@ def test_branch(here: Here, tmp_path: Path) -> None:
     small = ("--problems", "8", "--continuations", "3", *QUICK)
     code, out, err = here(*command, *small, "--budget-tokens", "1500")
     assert (code, err) == (0, "")
-    summary = json.loads((tmp_path / "out" / "analysis" / "branching.json").read_text())
-    measured = summary["groups"]["high"]["positions"]
+    found = result_of(tmp_path / "out", Branching)
+    measured = found.high.positions
     assert measured >= 1
     text = re.sub(r"\s+", " ", out)
-    assert f"{measured} of {summary['pairs_possible']} pairs of positions measured" in text
-    assert f"{summary['spent_tokens']:,} of 1,500 tokens spent" in text
-    gap = summary["groups"]["high"]["gap"]
+    assert f"{measured} of {found.pairs_possible} pairs of positions measured" in text
+    assert f"{found.spent_tokens:,} of 1,500 tokens spent" in text
+    gap = found.high.gap
+    assert gap is not None
     line = row_of(out, "|gap|")
-    assert f"{gap['value']:.3g}   [{gap['low']:.3g}, {gap['high']:.3g}]" in line
+    assert f"{gap.value:.3g}   [{gap.low:.3g}, {gap.high:.3g}]" in line
     assert "biased upwards" in out
     assert "…" not in out
     code, _, err = here(*command, "--problems", "8", "--budget-tokens", "100")
@@ -141,7 +161,7 @@ def test_a_signal_ends_it_with_what_was_measured(
 ) -> None:
     from forkpoint.training.stop import StopFlag
 
-    pairs = tmp_path / "out" / "analysis" / "branching"
+    pairs = tmp_path / "out" / "completions" / "branching"
 
     def stop_after_a_pair(flag: StopFlag) -> bool:
         if (pairs / "pair_00000.json").exists():
@@ -156,7 +176,7 @@ def test_a_signal_ends_it_with_what_was_measured(
     assert (code, err) == (128 + signal.SIGTERM, "")
     assert "the same command goes on" in re.sub(r"\s+", " ", out)
     assert [p.name for p in pairs.glob("pair_*")] == ["pair_00000.json"]
-    assert not (tmp_path / "out" / "analysis" / "branching.json").exists()
+    assert not result_path(tmp_path / "out", Branching).exists()
 
 
 @pytest.mark.parametrize("command", ["dynamics", "branch"])

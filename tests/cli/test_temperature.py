@@ -1,6 +1,5 @@
 """``forkpoint temperature`` as a user meets it."""
 
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import Interrupted
 from forkpoint.lab import LabWorld, draw_problem, verify
 from forkpoint.policy.load import load_model
+from forkpoint.runs.results import Temperature, TemperaturePoint, read_result, result_path
 from forkpoint.sampling import SampleRequest
 from forkpoint.sampling.base import SamplingSettings, SplitTemperature
 from forkpoint.sampling.rows import PLAIN
@@ -53,17 +53,17 @@ def test_on_the_laboratory(here: Here, tmp_path: Path) -> None:
     arguments = "--model lab --task lab --run-dir D --problems 4 --samples 2 --temperatures 0.5"
     code, out, _ = here(*arguments.split(), "--set", "rollout.max_new_tokens=60")
     assert code == 0
-    summary = json.loads((tmp_path / "D" / "analysis" / "temperature.json").read_text())
-    assert (summary["problems"], summary["samples"], summary["schema"]) == (4, 2, 1)
-    for sweep in summary["sweeps"]:
-        for point in sweep["points"]:
-            assert_measured(point, sweep["varied"], summary["threshold_nats"])
-    entropies = [h for c in sampled(None) for h in c.entropies or ()]
-    assert summary["threshold_nats"] == pytest.approx(float(np.percentile(entropies, 80)), abs=1e-5)
+    found = read_result(result_path(tmp_path / "D", Temperature), Temperature)
+    assert (found.problems, found.samples) == (4, 2)
+    for sweep in found.sweeps:
+        for point in sweep.points:
+            assert_measured(point, sweep.varied, found.entropy_threshold)
+    entropies = [h for c in sampled(None) for h in c.entropies]
+    assert found.entropy_threshold == pytest.approx(float(np.percentile(entropies, 80)), abs=1e-5)
     # the table: two points of each sweep
     rows = re.findall(r"^ *(\S+) +(\S+) +(\d+\.\d) % \[", out, re.MULTILINE)
     assert [row[:2] for row in rows] == [("0.5", "1"), ("1", "1"), ("1", "0.5"), ("1", "1")]
-    values = [p["accuracy"]["value"] for sweep in summary["sweeps"] for p in sweep["points"]]
+    values = [p.accuracy.value for sweep in found.sweeps for p in sweep.points]
     assert [float(row[2]) for row in rows] == [100 * value for value in values]
 
 
@@ -88,9 +88,9 @@ def sampled(split: SplitTemperature | None) -> list[Any]:
     )
 
 
-def assert_measured(point: dict[str, Any], varied: str, threshold: float) -> None:
+def assert_measured(point: TemperaturePoint, varied: str, threshold: float) -> None:
     """A point of the file against answers sampled and verified here."""
-    pair = (point["temperature"], 1.0) if varied == "forks" else (1.0, point["temperature"])
+    pair = (point.temperature, 1.0) if varied == "forks" else (1.0, point.temperature)
     made = sampled(SplitTemperature(threshold_nats=threshold, above=pair[0], below=pair[1]))
     world = LabWorld()
     right = [
@@ -101,10 +101,10 @@ def assert_measured(point: dict[str, Any], varied: str, threshold: float) -> Non
         )
         for line, completion in enumerate(made)
     ]
-    assert point["accuracy"]["value"] == sum(right) / 8
-    assert point["length_mean"] == sum(len(c.token_ids) for c in made) / 8
-    assert point["truncated_fraction"] == sum(c.finish_reason == "length" for c in made) / 8
-    assert (point["difference"] is None) == (pair == (1.0, 1.0))
+    assert point.accuracy.value == sum(right) / 8
+    assert point.length_mean == sum(len(c.token_ids) for c in made) / 8
+    assert point.truncated_fraction == sum(c.finish_reason == "length" for c in made) / 8
+    assert (point.difference is None) == (pair == (1.0, 1.0))
 
 
 @pytest.mark.parametrize(

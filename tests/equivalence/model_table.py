@@ -257,7 +257,7 @@ def engine_gaps(model: Any, decoding: Decoding, new_tokens: int) -> Tensor:
         ids_BL = torch.tensor([[*request.prompt.token_ids, *made.token_ids]])
         start = len(request.prompt.token_ids) - 1
         for ours, plain_BL in zip(
-            (made.logprobs, made.entropies or ()), plain_stats(model, ids_BL), strict=True
+            (made.logprobs, made.entropies), plain_stats(model, ids_BL), strict=True
         ):
             gaps.append((torch.tensor(ours) - plain_BL[0, start:]).abs())
     return torch.cat(gaps)

@@ -32,7 +32,7 @@ from forkpoint.config import RunConfig, load_config, parse_config
 from forkpoint.config.stages import LabTaskConfig
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.runs import RunDirectory, read_metrics
-from forkpoint.runs.rollouts import RolloutRow, read_rollouts
+from forkpoint.runs.completions import StoredCompletion, read_completions
 from forkpoint.selection import RULES, Candidates, scope_groups, select
 from forkpoint.training.loop import train
 from forkpoint.types import Completion, FinishReason, Problem
@@ -74,7 +74,7 @@ class Both:
     """The example's, one per step."""
     lines: list[dict[str, Any]]
     """The package's metrics of the same steps."""
-    rows: list[list[RolloutRow]]
+    rows: list[list[StoredCompletion]]
     """The package's completions of each step that were trained on, in order."""
     first: dict[str, Tensor]
     example_last: dict[str, Tensor]
@@ -90,8 +90,8 @@ def both(example: Any, tmp_path_factory: pytest.TempPathFactory) -> Both:
     directory = RunDirectory(tmp_path_factory.mktemp("package") / "run")
     train(package_config(), directory.root)
     rows = [
-        [row for row in read_rollouts(path) if row.accepted]
-        for path in sorted(directory.rollouts_dir.iterdir())
+        [row for row in read_completions([path]) if row.accepted]
+        for path in sorted(directory.completions_dir("train").iterdir())
     ]
     (weights,) = directory.checkpoints_dir.glob("*/model.safetensors")
     return Both(
@@ -132,8 +132,8 @@ def test_same_draws_rewards_and_advantages(both: Both) -> None:
         assert len(report.sampled_B) == line["reward/sampled_groups"] * SETTINGS["samples"]
         assert fmean(a.reward for a in report.sampled_B) == pytest.approx(line["reward/mean"])
         trained = report.trained_B
-        assert [a.token_ids for a in trained] == [list(row.token_ids) for row in rows]
-        assert [a.reward for a in trained] == [row.reward for row in rows]
+        assert [a.token_ids for a in trained] == [row.completion.token_ids.tolist() for row in rows]
+        assert [a.reward for a in trained] == [row.score.reward for row in rows]
         assert [a.advantage for a in trained] == pytest.approx([row.advantage for row in rows])
 
 
@@ -143,7 +143,7 @@ def test_same_tokens_are_kept(both: Both) -> None:
         # The example reads a prompt once per sample, the package once per prompt: rounding of
         # float32 through three layers, 1e-5 nats at most.
         assert entropies == pytest.approx([h for r in rows for h in r.entropies or ()], abs=1e-4)
-        kept = [s for row in rows for s in row.selected]
+        kept = [bool(s) for row in rows if row.selected is not None for s in row.selected]
         assert sum(kept) == math.ceil(Fraction(1, 5) * line["selection/pool_tokens"])
         # A selection may only differ if two entropies at its edge are equal but for rounding.
         edge = sorted(entropies, reverse=True)[sum(kept) - 1 :][:2]
@@ -179,7 +179,7 @@ def test_the_comparison_has_something_to_compare(both: Both) -> None:
     assert all(len(r.losses) == SETTINGS["mini_batches"] for r in both.reports)
     assert any(line["rollout/rounds"] > 1 for line in both.lines)
     assert any(line["loss/clip_fraction_kept"] > 0 for line in both.lines)
-    assert any(row.finish_reason == "length" for rows in both.rows for row in rows)
+    assert any(row.completion.finish_reason == "length" for rows in both.rows for row in rows)
     assert any(norm > 1 for r in both.reports for norm in r.grad_norms)  # and so clipped
 
 

@@ -17,8 +17,9 @@ import pytest
 from forkpoint.analysis.analyze import AnalysisSettings, analyze
 from forkpoint.config import parse_config
 from forkpoint.errors import DataError, ForkpointError, ModelError, RunError
-from forkpoint.runs import tokens as tokens_module
-from forkpoint.runs.tokens import TokenStore
+from forkpoint.runs import completions as completions_module
+from forkpoint.runs.completions import part_files
+from forkpoint.runs.results import Pattern, find_result
 
 PROMPT = "n3 n5 n2 goal n16 :"
 GOOD = json.dumps({"prompt": PROMPT, "completion": "pick n3 and"}).encode()
@@ -32,9 +33,13 @@ class Quiet:
         pass
 
 
-def run(root: Path, rollouts: Path, **model: str) -> dict[str, Any]:
+def run(root: Path, rollouts: Path, **model: str) -> Pattern:
     config = parse_config({"model": model} if model else {})
     return analyze(config, root, AnalysisSettings(rollouts=rollouts), observer=Quiet())
+
+
+def parts(root: Path) -> list[Path]:
+    return part_files(root / "completions" / "analysis")
 
 
 def assert_one_line(error: BaseException) -> None:
@@ -65,7 +70,7 @@ def test_a_broken_file_of_lines(tmp_path: Path, content: bytes, message: str) ->
         run(tmp_path / "run", path)
     assert_one_line(caught.value)
     assert path.read_bytes() == content
-    assert TokenStore(tmp_path / "run" / "analysis").parts() == []
+    assert parts(tmp_path / "run") == []
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_no_rollouts_at_all(tmp_path: Path, name: str) -> None:
         "missing.jsonl": "there is no such file",
         "notes.txt": r"expected a file that ends in .jsonl",
         "empty_folder": r"empty_folder holds no .* no rollouts to read",
-        "run_without": r"run_without/rollouts holds no .* no rollouts to read",
+        "run_without": r"run_without/completions/train holds no .* no rollouts to read",
     }
     with pytest.raises(DataError, match=expected[name]) as caught:
         run(tmp_path / "run", tmp_path / name)
@@ -112,8 +117,8 @@ def test_a_later_bad_row_keeps_the_parts_before_it(
     path.write_bytes((GOOD + b"\n") * 4 + b'{"prompt": "n3", "completion": "nonsense"}\n')
     with pytest.raises(DataError, match=r"a.jsonl, row 5: the tokenizer cannot read"):
         run(tmp_path / "run", path)
-    assert TokenStore(tmp_path / "run" / "analysis").parts() == [0, 1]
-    assert not (tmp_path / "run" / "analysis" / "summary.json").exists()
+    assert len(parts(tmp_path / "run")) == 2
+    assert find_result(tmp_path / "run", Pattern) is None
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:
@@ -128,31 +133,29 @@ def test_a_full_disk_leaves_whole_parts(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("forkpoint.analysis.analyze.PART_COMPLETIONS", 1)
     path = tmp_path / "a.jsonl"
     path.write_bytes((GOOD + b"\n") * 3)
-    write = tokens_module._write_grouped
+    make_table = completions_module._table
     written = []
 
-    def full(partial: Path, tables: Any) -> None:
-        written.append(partial)
+    def full(rows: Any) -> Any:
+        written.append(rows)
         if len(written) == 2:
-            partial.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(partial, tables)
+        return make_table(rows)
 
-    monkeypatch.setattr(tokens_module, "_write_grouped", full)
+    monkeypatch.setattr(completions_module, "_table", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
         run(tmp_path / "run", path)
     assert_one_line(caught.value)
-    store = TokenStore(tmp_path / "run" / "analysis")
-    assert store.parts() == [0]
+    assert len(parts(tmp_path / "run")) == 1
     assert not list(tmp_path.rglob("*.partial"))
-    assert run(tmp_path / "run", path)["completions"] == 3
+    assert run(tmp_path / "run", path).completions == 3
 
 
 def test_a_broken_part_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD)
     run(tmp_path / "run", path)
-    part = TokenStore(tmp_path / "run" / "analysis").tokens_path(0)
+    (part,) = parts(tmp_path / "run")
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(ForkpointError, match=r"cannot read .*part_00000.parquet") as caught:
         run(tmp_path / "run", path)
@@ -168,18 +171,17 @@ def test_ctrl_c_ends_a_real_analysis_between_parts(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
-    store = TokenStore(root / "analysis")
     deadline = time.monotonic() + 240
-    while not store.parts() and process.poll() is None and time.monotonic() < deadline:
+    while not parts(root) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 130, output
     assert "whole parts are kept" in output
     assert "Traceback" not in output
-    kept = {part: store.tokens_path(part).read_bytes() for part in store.parts()}
+    kept = {part: part.read_bytes() for part in parts(root)}
     assert 0 < len(kept) < 12
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(store.parts()) == 12
-    assert {part: store.tokens_path(part).read_bytes() for part in kept} == kept
+    assert len(parts(root)) == 12
+    assert {part: part.read_bytes() for part in kept} == kept

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 
 from forkpoint.analysis.checkpoints import (
@@ -17,8 +16,8 @@ from forkpoint.config import load_config
 from forkpoint.errors import ConfigError, DataError, ForkpointError, ModelError, RunError
 from forkpoint.lab import LabWorld
 from forkpoint.lab.tokenizer import build_tokenizer
-from forkpoint.runs.completions import write_completions
-from forkpoint.runs.tokens import CompletionRow
+from forkpoint.runs.completions import StoredCompletion, write_completions
+from forkpoint.types import Completion, FinishReason
 from tests.checkpoint_runs import SMALL, LocalScorer, disturbed_policy
 from tests.conftest import tiny_model
 
@@ -27,6 +26,23 @@ CONFIG = load_config(None, SMALL)
 
 def comparing(*paths: Path | str) -> DynamicsJob:
     return DynamicsJob(config=CONFIG, checkpoints=named_checkpoints("lab", [*map(str, paths)]))
+
+
+def row_of(token_ids: list[int]) -> StoredCompletion:
+    return StoredCompletion(
+        completion=Completion(
+            token_ids=np.array(token_ids),
+            logprobs=np.zeros(len(token_ids)),
+            entropies=None,
+            finish_reason=FinishReason.LENGTH,
+            text="pick n1",
+        ),
+        prompt_id="p",
+        prompt="n1 n2 n3 goal n6 :",
+        serial=0,
+        sample=0,
+        prompt_token_ids=(5, 6),
+    )
 
 
 def one_line(error: pytest.ExceptionInfo[ForkpointError]) -> str:
@@ -80,18 +96,8 @@ def test_weights_that_were_cut_off(tmp_path: Path) -> None:
     folder = disturbed_policy(tmp_path / "cut", scale=0.0)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    row = CompletionRow(
-        prompt_id="p",
-        prompt="n1 n2 n3 goal n6 :",
-        sample=0,
-        completion="pick n1",
-        reward=None,
-        finish_reason="length",
-        tokens=2,
-        prompt_token_ids=(5, 6),
-        token_ids=tuple(build_tokenizer(LabWorld())("pick n1")["input_ids"]),
-    )
-    write_completions(tmp_path / "rows.parquet", [row])
+    token_ids = build_tokenizer(LabWorld())("pick n1")["input_ids"]
+    write_completions(tmp_path / "rows.parquet", [row_of(token_ids)])
     job = DynamicsJob(
         config=CONFIG,
         checkpoints=named_checkpoints("lab", [str(folder)]),
@@ -101,7 +107,7 @@ def test_weights_that_were_cut_off(tmp_path: Path) -> None:
         measure_dynamics(job, tmp_path / "out")
     one_line(caught)
     # the base's scores are kept
-    assert (tmp_path / "out/analysis/dynamics/scored/checkpoint_00000.parquet").exists()
+    assert (tmp_path / "out/completions/dynamics/checkpoint_00000.parquet").exists()
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.2, 1.5])
@@ -114,18 +120,8 @@ def test_a_share_that_is_none(keep: float, tmp_path: Path) -> None:
 
 
 def test_completions_of_another_tokenizer(tmp_path: Path) -> None:
-    table = {
-        "prompt": ["n1 n2 n3 goal n6 :"],
-        "completion": ["pick n1"],
-        "token_ids": [[7, 8, 9]],
-        "finish_reason": ["stop"],
-        "prompt_id": ["p"],
-        "sample": [0],
-        "prompt_token_ids": [[5, 6]],
-        "reward": [1.0],
-    }
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table(table), path)
+    write_completions(path, [row_of([7, 8, 9])])
     job = DynamicsJob(config=CONFIG, checkpoints=named_checkpoints("lab", ["lab"]), rollouts=path)
     with pytest.raises(DataError, match="tokenizer does not match the stored ids") as caught:
         measure_dynamics(job, tmp_path / "out")
@@ -145,8 +141,8 @@ def test_a_part_that_cannot_be_read_names_itself(
         checkpoints=named_checkpoints("lab", ["lab"]),
     )
     measure_dynamics(job, tmp_path)
-    part = tmp_path / "analysis" / "dynamics" / "scored" / "checkpoint_00001.parquet"
+    part = tmp_path / "completions" / "dynamics" / "checkpoint_00001.parquet"
     part.write_bytes(b"PAR1")
-    with pytest.raises(RunError, match=r"checkpoint_00001.parquet.*delete it") as caught:
+    with pytest.raises(RunError, match=r"cannot read .*checkpoint_00001.parquet") as caught:
         measure_dynamics(job, tmp_path)
     one_line(caught)

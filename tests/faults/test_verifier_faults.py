@@ -17,7 +17,7 @@ import forkpoint
 from forkpoint.config import parse_config
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted, RewardError
-from forkpoint.evaluation.evaluate import accuracy
+from forkpoint.evaluation.evaluate import accuracy, tally
 from forkpoint.rewards import Scorer, build_scorer, pool, worker
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
@@ -244,9 +244,9 @@ def test_an_evaluation_of_timeouts_alone_is_no_accuracy() -> None:
         timed_out=True,
     )
     with pytest.raises(RewardError, match=r"could be scored; .*: math: timeout after"):
-        accuracy((scored(0, late, late),), seed=0)
+        accuracy(tally((scored(0, late, late),)), seed=0)
     right = Score(reward=1.0, verdict=1.0, parts={"math": 1.0})
-    assert accuracy((scored(0, late, right),), seed=0).value == 0.5
+    assert accuracy(tally((scored(0, late, right),)), seed=0).value == 0.5
 
 
 # ---- a pool that breaks --------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_any_cut_gives_the_same_loss_and_gradient(
         assert part[4].keys() == whole[4].keys()
         for name, metric in whole[4].items():
             assert part[4][name].count == metric.count
-            assert part[4][name].sum == pytest.approx(metric.sum, rel=1e-5, abs=1e-6)
+            assert part[4][name].sum == pytest.approx(float(metric.sum), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("penalties", PENALTIES, ids=lambda p: "-".join(p) or "none")

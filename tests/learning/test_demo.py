@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from forkpoint.runs import read_metrics
-from forkpoint.runs.rollouts import read_rollouts
+from forkpoint.runs.completions import read_completions
 
 pytestmark = pytest.mark.slow
 
@@ -58,11 +59,12 @@ def test_the_run_directory_says_what_was_trained(demo: Path) -> None:
         assert len(lines) == 16
         assert all(abs(m["selection/kept_fraction"] - kept) < 1e-3 for m in lines)
         assert all(m["mismatch/kl"] < 1e-6 for m in lines)
-        rows = [r for r in read_rollouts(root / "rollouts" / "step_00016.parquet") if r.accepted]
-        tokens = sum(len(r.token_ids) for r in rows)
+        stored = read_completions([root / "completions/train/step_00016.parquet"])
+        rows = [row for row in stored if row.accepted]
+        tokens = sum(len(row.completion) for row in rows)
         assert lines[-1]["selection/pool_tokens"] == tokens
         forks = -(-tokens // 5)  # a fifth, rounded up
-        selected = sum(sum(r.selected) for r in rows)
+        selected = sum(int(np.sum(row.selected)) for row in rows)
         assert selected == (forks if rule == "top" else tokens - forks)
     assert (demo / "report.html").stat().st_size > 50_000
     assert (demo / "env.json").exists()

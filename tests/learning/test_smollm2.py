@@ -10,7 +10,7 @@ from forkpoint.batching import build_batch
 from forkpoint.config import load_config
 from forkpoint.policy import PolicyModule
 from forkpoint.runs import read_metrics
-from forkpoint.runs.rollouts import read_rollouts
+from forkpoint.runs.completions import read_completions
 from forkpoint.sampling import build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.training.loop import train
@@ -44,7 +44,7 @@ def test_one_step_changes_the_weights_and_leaves_a_run_behind(tmp_path: Path) ->
     line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert line["mismatch/kl"] < 1e-6
     assert 0.2 <= line["selection/kept_fraction"] < 0.25
-    rows = read_rollouts(tmp_path / "run" / "rollouts" / "step_00001.parquet")
+    rows = list(read_completions([tmp_path / "run/completions/train/step_00001.parquet"]))
     assert len(rows) == 8
     assert all("<|im_start|>assistant" in row.prompt for row in rows)
 
@@ -54,12 +54,9 @@ def test_entropies_captured_while_sampling_are_the_teacher_forced_ones() -> None
     parts = build_sampling(config)
     try:
         rollouts = collect_groups(
-            task=parts.task,
-            prompter=parts.prompter,
-            engine=parts.engine,
-            scorer=parts.scorer,
-            config=config.rollout,
-            settings=SamplingSettings(max_new_tokens=12, temperature=1.0, seed=0, step=1),
+            parts,
+            config.rollout,
+            SamplingSettings(max_new_tokens=12, temperature=1.0, seed=0, step=1),
             first_serial=0,
         )
     finally:

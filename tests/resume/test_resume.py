@@ -75,7 +75,9 @@ def result(folder: Path, step: int = 6) -> dict[str, Any]:
         "weights": (last / "model.safetensors").read_bytes(),
         "optimizer": (last / "optimizer.safetensors").read_bytes(),
         "state": json.loads((last / "state.json").read_text()),
-        "rollouts": {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())},
+        "rollouts": {
+            p.name: p.read_bytes() for p in sorted((folder / "completions/train").iterdir())
+        },
     }
 
 

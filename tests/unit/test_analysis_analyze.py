@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +17,8 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.policy.load import load_model
-from forkpoint.runs.tokens import TokenStore
+from forkpoint.runs.completions import StoredCompletion, part_files, read_completions
+from forkpoint.runs.results import Pattern, find_result
 from forkpoint.sampling import Prompter, SamplingParts, build_engine
 from forkpoint.tasks import build_task
 from forkpoint.types import Completion, Problem, Score
@@ -86,7 +86,7 @@ def config(**evaluation: int) -> RunConfig:
 SETTINGS = AnalysisSettings(summary=SummarySettings(min_count=2))
 
 
-def run(root: Path, settings: AnalysisSettings = SETTINGS, **given: Any) -> dict[str, Any]:
+def run(root: Path, settings: AnalysisSettings = SETTINGS, **given: Any) -> Pattern:
     return analyze(given.pop("config", config()), root, settings, observer=Log(), **given)
 
 
@@ -97,12 +97,20 @@ def done(_scorer_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = Log()
     analyze(config(), root, SETTINGS, observer=log)
     assert [(number, of) for number, of, _ in log.parts] == [(0, 3), (1, 3), (2, 3)]
-    assert sum(tokens for *_, tokens in log.parts) == sum(map(len, tables(root, "tokens")))
+    assert sum(tokens for *_, tokens in log.parts) == sum(
+        len(row.completion) for row in stored(root)
+    )
     return root
 
 
-def tables(root: Path, kind: str) -> list[Any]:
-    return [pq.read_table(p) for p in sorted((root / "analysis" / kind).glob("part_*.parquet"))]
+def stored(root: Path) -> list[StoredCompletion]:
+    return list(read_completions(part_files(root / "completions" / "analysis")))
+
+
+def pattern(root: Path) -> Pattern:
+    found = find_result(root, Pattern)
+    assert found is not None
+    return found
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -111,55 +119,47 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_what_is_stored_is_what_the_model_says(done: Path) -> None:
     loaded = load_model(config().model)
-    store = TokenStore(done / "analysis")
-    tokens = [row for table in tables(done, "tokens") for row in table.to_pylist()]
-    rows = list(store.completions())
+    rows = stored(done)
     assert len(rows) == 12
     assert len({(r.prompt_id, r.sample) for r in rows}) == 12
-    start = 0
     for row in rows:
-        mine, start = tokens[start : start + row.tokens], start + row.tokens
-        ids = torch.tensor([*row.prompt_token_ids, *row.token_ids])
+        found, prompt = row.completion, list(row.prompt_token_ids)
+        token_ids = found.token_ids.tolist()
         with torch.no_grad():
-            logits_TV = loaded.model(ids[None]).logits[0, len(row.prompt_token_ids) - 1 : -1]
-        completion_T = torch.tensor(row.token_ids)
-        np.testing.assert_allclose(
-            [t["entropy"] for t in mine], reference_entropy(logits_TV), atol=2e-5
-        )
-        np.testing.assert_allclose(
-            [t["logprob"] for t in mine], reference_logprob(logits_TV, completion_T), atol=2e-5
-        )
-        best = logits_TV.argmax(-1).tolist()
-        assert [t["top_ids"][0] for t in mine] == best
-        assert {len(t["top_ids"]) for t in mine} == {5}
-        assert [t["token_id"] for t in mine] == list(row.token_ids)
-        assert [t["position"] for t in mine] == list(range(row.tokens))
-        assert "".join(t["text"] for t in mine) == loaded.tokenizer.decode(row.token_ids)
-        assert {(t["run"], t["prompt_id"], t["sample"], t["reward"]) for t in mine} == {
-            ("run", row.prompt_id, row.sample, row.reward)
-        }
-        assert row.prompt == loaded.tokenizer.decode(row.prompt_token_ids)
-        assert row.finish_reason == ("length" if row.tokens == 40 else "stop")
-    assert start == len(tokens)
+            logits_LV = loaded.model(torch.tensor([[*prompt, *token_ids]])).logits[0]
+        logits_TV = logits_LV[len(prompt) - 1 : -1]
+        logprobs_T = reference_logprob(logits_TV, torch.tensor(token_ids))
+        assert found.entropies is not None
+        np.testing.assert_allclose(found.entropies, reference_entropy(logits_TV), atol=2e-5)
+        np.testing.assert_allclose(found.logprobs, logprobs_T, atol=2e-5)
+        assert found.top_ids is not None
+        assert found.top_ids[:, 0].tolist() == logits_TV.argmax(-1).tolist()
+        assert found.top_ids.shape == (len(found), 5)
+        assert "".join(row.pieces or ()) == loaded.tokenizer.decode(token_ids)
+        assert row.prompt == loaded.tokenizer.decode(prompt)
+        assert found.finish_reason == ("length" if len(found) == 40 else "stop")
+        assert row.score.verdict == row.score.parts["task"]
 
 
 def test_what_else_is_left_behind(done: Path) -> None:
     assert json.loads((done / "config.json").read_text()) == config().model_dump(mode="json")
     assert "versions" in json.loads((done / "env.json").read_text())
-    described = json.loads((done / "analysis" / "config.json").read_text())
-    assert (described["schema"], described["source"], described["top_k"]) == (1, "sampled", 5)
+    described = json.loads((done / "completions/analysis/settings.json").read_text())
+    assert (described["source"], described["top_k"]) == ("sampled", 5)
     assert described["config"] == config().model_dump(mode="json")
 
 
 def test_the_summary_knows_the_laboratory(done: Path) -> None:
-    summary = json.loads((done / "analysis" / "summary.json").read_text())
-    assert (summary["completions"], summary["prompts"], summary["task"]) == (12, 6, "lab")
-    assert summary["tokens"] == sum(map(len, tables(done, "tokens")))
+    found = pattern(done)
+    assert (found.completions, found.prompts, found.task) == (12, 6, "lab")
+    assert found.tokens == sum(len(row.completion) for row in stored(done))
     # the shipped policy: forks are found, entropies are near the truth
-    assert summary["fork_average_precision"] > 0.9
-    assert summary["fork_average_precision"] > 3 * summary["fork_share"]
-    assert summary["entropy_error_vs_analytic_nats"] < 0.1
-    assert 0.199 < summary["kept_fraction"] < 0.21
+    assert found.lab is not None
+    assert found.lab.average_precision is not None
+    assert found.lab.average_precision > max(0.9, 3 * found.lab.fork_share)
+    assert found.lab.entropy_error is not None
+    assert found.lab.entropy_error < 0.1
+    assert 0.199 < found.kept_fraction < 0.21
 
 
 # ---- going on ------------------------------------------------------------------------------------
@@ -171,16 +171,17 @@ def test_an_interrupted_analysis_goes_on_and_ends_the_same(done: Path, tmp_path:
     log = Log(after=lambda number: stopped.append(number))
     with pytest.raises(Interrupted):
         analyze(config(), root, SETTINGS, observer=log, should_stop=lambda: bool(stopped))
-    store = TokenStore(root / "analysis")
-    assert store.parts() == [0]
-    assert not (root / "analysis" / "summary.json").exists()
+    assert [path.name for path in part_files(root / "completions/analysis")] == [
+        "part_00000.parquet"
+    ]
+    assert find_result(root, Pattern) is None
     first = files(root)
     log = Log()
-    summary = analyze(config(), root, SETTINGS, observer=log)
+    again = analyze(config(), root, SETTINGS, observer=log)
     assert [number for number, *_ in log.parts] == [1, 2]
     assert files(root).items() >= first.items()
     assert files(root) == files(done)
-    assert summary == json.loads((done / "analysis" / "summary.json").read_text())
+    assert again == pattern(done)
 
 
 @pytest.mark.parametrize("calls", [1, 20, 60])
@@ -194,11 +195,7 @@ def test_a_stop_in_the_middle_leaves_whole_parts_only(tmp_path: Path, calls: int
 
     with pytest.raises(Interrupted):
         run(tmp_path, should_stop=should_stop)
-    store = TokenStore(tmp_path / "analysis")
-    for part in store.parts():
-        tokens = sum(len(b) for b in store.columns(part, ["position"]))
-        counts = (b.column(0).to_pylist() for b in store.completion_columns(part, ["tokens"]))
-        assert tokens == sum(sum(count) for count in counts)
+    assert len(stored(tmp_path)) == 4 * len(part_files(tmp_path / "completions/analysis"))
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -214,11 +211,9 @@ def test_a_finished_analysis_is_summed_up_anew_without_the_model(
             copy.write_bytes(path.read_bytes())
     monkeypatch.setattr(analyze_module, "build_sampling", None)
     half = replace(SETTINGS, summary=SummarySettings(keep_fraction=0.5, min_count=10**6))
-    summary = run(root, half)
-    assert (summary["keep_fraction"], summary["words"]["kinds"]) == (0.5, 0)
-    assert summary["threshold_nats"] == summary["percentiles"]["50"] or (
-        summary["threshold_nats"] > summary["percentiles"]["50"]
-    )
+    found = run(root, half)
+    assert (found.keep_fraction, found.words_listed) == (0.5, 0)
+    assert found.entropy_threshold >= found.percentiles[50]
     assert files(root) == files(done)
 
 
@@ -238,7 +233,7 @@ def test_settings_of_a_start_that_failed_are_forgotten(tmp_path: Path) -> None:
     empty.write_text('{"prompt": "n3 n5 n2 goal n16 :", "completion": "nonsense"}\n')
     with pytest.raises(Exception, match="cannot read the text"):
         run(tmp_path, AnalysisSettings(rollouts=empty))
-    assert run(tmp_path, config=config(problems=1))["prompts"] == 1
+    assert run(tmp_path, config=config(problems=1)).prompts == 1
     assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab"
 
 
@@ -271,20 +266,20 @@ def test_settings_that_cannot_be(tmp_path: Path, settings: AnalysisSettings, mes
 
 def test_its_own_completions_give_the_same_numbers(done: Path, tmp_path: Path) -> None:
     # sampled and read completions go through the same scoring
-    source = AnalysisSettings(rollouts=done / "analysis" / "completions", summary=SETTINGS.summary)
-    again = run(tmp_path, source)
-    sampled = json.loads((done / "analysis" / "summary.json").read_text())
-    names = {"tokens", "completions", "prompts", "accuracy", "words", "task", "fork_share"}
-    assert {n: again[n] for n in names} == {n: sampled[n] for n in names}
-    for name in ("mean_entropy_nats", "threshold_nats", "entropy_error_vs_analytic_nats"):
-        assert again[name] == pytest.approx(sampled[name], abs=1e-5)
-    assert again["source"] == str((done / "analysis" / "completions").resolve())
+    folder = done / "completions" / "analysis"
+    again = run(tmp_path, AnalysisSettings(rollouts=folder, summary=SETTINGS.summary))
+    sampled = pattern(done)
+    for name in ("tokens", "completions", "prompts", "accuracy", "words_listed", "task"):
+        assert getattr(again, name) == getattr(sampled, name)
+    for name in ("mean_entropy", "entropy_threshold"):
+        assert getattr(again, name) == pytest.approx(getattr(sampled, name), abs=1e-5)
+    assert again.source == str(folder.resolve())
 
 
 def test_completions_of_the_run_itself_are_named_from_it(done: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.parquet"
-    path.write_bytes((done / "analysis" / "completions" / "part_00000.parquet").read_bytes())
-    assert run(tmp_path, AnalysisSettings(rollouts=path))["source"] == "mine.parquet"
+    path.write_bytes((done / "completions/analysis/part_00000.parquet").read_bytes())
+    assert run(tmp_path, AnalysisSettings(rollouts=path)).source == "mine.parquet"
 
 
 def test_a_file_is_cut_into_parts_and_gone_on_with(
@@ -302,13 +297,13 @@ def test_a_file_is_cut_into_parts_and_gone_on_with(
     with pytest.raises(Interrupted):
         analyze(config(), root, settings, observer=log, should_stop=lambda: bool(written))
     log = Log()
-    summary = analyze(config(), root, settings, observer=log)
+    found = analyze(config(), root, settings, observer=log)
     assert [number for number, *_ in log.parts] == [1, 2]
     assert log.notes == [f"completions without text, left out: 1 (the first: {path}, row 2)"]
-    assert (summary["completions"], summary["prompts"], summary["tokens"]) == (5, 1, 15)
-    rows = list(TokenStore(root / "analysis").completions())
-    assert [r.completion for r in rows] == [f"pick n{n} and" for n in (2, 3, 5, 2, 3)]
-    assert [r.sample for r in rows] == [0, 1, 2, 3, 4]
+    assert (found.completions, found.prompts, found.tokens) == (5, 1, 15)
+    texts = [f"pick n{n} and" for n in (2, 3, 5, 2, 3)]
+    assert [row.completion.text for row in stored(root)] == texts
+    assert [row.sample for row in stored(root)] == [0, 1, 2, 3, 4]
 
 
 def test_a_file_that_changed_is_another_source(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.errors import DataError
 from forkpoint.policy.load import LoadedModel
-from forkpoint.runs.rollouts import RolloutRow, write_rollouts
-from forkpoint.runs.tokens import CompletionRow
+from forkpoint.runs.completions import StoredCompletion, write_completions
 from tests.conftest import EOS, VOCABULARY, NumberTokenizer, tiny_model
+from tests.stored import make_completion
 
 MODEL = tiny_model()
 
@@ -47,13 +47,19 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def read(path: Path, *, tokenizer: Any = None, **columns: str) -> list[CompletionRow]:
+def read(path: Path, *, tokenizer: Any = None, **columns: str) -> list[StoredCompletion]:
     return list(CompletionFile(path, Columns(**columns), load(tokenizer)))
 
 
-def facts(rows: list[CompletionRow]) -> list[tuple[Any, ...]]:
+def facts(rows: list[StoredCompletion]) -> list[tuple[Any, ...]]:
     return [
-        (r.prompt_id, r.sample, tuple(r.prompt_token_ids), tuple(r.token_ids), r.reward)
+        (
+            r.prompt_id,
+            r.sample,
+            r.prompt_token_ids,
+            tuple(r.completion.token_ids.tolist()),
+            r.score.verdict,
+        )
         for r in rows
     ]
 
@@ -73,8 +79,10 @@ def test_prompt_and_completion(tmp_path: Path) -> None:
         ("prompt_1", 0, (4,), (7,), None),
         ("prompt_0", 1, (5, 6), (9,), 0.5),
     ]
-    assert [(r.prompt, r.completion, r.tokens) for r in found][:1] == [("n5 n6", "n7 n8 n9", 3)]
-    assert [r.finish_reason for r in found] == ["unknown", "unknown", "length"]
+    assert [(r.prompt, r.completion.text, len(r.completion)) for r in found][:1] == [
+        ("n5 n6", "n7 n8 n9", 3)
+    ]
+    assert [r.completion.finish_reason for r in found] == ["unknown", "unknown", "length"]
 
 
 def test_trl_completion_logs(tmp_path: Path) -> None:
@@ -97,7 +105,7 @@ def test_trl_completion_logs(tmp_path: Path) -> None:
         ("prompt_0", 0, (51, 5, 52), (7, 8), 1.0),
         ("prompt_1", 0, (51, 6, 52), (9,), None),
     ]
-    assert [r.reward for r in read(path, reward="format_reward")] == [0.0, 1.0]
+    assert [r.score.verdict for r in read(path, reward="format_reward")] == [0.0, 1.0]
     assert read(path)[0].prompt == "n51 n5 n52"
 
 
@@ -128,7 +136,7 @@ def test_prime_rl_results(tmp_path: Path) -> None:
         ("17", 0, (50, 3, 51, 5, 52), (7,), 0.0),
         ("17", 1, (50, 3, 51, 5, 52), (7,), 0.0),
     ]
-    assert [r.finish_reason for r in found] == ["length", "stop"]
+    assert [r.completion.finish_reason for r in found] == ["length", "stop"]
 
 
 CHAT = json.dumps([{"role": "user", "content": "n5"}])
@@ -192,41 +200,26 @@ def test_named_columns(tmp_path: Path) -> None:
     assert facts(read(path, completion="answer")) == [("prompt_0", 0, (7,), (), None)]
 
 
-def rollout(**fields: Any) -> RolloutRow:
+def rollout(*, ids: Sequence[int] = (7, 8, EOS), **fields: Any) -> StoredCompletion:
     given: dict[str, Any] = {
-        "step": 1,
         "prompt_id": "sum/3",
         "prompt": "n2 n5",
-        "serial": 0,
-        "sample": 0,
-        "completion": "n7 n8",
+        "prompt_token_ids": (2, 5),
+        "text": "n7 n8",
         "reward": 0.7,
         "verdict": 1.0,
-        "reward_parts": {"format": 0.0, "task": 1.0, "overlong": -0.3},
-        "error": None,
-        "advantage": 0.5,
-        "accepted": True,
-        "finish_reason": "stop",
-        "token_ids": (7, 8, EOS),
-        "tokens": ("n7", "n8", "n1"),
-        "logprobs": (-1.0, -1.0, -1.0),
-        "entropies": None,
-        "selected": (True, False, False),
         **fields,
     }
-    return RolloutRow(**given)
+    return make_completion(texts=[f"n{i}" for i in ids], ids=ids, **given)
 
 
 def test_our_own_rollouts(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    (folder / "rollouts").mkdir(parents=True)
+    train = folder / "completions" / "train"
+    write_completions(train / "step_00001.parquet", [rollout(), rollout(sample=1)])
     (folder / "config.json").write_text("{}")
-    write_rollouts(folder / "rollouts" / "step_00001.parquet", [rollout(), rollout(sample=1)])
-    later = rollout(step=2, prompt_id="sum/4", completion="n7", token_ids=(7,), reward_parts={})
-    write_rollouts(folder / "rollouts" / "step_00002.parquet", [rollout(step=2), later])
-    # a file without verdicts: the first part stands for it, or else the reward
-    second = folder / "rollouts" / "step_00002.parquet"
-    pq.write_table(pq.read_table(second).drop_columns(["verdict"]), second)
+    later = rollout(step=2, prompt_id="sum/4", text="n7", ids=(7,), verdict=None)
+    write_completions(train / "step_00002.parquet", [rollout(step=2, verdict=0.0), later])
     started = Tokenizer()
     started.bos_token_id = 2  # it stands in the stored prompt already
     found = read(folder, tokenizer=started)
@@ -234,20 +227,21 @@ def test_our_own_rollouts(tmp_path: Path) -> None:
         ("sum/3", 0, (2, 5), (7, 8, EOS), 1.0),  # the verifier's mark, not the penalised sum
         ("sum/3", 1, (2, 5), (7, 8, EOS), 1.0),
         ("sum/3", 2, (2, 5), (7, 8, EOS), 0.0),  # a later step's sample of the same prompt
-        ("sum/4", 0, (2, 5), (7,), 0.7),
+        ("sum/4", 0, (2, 5), (7,), None),
     ]
-    assert {r.finish_reason for r in found} == {"stop"}
+    assert {r.completion.finish_reason for r in found} == {"stop"}
 
 
 def test_stored_prompt_ids_are_used(tmp_path: Path) -> None:
     row = {
         "prompt_id": "a",
         "prompt": "anything",
-        "completion": "n7",
+        "text": "n7",
         "finish_reason": "stop",
         "prompt_token_ids": [3, 4],
         "token_ids": [7],
-        "reward": None,
+        "pieces": None,
+        "verdict": None,
     }
     assert facts(read(write_lines(tmp_path / "a.jsonl", [row]))) == [("a", 0, (3, 4), (7,), None)]
 
@@ -255,16 +249,16 @@ def test_stored_prompt_ids_are_used(tmp_path: Path) -> None:
 def test_a_list_of_rows_and_a_mark_at_the_beginning(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "n7 n8"}, {"text": "n9 n8"}]))
-    assert [r.completion for r in read(path)] == ["n7 n8", "n9 n8"]
+    assert [r.completion.text for r in read(path)] == ["n7 n8", "n9 n8"]
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"text": "n7 n8"}).encode() + b"\n\n")
-    assert [r.completion for r in read(path)] == ["n7 n8"]
+    assert [r.completion.text for r in read(path)] == ["n7 n8"]
 
 
 def test_a_folder_is_read_by_number(tmp_path: Path) -> None:
     for number in (10, 9, 2):
         write_lines(tmp_path / f"{number}.jsonl", [{"text": f"n{number} n3"}])
     (tmp_path / "notes.txt").write_text("not read")
-    assert [r.completion for r in read(tmp_path)] == ["n2 n3", "n9 n3", "n10 n3"]
+    assert [r.completion.text for r in read(tmp_path)] == ["n2 n3", "n9 n3", "n10 n3"]
 
 
 # ---- completions that are left out ---------------------------------------------------------------
@@ -278,7 +272,7 @@ def test_completions_without_text_are_left_out_and_named(tmp_path: Path) -> None
     ]
     path = write_lines(tmp_path / "a.jsonl", rows)
     source = CompletionFile(path, Columns(), load())
-    assert [r.completion for r in source] == ["n7"]
+    assert [r.completion.text for r in source] == ["n7"]
     assert source.without_text == [f"{path}, row 2", f"{path}, row 3"]
     assert len(list(source)) == 1
     assert len(source.without_text) == 2  # of the last reading, not of all
@@ -294,7 +288,7 @@ def test_rewards_of_nan_are_none_and_counted(tmp_path: Path, parquet: bool) -> N
         write_lines(path, rows)  # as Python's json spells it: NaN
     source = CompletionFile(path, Columns(), load())
     for _ in range(2):  # of the last reading, not of all
-        assert [r.reward for r in source] == [1.0, None, None, 0.5]
+        assert [r.score.verdict for r in source] == [1.0, None, None, 0.5]
         assert source.notes() == [
             f"rewards that are NaN, read as none: 1 (the first: {path}, row 2)"
         ]
@@ -320,14 +314,14 @@ def test_infinite_rewards_are_refused_by_name(
 
 def test_infinite_rewards_of_our_own_files_are_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "step_00001.parquet"
-    write_rollouts(path, [replace(rollout(), reward=math.inf, verdict=math.inf)])
+    write_completions(path, [rollout(reward=math.inf, verdict=math.inf)])
     with pytest.raises(DataError, match="row 1: the reward is inf"):
         read(path)
 
 
 def test_an_answer_that_ended_at_once_has_a_token(tmp_path: Path) -> None:
     path = tmp_path / "step_00001.parquet"
-    write_rollouts(path, [rollout(completion="", token_ids=(EOS,))])
+    write_completions(path, [rollout(text="", ids=(EOS,))])
     assert facts(read(path)) == [("sum/3", 0, (2, 5), (EOS,), 1.0)]
 
 
@@ -396,28 +390,28 @@ def test_likelihoods_are_no_completions(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         (
-            {"token_ids": (7, 9)},
+            {"ids": (7, 9)},
             r"does not match the stored ids: they decode to 'n7 n9', .*'n7 n8'",
         ),
         (
-            {"token_ids": (7, VOCABULARY)},
+            {"ids": (7, VOCABULARY)},
             rf"{VOCABULARY} is none of the model's {VOCABULARY} tokens",
         ),
-        ({"token_ids": (7, -1)}, r"-1 is none of the model's"),
+        ({"ids": (7, -1)}, r"-1 is none of the model's"),
     ],
 )
 def test_ids_of_another_tokenizer_are_refused(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "step_00001.parquet"
-    write_rollouts(path, [rollout(), rollout(**fields)])
+    write_completions(path, [rollout(), rollout(**fields)])
     with pytest.raises(DataError, match=rf"row 2: .*{message}"):
         read(path)
 
 
 def test_ids_may_spell_out_special_tokens(tmp_path: Path) -> None:
     path = tmp_path / "step_00001.parquet"
-    write_rollouts(path, [rollout(completion=f"n7 n8 n{EOS}")])
+    write_completions(path, [rollout(text=f"n7 n8 n{EOS}")])
     assert facts(read(path))[0][3] == (7, 8, EOS)
 
 
@@ -435,4 +429,8 @@ def test_rows_of_the_same_prompt_stay_one_prompt_through_parquet(tmp_path: Path)
     pq.write_table(pa.table({"prompt": ["n5"] * 200, "completion": ["n7"] * 200}), path)
     found = read(path)
     assert [r.sample for r in found] == list(range(200))
-    assert found[0] == replace(found[-1], sample=0)
+    last = replace(found[-1], sample=0)
+    assert (found[0].prompt_token_ids, found[0].completion) == (
+        last.prompt_token_ids,
+        last.completion,
+    )

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.analysis.text import LONGEST_WAIT, TokenTexts
 from forkpoint.lab import LabWorld
 from forkpoint.lab.tokenizer import build_tokenizer
+from forkpoint.sampling.pieces import LONGEST_WAIT, TokenPieces
 
 
 class Bytes:
@@ -35,18 +35,18 @@ def of_bytes(text: str) -> list[int]:
 
 def test_a_character_goes_to_the_token_that_completes_it() -> None:
     # é is 2 bytes, € is 3, 😀 is 4
-    texts = TokenTexts(Bytes())(of_bytes("aé€😀b"))
+    texts = TokenPieces(Bytes())(of_bytes("aé€😀b"))
     assert texts == ["a", "", "é", "", "", "€", "", "", "", "😀", "b"]
 
 
 def test_whole_words_keep_their_spaces() -> None:
-    assert TokenTexts(Bytes())([257, 256, 258, 65, 259]) == ["the", " the", "€", "A", "<eos>"]
+    assert TokenPieces(Bytes())([257, 256, 258, 65, 259]) == ["the", " the", "€", "A", "<eos>"]
 
 
 @given(st.text(st.characters(codec="utf-8")), st.integers(0, 3))
 def test_pieces_of_a_text_make_the_text(text: str, word: int) -> None:
     ids = [*of_bytes(text), 256 + word, *of_bytes(text)]
-    texts = TokenTexts(Bytes())(ids)
+    texts = TokenPieces(Bytes())(ids)
     assert "".join(texts) == Bytes().decode(ids)
     # a byte that completes nothing has no text of its own (U+FFFD itself is a character)
     if "\ufffd" not in text:
@@ -55,7 +55,7 @@ def test_pieces_of_a_text_make_the_text(text: str, word: int) -> None:
 
 
 def test_bytes_that_are_no_character_end_up_somewhere() -> None:
-    texts = TokenTexts(Bytes())([0xFF, 65, 0xE2])
+    texts = TokenPieces(Bytes())([0xFF, 65, 0xE2])
     assert "".join(texts) == "\ufffdA\ufffd"
     assert texts[2] == "\ufffd"
 
@@ -69,7 +69,7 @@ def test_endless_garbage_is_not_waited_for() -> None:
             return super().decode(ids)
 
     ids = [0xFF] * 200
-    texts = TokenTexts(Counting())(ids + of_bytes("é"))
+    texts = TokenPieces(Counting())(ids + of_bytes("é"))
     assert "".join(texts).endswith("é")
     assert max(n for n in decoded if n < 200) <= 2 * LONGEST_WAIT
 
@@ -85,13 +85,13 @@ def test_endless_garbage_is_not_waited_for() -> None:
     ],
 )
 def test_decoders_that_add_spaces(ids: list[int], texts: list[str]) -> None:
-    assert TokenTexts(Spaced())(ids) == texts
+    assert TokenPieces(Spaced())(ids) == texts
 
 
 @given(st.lists(st.integers(0, 60), max_size=30))
 def test_the_laboratory_is_read_back(ids: list[int]) -> None:
     tokenizer: Any = LABORATORY
-    texts = TokenTexts(tokenizer)(ids)
+    texts = TokenPieces(tokenizer)(ids)
     assert "".join(texts) == tokenizer.decode(ids)
     assert [text.strip() for text in texts] == tokenizer.convert_ids_to_tokens(ids)
 

@@ -1,5 +1,6 @@
 """The vocabulary's texts are what tokens add to a text, whatever the decoder does with spaces."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from forkpoint.analysis import vocabulary
-from forkpoint.analysis.vocabulary import vocabulary_texts
 from forkpoint.lab import LabWorld
 from forkpoint.lab.tokenizer import build_tokenizer
+from forkpoint.runs import vocabulary
+from forkpoint.runs.vocabulary import ensure_vocabulary, read_texts, vocabulary_texts
 
 
 def byte_level() -> Any:
@@ -34,6 +35,14 @@ def test_texts_by_hand() -> None:
     assert vocabulary_texts(byte_level()) == ["<s>", "a", " a", "\ufffd", "\ufffd", "\n"]
     assert metaspace().decode([0]) == "go"
     assert vocabulary_texts(metaspace()) == [" go", " left", "ing"]
+
+
+def test_texts_of_a_file_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.parquet"
+    assert read_texts(path, {1}) == {}
+    ensure_vocabulary(path, byte_level())
+    assert read_texts(path, {1, 3, 2, 77}) == {1: "a", 2: " a", 3: "\ufffd"}
+    ensure_vocabulary(path, None)  # it is there
 
 
 @given(st.lists(st.floats(0, 1, exclude_max=True)))

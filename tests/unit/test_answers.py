@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.rewards.answers import extract_answer, last_boxed, last_list, last_tagged
-from forkpoint.rewards.verifiers import IntegerVerifier, MathVerifier, with_point
+from forkpoint.verifiers import IntegerVerifier, MathVerifier
+from forkpoint.verifiers.answers import extract_answer, last_boxed, last_list, last_tagged
+from forkpoint.verifiers.math import with_point
 
 # ---- the same as a slow and simple search --------------------------------------------------------
 

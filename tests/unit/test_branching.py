@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forkpoint.analysis.branch_points import Answer, draw_pairs, place_of
+from forkpoint.analysis.branch_points import Answer, draw_pairs
 from forkpoint.analysis.branching import BranchSettings, measure_branching
 from forkpoint.analysis.continuations import Continuer, Place
 from forkpoint.config import load_config
 from forkpoint.errors import ConfigError, Interrupted, ModelError, RunError
 from forkpoint.lab import LabWorld, truth_of
-from forkpoint.runs.completions import stream_completions
+from forkpoint.runs.completions import StoredCompletion, read_completions
+from forkpoint.runs.results import Branching, GapGroup, read_result, result_path
 from forkpoint.sampling import SampleRequest
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.tasks.lab import LabTask
@@ -47,9 +48,9 @@ class CountingEngine:
         self.settings.append(settings)
         return [
             Completion(
-                token_ids=(20 + r.sample, EOS),
-                logprobs=(-0.5, -0.25),
-                entropies=(0.1, 0.2),
+                token_ids=np.array((20 + r.sample, EOS)),
+                logprobs=np.array((-0.5, -0.25)),
+                entropies=np.array((0.1, 0.2)),
                 finish_reason=FinishReason.STOP,
                 text=f"n{20 + r.sample}",
             )
@@ -83,13 +84,14 @@ def continuer(scorer: TableScorer, *, limit: int = 10) -> tuple[Continuer, Count
 
 
 def place(*choices: tuple[int, float], prefix: tuple[int, ...] = (5, 6)) -> Place:
-    return Place(
-        prompt=PROMPT,
-        prefix_ids=prefix,
-        prefix_logprobs=tuple(-0.1 for _ in prefix),
-        choices=choices,
-        serial=7,
+    answer = Completion(
+        token_ids=np.array((*prefix, 7)),
+        logprobs=np.full(len(prefix) + 1, -0.1),
+        entropies=None,
+        finish_reason=FinishReason.LENGTH,
+        text="",
     )
+    return Place(prompt=PROMPT, answer=answer, position=len(prefix), choices=choices, serial=7)
 
 
 def never() -> bool:
@@ -113,8 +115,8 @@ def test_whole_answers_are_rewarded_and_branches_kept_apart() -> None:
     assert [(r.serial, r.sample) for r in engine.requests] == [(7, i) for i in range(4)]
     assert [s.max_new_tokens for s in engine.settings] == [7]
     first = scorer.seen[0]
-    assert first.token_ids == (5, 6, 8, 20, EOS)
-    assert first.logprobs == (-0.1, -0.1, -0.2, -0.5, -0.25)
+    assert first.token_ids.tolist() == [5, 6, 8, 20, EOS]
+    assert first.logprobs.tolist() == pytest.approx([-0.1, -0.1, -0.2, -0.5, -0.25])
     assert first.finish_reason is FinishReason.STOP
 
 
@@ -127,7 +129,7 @@ def test_an_end_of_text_ends_the_answer_there() -> None:
     assert (branches[1].rewards, branches[1].certain) == ((0.0, 0.0), False)
     assert spent == 4
     assert made.worst_case(at) == 2 * 7  # one open branch, two endings, room for 7
-    assert scorer.seen[0].token_ids == (5, 6, EOS)
+    assert scorer.seen[0].token_ids.tolist() == [5, 6, EOS]
     assert scorer.seen[0].finish_reason is FinishReason.STOP
     assert len(engine.requests) == 2
 
@@ -155,16 +157,16 @@ def test_samples_without_a_reward_are_left_out() -> None:
 
 def answer(number: int, entropies: Sequence[float], *, top: Sequence[int] = (4, 8, 9)) -> Answer:
     count = len(entropies)
-    return Answer(
-        prompt=PROMPT,
-        number=number,
-        sample=0,
-        token_ids=tuple(range(8, 8 + count)),
-        logprobs_T=np.full(count, -0.5, np.float32),
-        entropies_T=np.array(entropies, np.float32),
-        top_ids_TK=np.tile(np.array(top, np.int32), (count, 1)),
-        top_logprobs_TK=np.tile(np.array([-0.1, -2.0, -3.0], np.float32), (count, 1)),
+    completion = Completion(
+        token_ids=np.arange(8, 8 + count),
+        logprobs=np.full(count, -0.5),
+        entropies=np.array(entropies),
+        finish_reason=FinishReason.STOP,
+        text="",
+        top_ids=np.tile(np.array(top), (count, 1)),
+        top_logprobs=np.tile(np.array([-0.1, -2.0, -3.0]), (count, 1)),
     )
+    return Answer(prompt=PROMPT, number=number, sample=0, completion=completion)
 
 
 def test_one_position_of_each_kind_from_answers_that_have_both() -> None:
@@ -201,19 +203,20 @@ def test_positions_and_order_are_drawn_evenly_and_from_the_seed() -> None:
 
 def test_alternatives_are_the_likeliest_tokens_but_the_kept_one() -> None:
     one = answer(3, [0.5, 0.5, 0.5])  # tokens 8, 9, 10; the likeliest everywhere 4, 8, 9
-    found = place_of(one, 1, "low", 1)
+    found = one.place(1, "low", 1)
     assert found.choices == ((9, -0.5), (4, pytest.approx(-0.1)))
-    assert (found.prefix_ids, found.serial) == ((8,), 7)
-    both = place_of(one, 0, "high", 2)
+    assert (found.position, found.serial) == (1, 7)
+    both = one.place(0, "high", 2)
     assert [token for token, _ in both.choices] == [8, 4, 9]
     assert both.serial == 6
-    assert [token for token, _ in place_of(one, 2, "low", 2).choices] == [10, 4, 8]
+    assert [token for token, _ in one.place(2, "low", 2).choices] == [10, 4, 8]
 
 
 def test_impossible_tokens_are_no_alternatives() -> None:
     one = answer(0, [0.0])
-    one.top_logprobs_TK[0] = [0.0, -np.inf, -np.inf]
-    assert [token for token, _ in place_of(one, 0, "low", 2).choices] == [8, 4]
+    assert one.completion.top_logprobs is not None
+    one.completion.top_logprobs[0] = [0.0, -np.inf, -np.inf]
+    assert [token for token, _ in one.place(0, "low", 2).choices] == [8, 4]
 
 
 # ---- the whole experiment in the laboratory ------------------------------------------------------
@@ -230,71 +233,70 @@ def _score_here() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Branching]:
     """Not to be changed."""
     root = tmp_path_factory.mktemp("branching") / "out"
     return root, measure_branching(CONFIG, SETTINGS, root)
 
 
-def test_the_budget_is_counted_and_never_passed(measured: tuple[Path, dict[str, Any]]) -> None:
-    root, summary = measured
-    folder = root / "analysis" / "branching"
-    answers = list(stream_completions(sorted((folder / "completions").iterdir())))
-    pairs = [json.loads(path.read_text()) for path in sorted(folder.glob("pair_*"))]
-    spent = sum(row.tokens for row in answers) + sum(pair["spent"] for pair in pairs)
-    assert summary["spent_tokens"] == spent <= SETTINGS.budget_tokens
-    positions = {kind: group["positions"] for kind, group in summary["groups"].items()}
-    assert positions["high"] == positions["low"] == len(pairs) - summary["pairs_left_out"]
-    assert 3 <= len(pairs) < summary["pairs_possible"]
-    assert json.loads((root / "analysis" / "branching.json").read_text()) == summary
+def first_answers(root: Path) -> list[StoredCompletion]:
+    folder = root / "completions" / "branching"
+    return list(read_completions(sorted(folder.glob("part_*.parquet"))))
 
 
-def test_positions_are_what_they_are_called(measured: tuple[Path, dict[str, Any]]) -> None:
-    root, summary = measured
-    folder = root / "analysis" / "branching" / "completions"
-    tokens = {
-        (row.prompt_id, row.sample): row.token_ids
-        for row in stream_completions(sorted(folder.iterdir()))
-    }
-    rows = summary["positions"]
-    high = [row["entropy"] for row in rows if row["kind"] == "high"]
-    low = [row["entropy"] for row in rows if row["kind"] == "low"]
+def test_the_budget_is_counted_and_never_passed(measured: tuple[Path, Branching]) -> None:
+    root, found = measured
+    files = sorted((root / "completions" / "branching").glob("pair_*"))
+    pairs = [json.loads(path.read_text()) for path in files]
+    spent = sum(len(row.completion) for row in first_answers(root))
+    assert found.spent_tokens == spent + sum(pair["spent"] for pair in pairs)
+    assert found.spent_tokens <= SETTINGS.budget_tokens
+    assert found.high.positions == found.low.positions == len(pairs) - found.pairs_left_out
+    assert 3 <= len(pairs) < found.pairs_possible
+    assert read_result(result_path(root, Branching), Branching) == found
+
+
+def test_positions_are_what_they_are_called(measured: tuple[Path, Branching]) -> None:
+    root, found = measured
+    tokens = {(r.prompt_id, r.sample): r.completion.token_ids for r in first_answers(root)}
+    rows = found.replacements
+    high = [row.entropy for row in rows if row.kind == "high"]
+    low = [row.entropy for row in rows if row.kind == "low"]
     assert min(high) > max(low)
     for row in rows:
-        assert tokens[row["prompt_id"], row["sample"]][row["position"]] == row["token_id"]
-        assert row["alternative_id"] != row["token_id"]
-        assert row["alternative_weight"] == 1.0
-        assert row["n"] in (1, 3)
+        assert tokens[row.prompt_id, row.sample][row.position] == row.token_id
+        assert row.alternative_id != row.token_id
+        assert row.alternative_weight == 1.0
+        assert row.continuations_alternative in (1, 3)
 
 
 def test_breaking_the_rules_of_the_game_costs_everything(
-    measured: tuple[Path, dict[str, Any]],
+    measured: tuple[Path, Branching],
 ) -> None:
     # where only one word may stand, any other makes the answer illegal: its value is 0
-    root, summary = measured
-    folder = root / "analysis" / "branching" / "completions"
+    root, found = measured
     words = {
-        (row.prompt_id, row.sample): [*row.completion.split(), "<eos>"]
-        for row in stream_completions(sorted(folder.iterdir()))
+        (row.prompt_id, row.sample): [*row.completion.text.split(), "<eos>"]
+        for row in first_answers(root)
     }
     held_out = LabTask(CONFIG.task).held_out(10, CONFIG.evaluation.seed)  # type: ignore[arg-type]
     columns = {problem.id: problem.columns for problem in held_out}
     forced = 0
-    for row in summary["positions"]:
-        game = columns[row["prompt_id"]]
-        said = words[row["prompt_id"], row["sample"]]
+    for row in found.replacements:
+        game = columns[row.prompt_id]
+        said = words[row.prompt_id, row.sample]
         truth = truth_of(LabWorld(), game["numbers"], game["goal"], said)
-        if row["position"] < truth.legal_words and not truth.forks[row["position"]]:
+        if row.position < truth.legal_words and not truth.forks[row.position]:
             forced += 1
-            assert row["value_alternative"] == 0.0
+            assert row.value_alternative == 0.0
     assert forced >= 3
 
 
 def test_it_goes_on_after_a_stop_and_with_a_larger_budget(
-    measured: tuple[Path, dict[str, Any]], tmp_path: Path
+    measured: tuple[Path, Branching], tmp_path: Path
 ) -> None:
     _, summary = measured
-    folder = tmp_path / "analysis" / "branching"
+    folder = tmp_path / "completions" / "branching"
 
     def after_two_pairs() -> bool:
         return (folder / "pair_00001.json").exists()
@@ -304,9 +306,9 @@ def test_it_goes_on_after_a_stop_and_with_a_larger_budget(
     assert len(list(folder.glob("pair_*"))) == 2
     assert measure_branching(CONFIG, SETTINGS, tmp_path) == summary
     more = measure_branching(CONFIG, replace(SETTINGS, budget_tokens=3200), tmp_path)
-    count = len(summary["positions"])
-    assert len(more["positions"]) > count
-    assert more["positions"][:count] == summary["positions"]
+    count = len(summary.replacements)
+    assert len(more.replacements) > count
+    assert more.replacements[:count] == summary.replacements
     # what is there already does not count for a smaller budget
     assert measure_branching(CONFIG, SETTINGS, tmp_path) == summary
     with pytest.raises(RunError, match="other settings"):
@@ -315,23 +317,24 @@ def test_it_goes_on_after_a_stop_and_with_a_larger_budget(
 
 def test_several_alternatives_have_a_row_each_and_share_a_position(tmp_path: Path) -> None:
     settings = replace(SETTINGS, budget_tokens=2000, alternatives=3, continuations=2)
-    summary = measure_branching(CONFIG, settings, tmp_path)
-    rows = summary["positions"]
-    count = summary["groups"]["high"]["positions"]
+    found = measure_branching(CONFIG, settings, tmp_path)
+    rows, count = found.replacements, found.high.positions
     assert count >= 1
     assert len(rows) == 3 * 2 * count
     first = rows[:3]
-    assert len({(r["prompt_id"], r["sample"], r["position"]) for r in first}) == 1
-    assert sum(r["alternative_weight"] for r in first) == pytest.approx(1.0)
-    ratio = first[0]["alternative_weight"] / first[1]["alternative_weight"]
-    gap = first[0]["alternative_logprob"] - first[1]["alternative_logprob"]
+    assert len({(r.prompt_id, r.sample, r.position) for r in first}) == 1
+    assert sum(r.alternative_weight for r in first) == pytest.approx(1.0)
+    ratio = first[0].alternative_weight / first[1].alternative_weight
+    gap = first[0].alternative_logprob - first[1].alternative_logprob
     assert ratio == pytest.approx(np.exp(gap))
-    # the summary is the mean of the rows' gaps by weight
-    high = [r for r in rows if r["kind"] == "high"]
-    squared = sum(r["alternative_weight"] * r["squared_gap"] for r in high) / count
-    assert summary["groups"]["high"]["squared_gap"]["value"] == pytest.approx(squared)
-    resampled = sum(np.exp(r["alternative_logprob"]) * r["squared_gap"] for r in high) / count
-    assert summary["groups"]["high"]["resampled_squared_gap"]["value"] == pytest.approx(resampled)
+    # the group's numbers are the means of the rows' gaps by weight
+    high = [r for r in rows if r.kind == "high"]
+    squared = sum(r.alternative_weight * r.squared_gap for r in high) / count
+    assert found.high.squared_gap is not None
+    assert found.high.squared_gap.value == pytest.approx(squared)
+    resampled = sum(np.exp(r.alternative_logprob) * r.squared_gap for r in high) / count
+    assert found.high.resampled_squared_gap is not None
+    assert found.high.resampled_squared_gap.value == pytest.approx(resampled)
 
 
 # ---- faults --------------------------------------------------------------------------------------
@@ -356,15 +359,11 @@ def test_a_budget_for_the_answers_alone_measures_nothing(tmp_path: Path) -> None
     # the first pair may need 2 x 2 x 100 tokens for each one that is left: more than there are
     settings = replace(SETTINGS, budget_tokens=1200, continuations=100)
     summary = measure_branching(CONFIG, settings, tmp_path)
-    assert summary["positions"] == []
-    assert 0 < summary["spent_tokens"] <= 1200
-    assert summary["groups"]["high"] == {
-        "positions": 0,
-        "gap": None,
-        "squared_gap": None,
-        "resampled_squared_gap": None,
-    }
-    assert summary["difference"] is None
+    assert summary.replacements == ()
+    assert 0 < summary.spent_tokens <= 1200
+    nothing = GapGroup(positions=0, gap=None, squared_gap=None, resampled_squared_gap=None)
+    assert summary.high == summary.low == nothing
+    assert summary.difference is None
 
 
 def test_a_start_that_failed_can_be_made_with_other_settings(tmp_path: Path) -> None:
@@ -373,7 +372,7 @@ def test_a_start_that_failed_can_be_made_with_other_settings(tmp_path: Path) -> 
         measure_branching(typo, SETTINGS, tmp_path)
     one = load_config(None, [*SMALL, "evaluation.problems=1"])
     summary = measure_branching(one, replace(SETTINGS, budget_tokens=60), tmp_path)
-    assert summary["model"] == "lab"
+    assert summary.model == "lab"
     assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab"
 
 
@@ -386,5 +385,5 @@ def test_a_pair_whose_verifier_failed_is_left_out_and_counted(
 
     monkeypatch.setattr("forkpoint.sampling.build.build_scorer", Failing)
     summary = measure_branching(CONFIG, replace(SETTINGS, budget_tokens=1500), tmp_path)
-    assert summary["positions"] == []
-    assert summary["pairs_left_out"] >= 1
+    assert summary.replacements == ()
+    assert summary.pairs_left_out >= 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,9 +18,8 @@ from forkpoint.config import RunConfig
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import Interrupted, RunError
 from forkpoint.policy.load import load_model
-from forkpoint.runs.completions import stream_completions
-from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
-from forkpoint.runs.tokens import CompletionRow
+from forkpoint.runs.completions import StoredCompletion, read_columns, read_completions
+from forkpoint.runs.results import Dynamics, read_result, result_path
 from tests.checkpoint_runs import LocalScorer, run_with_checkpoints
 
 STEPS = {4: 0.05, 12: 0.2}
@@ -50,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
 @pytest.fixture(scope="module")
 def measured(
     trained: tuple[Path, RunConfig], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any], DynamicsJob]:
+) -> tuple[Path, Dynamics, DynamicsJob]:
     """The same run with its dynamics measured."""
     root, config = trained
     job = DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab"))
@@ -58,93 +56,100 @@ def measured(
     return out, measure_dynamics(job, out), job
 
 
-def completions(root: Path) -> list[CompletionRow]:
-    folder = root / "analysis" / "dynamics" / "completions"
-    return list(stream_completions(sorted(folder.glob("part_*"))))
+def completions(root: Path, name: str = "sampled/part_*") -> list[StoredCompletion]:
+    folder = root / "completions" / "dynamics"
+    return list(read_completions(sorted(folder.glob(f"{name}.parquet"))))
+
+
+def scores(root: Path, column: str) -> list[np.ndarray]:
+    """Of each of the three checkpoints, all tokens end to end."""
+    folder = root / "completions" / "dynamics"
+    return [
+        np.concatenate([c.flat(column) for c in read_columns([path], [column])])
+        for path in sorted(folder.glob("checkpoint_*.parquet"))
+    ]
 
 
 def plainly(
-    config: RunConfig, checkpoint: Checkpoint, rows: Sequence[CompletionRow]
+    config: RunConfig, checkpoint: Checkpoint, rows: Sequence[StoredCompletion]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Entropies and log-probabilities from all logits of one sequence at a time, in float64."""
     weights = None if checkpoint.path == "lab" else Path(checkpoint.path)
     model = load_model(config.model, weights=weights).model
     entropies, logprobs = [], []
     for row in rows:
-        ids = torch.tensor([[*row.prompt_token_ids, *row.token_ids]])
+        assert row.prompt_token_ids is not None
+        token_ids = row.completion.token_ids.tolist()
+        ids = torch.tensor([[*map(int, row.prompt_token_ids), *token_ids]])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(row.prompt_token_ids) - 1 : -1].double()
         entropies.append(reference_entropy(logits, 1.0).numpy())
-        logprobs.append(reference_logprob(logits, torch.tensor(row.token_ids), 1.0).numpy())
+        logprobs.append(reference_logprob(logits, torch.tensor(token_ids), 1.0).numpy())
     return entropies, logprobs
 
 
-def test_scores_are_every_checkpoints_own(
-    measured: tuple[Path, dict[str, Any], DynamicsJob],
-) -> None:
-    root, summary, job = measured
+def test_scores_are_every_checkpoints_own(measured: tuple[Path, Dynamics, DynamicsJob]) -> None:
+    root, found, job = measured
     rows = completions(root)
-    stored = pq.read_table(root / "analysis" / "dynamics_tokens.parquet").to_pylist()
-    assert len(stored) == 3 * len(rows)
     for number, checkpoint in enumerate(job.checkpoints):
-        mine = stored[number * len(rows) : (number + 1) * len(rows)]
+        stored = completions(root, f"checkpoint_{number:05d}")
         entropies, logprobs = plainly(job.config, checkpoint, rows)
-        for row, line, entropy, logprob in zip(rows, mine, entropies, logprobs, strict=True):
-            assert (line["prompt_id"], line["sample"]) == (row.prompt_id, row.sample)
-            assert line["checkpoint"] == number
-            assert line["entropies"] == pytest.approx(entropy.tolist(), abs=2e-5)
-            assert line["logprobs"] == pytest.approx(logprob.tolist(), abs=2e-5)
-    assert summary["tokens"] == sum(row.tokens for row in rows)
-    assert summary["completions"] == len(rows)
-    assert summary["prompts"] == len({row.prompt_id for row in rows})
+        for row, mine, entropy, logprob in zip(rows, stored, entropies, logprobs, strict=True):
+            assert (mine.prompt_id, mine.sample) == (row.prompt_id, row.sample)
+            assert mine.completion.token_ids.tolist() == row.completion.token_ids.tolist()
+            assert mine.completion.entropies == pytest.approx(entropy, abs=2e-5)
+            assert mine.completion.logprobs == pytest.approx(logprob, abs=2e-5)
+    assert found.tokens == sum(len(row.completion) for row in rows)
+    assert found.completions == len(rows)
+    assert found.prompts == len({row.prompt_id for row in rows})
 
 
-def test_the_summary_is_what_a_plain_computation_gives(
-    measured: tuple[Path, dict[str, Any], DynamicsJob],
+def test_the_result_is_what_a_plain_computation_gives(
+    measured: tuple[Path, Dynamics, DynamicsJob],
 ) -> None:
-    root, summary, _ = measured
-    path = root / "analysis" / "dynamics_tokens.parquet"
-    scores_C = [read_scores(path, "entropies", number) for number in range(3)]
+    root, found, _ = measured
+    scores_C = scores(root, "entropies")
     k = -(-2 * len(scores_C[0]) // 10)
-    sets = [set(np.argsort(-scores, kind="stable")[:k].tolist()) for scores in scores_C]
-    for name, reference in (("overlap_with_base", sets[0]), ("overlap_with_final", sets[2])):
-        found = [interval["value"] for interval in summary[name]]
-        assert found == pytest.approx([len(one & reference) / k for one in sets])
-    assert 1.0 > summary["overlap_with_base"][1]["value"] > summary["overlap_with_base"][2]["value"]
-    for interval in summary["overlap_with_base"]:
-        assert interval["low"] <= interval["value"] <= interval["high"]
-    means = [interval["value"] for interval in summary["mean_entropy"]]
-    assert means == pytest.approx([float(s.astype(float).mean()) for s in scores_C])
+    sets = [set(np.argsort(-one, kind="stable")[:k].tolist()) for one in scores_C]
+    checkpoints = found.checkpoints
+    with_base = [c.overlap_with_base for c in checkpoints]
+    with_final = [c.overlap_with_final for c in checkpoints]
+    for column, reference in ((with_base, sets[0]), (with_final, sets[2])):
+        values = [e.value for e in column if e is not None]
+        assert values == pytest.approx([len(one & reference) / k for one in sets])
+    intervals = [(e.low, e.value, e.high) for e in with_base if e is not None]
+    assert 1.0 > intervals[1][1] > intervals[2][1]
+    assert all(low <= value <= high for low, value, high in intervals)  # type: ignore[operator]
+    means = [c.mean_entropy.value for c in checkpoints]
+    assert means == pytest.approx([float(one.astype(float).mean()) for one in scores_C])
     # the bins partition the tokens: their changes add up to the change of the mean
-    bins = summary["change_by_bin"]
-    assert sum(b["tokens"] for b in bins) == len(scores_C[0])
-    total = sum(b["tokens"] * b["mean"] for b in bins) / len(scores_C[0])
+    bins = found.change_by_bin
+    assert sum(b.tokens for b in bins) == len(scores_C[0])
+    total = sum(b.tokens * b.change.value for b in bins) / len(scores_C[0])
     assert total == pytest.approx(means[2] - means[0])
-    for q in ("0", "20", "80", "95", "100"):
-        expected = [float(np.percentile(scores, int(q))) for scores in scores_C]
-        assert summary["percentiles"][q] == pytest.approx(expected)
-    assert [c["step"] for c in summary["checkpoints"]] == [0, 4, 12]
-    assert summary["source"] == "sampled from step_00012"
+    for q in (0, 20, 80, 95, 100):
+        expected = [float(np.percentile(one, q)) for one in scores_C]
+        assert [c.percentiles[q].value for c in checkpoints] == pytest.approx(expected)
+    assert [c.step for c in checkpoints] == [0, 4, 12]
+    assert found.source == "sampled from step_00012"
 
 
-def test_the_files_say_the_same(measured: tuple[Path, dict[str, Any], DynamicsJob]) -> None:
-    root, summary, job = measured
-    assert json.loads((root / "analysis" / "dynamics.json").read_text()) == summary
+def test_the_files_say_the_same(measured: tuple[Path, Dynamics, DynamicsJob]) -> None:
+    root, found, job = measured
+    assert read_result(result_path(root, Dynamics), Dynamics) == found
     config = json.loads((root / "config.json").read_text())
     assert config["evaluation"]["problems"] == job.config.evaluation.problems
 
 
 def test_completions_come_from_the_final_policy(
-    measured: tuple[Path, dict[str, Any], DynamicsJob],
+    measured: tuple[Path, Dynamics, DynamicsJob],
 ) -> None:
     # the final policy gives its own samples a higher likelihood than the base does
-    root = measured[0]
-    path = root / "analysis" / "dynamics_tokens.parquet"
-    base, final = (read_scores(path, "logprobs", number).mean() for number in (0, 2))
+    base, _, final = (one.mean() for one in scores(measured[0], "logprobs"))
     assert final > base
 
 
-def test_no_problem_counts_twice(measured: tuple[Path, dict[str, Any], DynamicsJob]) -> None:
+def test_no_problem_counts_twice(measured: tuple[Path, Dynamics, DynamicsJob]) -> None:
     rows = completions(measured[0])
     keys = [(row.prompt_id, row.sample) for row in rows]
     assert len(set(keys)) == len(keys)
@@ -155,7 +160,7 @@ def test_no_problem_counts_twice(measured: tuple[Path, dict[str, Any], DynamicsJ
 
 
 def test_an_interrupted_measurement_goes_on_where_it_stopped(
-    measured: tuple[Path, dict[str, Any], DynamicsJob],
+    measured: tuple[Path, Dynamics, DynamicsJob],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -171,9 +176,9 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(
     with pytest.raises(Interrupted):
         measure_dynamics(job, tmp_path, should_stop=lambda: len(loads) == 2)
     assert loads == ["base", "step_00004"]
-    scored = tmp_path / "analysis" / "dynamics" / "scored"
-    assert [p.name for p in scored.iterdir()] == ["checkpoint_00000.parquet"]
-    assert not (tmp_path / "analysis" / "dynamics.json").exists()
+    scored = (tmp_path / "completions" / "dynamics").glob("checkpoint_*")
+    assert [p.name for p in scored] == ["checkpoint_00000.parquet"]
+    assert not result_path(tmp_path, Dynamics).exists()
     assert measure_dynamics(job, tmp_path) == summary
     assert loads == ["base", "step_00004", "step_00004", "step_00012"]
     # once more: nothing is left to do
@@ -217,10 +222,12 @@ def test_a_moved_run_goes_on_and_other_settings_are_refused(
     moved = root.rename(tmp_path / "elsewhere")
     job = DynamicsJob(config=config, checkpoints=checkpoints_of_run(moved, "lab"))
     again = measure_dynamics(job, moved)
-    assert again["overlap_with_base"] == first["overlap_with_base"]
+    assert [c.overlap_with_base for c in again.checkpoints] == [
+        c.overlap_with_base for c in first.checkpoints
+    ]
     # what only the statistics depend on may change
     narrow = DynamicsJob(config=config, checkpoints=job.checkpoints, keep_fraction=0.1)
-    assert measure_dynamics(narrow, moved)["keep_fraction"] == 0.1
+    assert measure_dynamics(narrow, moved).keep_fraction == 0.1
     other = config.model_copy(
         update={"evaluation": one.model_copy(update={"problems": 3})},
     )
@@ -229,18 +236,19 @@ def test_a_moved_run_goes_on_and_other_settings_are_refused(
 
 
 def test_completions_that_exist_are_scored_as_they_are(
-    measured: tuple[Path, dict[str, Any], DynamicsJob], tmp_path: Path
+    measured: tuple[Path, Dynamics, DynamicsJob], tmp_path: Path
 ) -> None:
     root, summary, job = measured
-    existing = root / "analysis" / "dynamics" / "completions"
+    existing = root / "completions" / "dynamics" / "sampled"
     again = DynamicsJob(
         config=job.config, checkpoints=job.checkpoints, rollouts=existing / "part_00000.parquet"
     )
     found = measure_dynamics(again, tmp_path)
-    assert found["overlap_with_base"] == summary["overlap_with_base"]
-    assert found["percentiles"] == summary["percentiles"]
-    assert found["source"].endswith("part_00000.parquet")
-    assert completions(tmp_path) == completions(root)
+    assert found.checkpoints == summary.checkpoints
+    assert found.source.endswith("part_00000.parquet")
+    assert [row.completion.token_ids.tolist() for row in completions(tmp_path)] == [
+        row.completion.token_ids.tolist() for row in completions(root)
+    ]
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -276,30 +284,3 @@ def test_steps_are_read_off_names(path: str, step: int | None) -> None:
     base, found = named_checkpoints("lab", [path])
     assert (base.step, base.path) == (0, "lab")
     assert (found.step, found.path) == (step, path)
-
-
-# ---- the file of scores --------------------------------------------------------------------------
-
-
-def test_scores_come_back_by_checkpoint(tmp_path: Path) -> None:
-    def row(checkpoint: int, *entropies: float) -> ScoreRow:
-        return ScoreRow(
-            prompt_id="p",
-            sample=0,
-            checkpoint=checkpoint,
-            entropies=list(entropies),
-            logprobs=[-x for x in entropies],
-        )
-
-    many = 600  # more than one row group
-    first, second = tmp_path / "0.parquet", tmp_path / "1.parquet"
-    write_scores(first, (row(0, i, 0.5) for i in range(many)))
-    write_scores(second, [row(1, 7.0), row(1), row(1, 8.0)])
-    joined = tmp_path / "all.parquet"
-    join_scores([first, second], joined)
-    assert read_scores(joined, "entropies", 1).tolist() == [7.0, 8.0]
-    assert read_scores(joined, "logprobs", 0).tolist() == [
-        x for i in range(many) for x in (-i, -0.5)
-    ]
-    assert read_scores(joined, "entropies", 1).flags.writeable
-    assert pq.ParquetFile(joined).num_row_groups > 2

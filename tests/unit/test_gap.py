@@ -120,7 +120,7 @@ def test_summary_of_positions() -> None:
         certain("low", "b", 1.0, 1.0),
     ]
     found = summarise_gaps(positions, seed=0)
-    high, low = found.groups["high"], found.groups["low"]
+    high, low = found.high, found.low
     assert (high.positions, low.positions) == (3, 3)
     # high: gaps 1, 1/2, 1; squares 1, 1/4, 1. low: gaps 0, 1/2, 0; squares 0, 1/4, 0.
     assert high.gap is not None
@@ -146,14 +146,14 @@ def test_one_prompt_has_no_interval_and_no_position_no_value() -> None:
     alone = summarise_gaps(
         [position("high", branch(1, certain=True), (0.5, branch(0, certain=True)))], seed=0
     )
-    high = alone.groups["high"].squared_gap
+    high = alone.high.squared_gap
     assert high is not None
     assert (high.value, high.low, high.high) == (1.0, None, None)
-    assert alone.groups["low"].squared_gap is None
+    assert alone.low.squared_gap is None
     assert alone.difference is None
     nothing = summarise_gaps([], seed=0)
-    assert nothing.groups["high"].positions == 0
-    assert nothing.groups["high"].squared_gap is None
+    assert nothing.high.positions == 0
+    assert nothing.high.squared_gap is None
 
 
 def test_the_interval_holds_the_true_difference_about_95_times_in_100() -> None:

@@ -114,7 +114,9 @@ def test_change_by_bin_by_hand() -> None:
     assert [b.change.value for b in found] == pytest.approx(list(range(20)), abs=1e-5)
     assert [b.from_percentile for b in found] == [5 * i for i in range(20)]
     assert found[3].to_percentile == 20
-    assert (found[3].from_nats, found[3].to_nats) == pytest.approx((0.06, 0.07))
+    assert (found[3].lowest_base_entropy, found[3].highest_base_entropy) == pytest.approx(
+        (0.06, 0.07)
+    )
 
 
 def test_bins_of_few_tokens_are_left_out() -> None:
@@ -216,7 +218,7 @@ def test_resamples_come_from_seed_and_purpose_alone() -> None:
 def test_a_ratio_of_nothing_is_none_and_one_prompt_has_no_interval() -> None:
     found = ratio_intervals(np.array([[2.0, 0.0]]), np.array([[4.0, 0.0]]), seed=0, purpose="t")
     assert found[0] is not None
-    assert found[0].as_dict() == {"value": 0.5, "low": None, "high": None}
+    assert found[0].model_dump() == {"value": 0.5, "low": None, "high": None, "n": 1}
     assert found[1] is None
 
 

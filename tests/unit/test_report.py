@@ -3,13 +3,11 @@
 import base64
 import hashlib
 import json
-import math
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,96 +16,13 @@ from forkpoint.errors import RunError
 from forkpoint.report import build_report
 from forkpoint.report.build import SCRIPTS
 from forkpoint.report.provenance import leaves
-from forkpoint.report.steps import StepFile, bin_edges, entropy_profile, token_table
 from forkpoint.report.text import number, percent, script_json, three_figures, visible
 from forkpoint.runs.atomic import write_json
-from forkpoint.runs.rollouts import RolloutRow, write_rollouts
+from forkpoint.runs.completions import StoredCompletion
 from tests.report_page import page_of
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 
 # ---- numbers by hand ----------------------------------------------------------------------------
-
-
-def step_file(root: Path, rows: list[RolloutRow]) -> StepFile:
-    write_rollouts(root / "step_00001.parquet", rows)
-    return StepFile(1, root / "step_00001.parquet")
-
-
-def test_histogram_counts_by_hand() -> None:
-    # Highest 0.1 -> bins of 0.025: [0, .025) [.025, .05) [.05, .075) [.075, .1]
-    values = np.array([0, 0.02, 0.025, 0.08, 0.1])
-    edges = bin_edges(0.1)
-    assert edges.tolist() == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
-    assert entropy_profile(1, values, edges, None).counts == (2, 1, 0, 2)
-
-
-@given(st.floats(0, 30))
-def test_bins_hold_every_entropy(maximum: float) -> None:
-    edges = bin_edges(maximum)
-    assert edges[0] == 0
-    assert edges[-1] >= maximum * (1 - 1e-9)
-    assert len(edges) <= 81
-
-
-def test_profile_by_hand() -> None:
-    values = np.array([0.0, 0.005, 0.015, 0.285, 0.3, 1.395])
-    profile = entropy_profile(4, values, bin_edges(1.395), 0.25)
-    assert profile.tokens == 6
-    assert profile.mean == pytest.approx(2.0 / 6)
-    # Rank q (n - 1): 2.5 -> between 0.015 and 0.285; 4 -> 0.3; 4.75 -> 0.3 + 0.75 (1.395 - 0.3)
-    assert (profile.p50, profile.p80) == pytest.approx((0.15, 0.3))
-    assert profile.p95 == pytest.approx(0.3 + 0.75 * 1.095)
-    assert profile.share_below_001 == pytest.approx(2 / 6)
-    # ceil(6 / 5) = 2 tokens: (1.395 + 0.3) / 2.0
-    assert profile.share_of_top_fifth == pytest.approx(1.695 / 2.0)
-    assert profile.threshold == 0.25
-
-
-def test_token_table_by_hand(tmp_path: Path) -> None:
-    rows = [
-        make_row(
-            tokens=["x", "y", "x"],
-            ids=[7, 8, 7],
-            entropies=[1.0, 0.1, 2.0],
-            selected=[True, False, False],
-        ),
-        make_row(tokens=["x", "z"], ids=[7, 9], entropies=[3.0, 9.0], accepted=False),
-        make_row(tokens=["y"], ids=[8], entropies=[0.3]),
-    ]
-    (x, y), least = token_table(step_file(tmp_path, rows), minimum=2)  # z occurs once
-    assert least == 2
-    assert (x.text, x.token_id, x.count, x.mean) == ("x", 7, 3, 2.0)
-    assert x.p90 == pytest.approx(2.8)  # rank 0.9 * 2 = 1.8: 2 + 0.8 (3 - 2)
-    assert x.share_selected == 0.5  # of the two in the accepted group
-    assert (y.text, y.count, y.share_selected) == ("y", 2, 0.0)
-    assert y.mean == pytest.approx(0.2)
-
-
-def test_the_table_wants_ten_occurrences_or_one_in_two_thousand(tmp_path: Path) -> None:
-    def table(repeats: int) -> tuple[list[str], int]:
-        rows = [
-            make_row(tokens=["x"] * n, ids=[i] * n, entropies=[1.0] * n)
-            for i, n in enumerate((9, 10, repeats))
-        ]
-        lines, least = token_table(step_file(tmp_path, rows))
-        return [str(line.token_id) for line in lines], least
-
-    assert table(100) == (["1", "2"], 10)
-    # 20 019 tokens: ceil(20 019 / 2000) = 11
-    assert table(20_000) == (["2"], 11)
-
-
-def test_columns_of_different_lengths_are_an_error(tmp_path: Path) -> None:
-    row = make_row(tokens=["a", "b"], ids=[1], entropies=[0.5, 0.5])
-    with pytest.raises(RunError, match="differ in length"):
-        token_table(step_file(tmp_path, [row]), 1)
-
-
-def test_unknown_entropies_are_left_out_of_every_number(tmp_path: Path) -> None:
-    rows = [make_row(entropies=None), make_row(tokens="ab", entropies=[math.nan, 0.5], ids=[1, 2])]
-    file = step_file(tmp_path, rows)
-    assert file.entropies().tolist() == [0.5]
-    assert [line.token_id for line in token_table(file, 1)[0]] == [2]
 
 
 def test_numbers_in_words() -> None:
@@ -120,7 +35,9 @@ def test_numbers_in_words() -> None:
     assert [percent(v) for v in (0.18555, 1.0, None)] == ["18.6\u00a0%", "100.0\u00a0%", "–"]
 
 
-def group(serial: int, rewards: list[float | None], step: int, **fields: Any) -> list[RolloutRow]:
+def group(
+    serial: int, rewards: list[float | None], step: int, **fields: Any
+) -> list[StoredCompletion]:
     return [
         make_row(serial, sample, step=step, reward=reward, **fields)
         for sample, reward in enumerate(rewards)

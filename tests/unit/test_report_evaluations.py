@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from forkpoint.evaluation.statistics import Estimate, wilson_interval
+from forkpoint.evaluation.statistics import wilson_interval
 from forkpoint.report.evaluations import difference
 from forkpoint.runs.atomic import write_json
+from forkpoint.runs.results import Estimate
 from tests.analysis_runs import interval
 from tests.report_page import page_of
 from tests.report_runs import make_run

@@ -1,6 +1,7 @@
 """The viewer's packed numbers are the files' numbers, and what does not fit is left out by rule."""
 
 import base64
+import json
 import math
 import re
 import zlib
@@ -11,39 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.errors import RunError
-from forkpoint.report.completions import (
-    PAGE_BYTES_PER_TOKEN,
-    Vocabulary,
-    choose,
-    shares,
-)
-from forkpoint.report.data import load_runs
-from forkpoint.report.packing import (
+from forkpoint.report.completions import MOST_CHECKPOINTS, Checkpoints, choose, shares
+from forkpoint.report.data import RunData
+from forkpoint.report.tokens import (
+    COLOUR_EDGES,
     LEVELS,
     LOG_STEP,
     MISSING,
+    Vocabulary,
     pack,
     pack_bits,
     pack_indices,
     probability_codes,
     quantise,
     restore,
+    viewer,
 )
-from forkpoint.report.rollout_source import is_right, words
-from forkpoint.report.scored import MOST_CHECKPOINTS, Scores
-from forkpoint.report.tokens import COLOUR_EDGES, name_alternatives, payload, read_sources, viewer
-from forkpoint.runs.atomic import write_json
-from forkpoint.runs.completions import write_completions
-from forkpoint.runs.dynamics import ScoreRow, write_scores
-from forkpoint.runs.tokens import CompletionRow
-from forkpoint.runs.vocabulary import read_texts, write_vocabulary
-from tests.analysis_store import make_completion, make_store
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.results import write_result
 from tests.report_runs import make_row, make_run
+from tests.stored import make_completion, make_pattern, make_store, write_dynamics
 
 ITEMS = {"Uint8Array": "<u1", "Uint16Array": "<u2", "Uint32Array": "<u4"}
 
@@ -60,11 +54,11 @@ def nats(stream: dict[str, Any]) -> list[float]:
 
 def read(root: Path, tokens: int = 500_000) -> dict[str, Any]:
     """The payload of a run directory's viewer."""
-    vocabulary = Vocabulary()
-    run = load_runs([root])[0]
-    sources = read_sources(run, tokens * PAGE_BYTES_PER_TOKEN, vocabulary)
-    name_alternatives(run, sources, vocabulary)
-    return payload(sources, vocabulary)
+    return json.loads(viewer(run_data(root), tokens)["payload"])
+
+
+def run_data(root: Path) -> RunData:
+    return RunData(label="run", root=root, config=None, environment={}, metrics=[], trained=False)
 
 
 def texts(page: dict[str, Any], packed: Sequence[str]) -> list[str]:
@@ -160,38 +154,7 @@ def test_a_sample_is_not_the_beginning_of_the_file() -> None:
     assert abs(taken.mean() - 499.5) < 3 * 27
 
 
-@pytest.mark.parametrize(
-    ("verdict", "right"), [(1.0, True), (2.0, True), (0.5, False), (None, None)]
-)
-def test_right_means_the_verifier_gave_full_marks(
-    verdict: float | None, right: bool | None
-) -> None:
-    assert is_right(verdict) is right
-
-
 # ---- words --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tokens", "text", "expected"),
-    [
-        (["pick", "n7", "<eos>"], "pick n7", ["pick", " n7", "<eos>"]),
-        (["The", " cat", ".\n", "\n"], "The cat.\n\n", ["The", " cat", ".\n", "\n"]),
-        (["caf", "\ufffd", "\ufffd", " ok"], "café ok", ["caf", "é", "·", " ok"]),
-        (["\ufffd", "\ufffd", "\ufffd"], "中", ["中", "·", "·"]),
-        (["\ufffd", "!"], "\ufffd!", ["\ufffd", "!"]),
-        (["", "a"], "a", ["", "a"]),
-    ],
-)
-def test_words_stand_as_in_the_text(tokens: list[str], text: str, expected: list[str]) -> None:
-    assert words(tokens, text) == expected
-
-
-@given(st.lists(st.tuples(st.sampled_from(["", " ", "\n", "  "]), st.text("abc ", min_size=1))))
-def test_words_put_together_are_the_text(pieces: list[tuple[str, str]]) -> None:
-    text = "".join(gap + token.strip() for gap, token in pieces if token.strip())
-    tokens = [token.strip() for _, token in pieces if token.strip()]
-    assert "".join(words(tokens, text)) == text
 
 
 def test_the_vocabulary_keeps_texts_of_one_id_apart() -> None:
@@ -206,13 +169,6 @@ def test_the_vocabulary_keeps_texts_of_one_id_apart() -> None:
     assert list(vocabulary.entries) == [("·", 7), ("é", 7), ("", 9)]
 
 
-def test_texts_of_a_vocabulary_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "vocabulary.parquet"
-    assert read_texts(path, {1}) == {}
-    write_vocabulary(path, ["a", " b", "", "\ufffd"])
-    assert read_texts(path, {1, 3, 2, 77}) == {1: " b", 2: "", 3: "\ufffd"}
-
-
 # ---- recorded steps -----------------------------------------------------------------------------
 
 
@@ -223,9 +179,9 @@ def test_tokens_of_a_step_stand_in_the_payload(tmp_path: Path) -> None:
             make_row(
                 3,
                 0,
-                tokens=["go", "left", "<eos>"],
+                tokens=["go", " left", "<eos>"],
                 ids=[5, 6, 1],
-                completion="go left",
+                text="go left",
                 entropies=[0.125, 1.5, 0.0],
                 logprobs=[-0.5, -2.0, 0.0],
                 selected=[False, True, False],
@@ -320,7 +276,8 @@ def test_tokens_of_the_store_stand_in_the_payload(tmp_path: Path) -> None:
     # Token 5 was seen as "go"; 7 only as a piece of a character, 8 never: no text.
     assert texts(page, others["words"]) == ["", "", "go"]
     # With the tokenizer's vocabulary those not seen have its text; 5 stays as it was seen.
-    write_vocabulary(root / "analysis" / "vocabulary.parquet", [f" v{i}" for i in range(9)])
+    texts_of = pa.table({"token_id": range(9), "text": [f" v{i}" for i in range(9)]})
+    pq.write_table(texts_of, RunDirectory(root).vocabulary_parquet)
     page = read(root)
     likely = texts(page, page["sources"][0]["alternatives"]["words"])
     assert likely == [" v7", " v8", "go"]
@@ -339,45 +296,21 @@ def test_forks_are_marked_by_the_threshold_of_the_analysis(tmp_path: Path) -> No
     # Rank 0.8 * 4 = 3.2 of .1 .2 .3 .4 .7: 0.46
     assert entropies_marked(root) == ("top fifth", [1])
     # The threshold is one of the entropies, in float32.
-    write_json(root / "analysis" / "summary.json", {"threshold_nats": float(np.float32(0.3))})
+    write_result(root, make_pattern(entropy_threshold=float(np.float32(0.3))))
     assert entropies_marked(root) == ("above threshold", [1, 3, 4])
-
-
-def write_dynamics(
-    root: Path, rows: Sequence[CompletionRow], scored: Sequence[Sequence[Sequence[float]]]
-) -> None:
-    """What forkpoint dynamics leaves: completions, and entropies by checkpoint and completion;
-    log-probabilities are the entropies with a minus."""
-    analysis = root / "analysis"
-    write_completions(analysis / "dynamics" / "completions" / "part_00000.parquet", rows)
-    scores = [
-        ScoreRow(
-            prompt_id=row.prompt_id,
-            sample=row.sample,
-            checkpoint=checkpoint,
-            entropies=list(entropies),
-            logprobs=[-h for h in entropies],
-        )
-        for checkpoint, one in enumerate(scored)
-        for row, entropies in zip(rows, one, strict=True)
-    ]
-    write_scores(analysis / "dynamics_tokens.parquet", scores)
-    names = [{"name": f"step_{i}"} for i in range(len(scored))]
-    write_json(analysis / "dynamics.json", {"checkpoints": names})
 
 
 def test_checkpoints_stand_beside_the_tokens_they_scored(tmp_path: Path) -> None:
     root = tmp_path / "run"
     answers = [make_completion(0, 0), make_completion(0, 1), make_completion(1, 0)]
     make_store(root, answers)
-    scored = [row for row, _ in answers[:2]]
-    write_dynamics(root, scored, [[[0.5, 1.0], [9.0]], [[0.25, 2.0], [9.0]]])
+    write_dynamics(root, answers[:1], [[[0.5, 1.0]], [[0.25, 2.0]]])
     (source,) = read(root)["sources"]
     assert source["checkpoints"] == ["step_0", "step_1"]
     base, last = map(nats, source["scored"])
     assert base[:2] == pytest.approx([0.5, 1.0], abs=1e-4)
     assert last[:2] == pytest.approx([0.25, 2.0], abs=1e-4)
-    # p0/1 has another number of scores than tokens, p1/0 was not scored.
+    # p0/1 and p1/0 were not scored.
     assert np.isnan(base[2:] + last[2:]).all()
 
 
@@ -387,15 +320,13 @@ def test_completions_of_the_dynamics_are_not_taken_for_those_of_the_analysis(
     """The same prompt and sample, the same length, other tokens: a source of its own."""
     root = tmp_path / "run"
     make_store(root, [make_completion(texts=["x", " y"], ids=[0, 1], entropies=[0.1, 0.2])])
-    texts_of_ids = ["x", " y", " go", "\ufffd", "\ufffd", "."]
-    write_vocabulary(root / "analysis" / "vocabulary.parquet", texts_of_ids)
-    row, _ = make_completion(texts=["go", " ", "é", "."], ids=[2, 3, 4, 5], reward=0.0)
+    row = make_completion(texts=["go", "", "é", "."], ids=[2, 3, 4, 5], reward=0.0)
     write_dynamics(root, [row], [[[1.0, 2.0, 0.5, 0.0]], [[0.5, 0.25, 0.0, 0.0]]])
     page = read(root)
     analysis, dynamics = page["sources"]
     assert (analysis["key"], analysis["checkpoints"]) == ("analysis", [])
     assert (dynamics["key"], dynamics["checkpoints"]) == ("dynamics", ["step_0", "step_1"])
-    assert texts(page, dynamics["words"]) == ["go", " é", "·", "."]
+    assert texts(page, dynamics["words"]) == ["go", "·", "é", "."]
     assert dynamics["groups"][0]["completions"][0][:5] == [0, 4, 4, False, 0]
     # Entropy and surprisal are those of the last checkpoint, which sampled.
     assert nats(dynamics["entropy"]) == pytest.approx([0.5, 0.25, 0, 0], abs=1e-4)
@@ -408,20 +339,11 @@ def test_completions_of_the_dynamics_are_not_taken_for_those_of_the_analysis(
 def test_a_few_of_many_checkpoints_are_on_the_page() -> None:
     def shown(count: int) -> list[int]:
         names = [str(i) for i in range(count)]
-        return Scores(path=Path("x"), completions=[], names=names).on_the_page
+        return Checkpoints([], names).on_the_page
 
     assert shown(1) == [0]
     assert shown(MOST_CHECKPOINTS) == [0, 1, 2, 3, 4, 5]
     assert shown(11) == [0, 2, 4, 6, 8, 10]
-
-
-def test_a_store_that_does_not_fit_its_completions_is_an_error(tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    store = make_store(root, [make_completion()])
-    other = make_store(tmp_path / "other", [make_completion(texts="abc")])
-    store.completions_path(0).write_bytes(other.completions_path(0).read_bytes())
-    with pytest.raises(RunError, match=r"part_00000\.parquet has 2 tokens, its completions have 3"):
-        read(root)
 
 
 # ---- what does not fit --------------------------------------------------------------------------
@@ -443,7 +365,7 @@ def test_a_page_says_how_many_of_how_many_it_shows(tmp_path: Path) -> None:
     rows = [make_row(p, s, tokens=["t"] * 50, entropies=None) for p in range(40) for s in (0, 1)]
     root = make_run(tmp_path / "run", rows={1: rows})
     make_store(root, [make_completion(p, 0, texts=["t"] * 50) for p in range(40)])
-    step, analysis = viewer(load_runs([root])[0], tokens=2000)["sources"]
+    step, analysis = viewer(run_data(root), tokens=2000)["sources"]
     assert (step["completions"], step["tokens"]) == (80, 4000)
     assert (analysis["completions"], analysis["tokens"]) == (40, 2000)
     # Half of 2000 * 17 = 34 000 bytes each. A group of the step adds 100 * 8 + 2 * 80 + 7, of

@@ -1,24 +1,19 @@
 """Words of an analysis: clouds that do not overlap, contexts that are the store's, tables."""
 
-import tracemalloc
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint.errors import RunError
-from forkpoint.report.contexts import Context, find_contexts
 from forkpoint.report.svg import power_label, symlog, symlog_ticks
 from forkpoint.report.wordcloud import GAP, SMALLEST, WIDTH, CloudWord, pack, text_width, word_cloud
-from forkpoint.runs import tokens
-from forkpoint.runs.columns import stream_columns
-from forkpoint.runs.tokens import TokenStore
+from forkpoint.report.words import Context, find_contexts
+from forkpoint.runs import completions
+from forkpoint.runs.completions import part_files
 from tests.analysis_runs import SUMMARY, write_analysis, write_store
 from tests.report_page import page_of
 
@@ -69,7 +64,7 @@ def test_a_cloud_of_zeros_and_of_nothing() -> None:
 
 
 def contexts(root: Path, words: Sequence[str]) -> dict[str, list[Context]]:
-    return find_contexts(TokenStore(root / "analysis"), words)
+    return find_contexts(part_files(root / "completions" / "analysis"), words)
 
 
 def test_contexts_by_hand(tmp_path: Path) -> None:
@@ -91,58 +86,28 @@ def test_contexts_by_hand(tmp_path: Path) -> None:
     assert found.keys() == {"x", "7", "z"}
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 13, 50])
-def test_contexts_do_not_depend_on_how_the_store_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+@pytest.mark.parametrize("tokens", [1, 7, 13, 50])
+def test_contexts_do_not_depend_on_the_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     parts = [
         [[f"{'abc'[(i * i + k) % 3]}{i % 2}" for i in range(5 + 4 * k)] for k in range(p + 3)]
         for p in range(3)
     ]
-    write_store(tmp_path, parts)
+    write_store(tmp_path / "a", parts)
     words = ["a0", "b1", "c0", "a1"]
-    whole = contexts(tmp_path, words)
+    whole = contexts(tmp_path / "a", words)
     assert sum(map(len, whole.values())) > 6
-    monkeypatch.setattr(tokens, "stream_columns", partial(stream_columns, rows=rows))
-    assert contexts(tmp_path, words) == whole
-
-
-class EndlessStore(TokenStore):
-    """A part of many batches that are made as they are read."""
-
-    batches = 10
-
-    def parts(self) -> list[int]:
-        return [0]
-
-    def columns(self, part: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for i in range(self.batches):
-            text = pa.array([f"w{j % 50}" for j in range(2000)])
-            position = pa.array(range(2000 * i, 2000 * (i + 1)), pa.int32())
-            yield pa.record_batch({"text": text, "position": position})
-
-
-def peak(batches: int) -> int:
-    store = EndlessStore(Path())
-    EndlessStore.batches = batches
-    tracemalloc.start()
-    found = find_contexts(store, ["never", "w1"])
-    size = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(found["w1"]) == 1  # all of it is one completion
-    return size
-
-
-def test_memory_does_not_grow_with_the_store() -> None:
-    peak(2)
-    assert peak(80) < 1.2 * peak(8)
+    monkeypatch.setattr(completions, "ROW_GROUP_TOKENS", tokens)
+    write_store(tmp_path / "b", parts)
+    assert contexts(tmp_path / "b", words) == whole
 
 
 def test_reading_ends_when_every_word_has_its_contexts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_store(tmp_path, [[["x"], ["x"], ["x"]], [["x"]]])
-    (tmp_path / "analysis" / "tokens" / "part_00001.parquet").write_bytes(b"not parquet")
+    (tmp_path / "completions/analysis/part_00001.parquet").write_bytes(b"not parquet")
     assert len(contexts(tmp_path, ["x"])["x"]) == 3
     with pytest.raises(RunError, match="part_00001"):
         contexts(tmp_path, ["x", "never"])
@@ -213,12 +178,3 @@ def test_symmetric_logarithm_keeps_the_order_and_the_sign(
     x, y = symlog(a, linear), symlog(b, linear)
     assert (x <= y) or a > b
     assert symlog(-a, linear) == -x
-
-
-def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
-    run = write_analysis(tmp_path / "run", words=(), summary=SUMMARY)
-    path = run / "analysis" / "words.parquet"
-    with pytest.raises(RunError, match=r"words\.parquet has no column missing, other"):
-        list(stream_columns(path, ["text", "missing", "other"]))
-    values: Any = [b.num_columns for b in stream_columns(path, ["text"])]
-    assert sum(values) in (0, 1)

@@ -19,9 +19,9 @@ from forkpoint.rewards import build as build_module
 from forkpoint.rewards.build import OfColumns
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
-from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier
 from forkpoint.rewards.worker import Part
 from forkpoint.types import Completion, FinishReason, Problem, Score
+from forkpoint.verifiers import FormatVerifier, IntegerVerifier
 from tests.unit import reward_functions as functions
 
 HERE = "tests.unit.reward_functions"

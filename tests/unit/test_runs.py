@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import RunError
 from forkpoint.runs import MetricsLog, RunDirectory, read_metrics
 from forkpoint.runs.atomic import write_atomically, write_json, write_text
+from forkpoint.runs.directory import check_schema
 
 FULL = Path("/dev/full")
 """Linux' disk that is always full: every write to it fails with ENOSPC."""
@@ -51,11 +53,14 @@ def test_paths_are_the_documented_ones(tmp_path: Path) -> None:
         "config_json": "config.json",
         "env_json": "env.json",
         "metrics_jsonl": "metrics.jsonl",
-        "rollouts_dir": "rollouts",
         "eval_dir": "eval",
         "checkpoints_dir": "checkpoints",
         "analysis_dir": "analysis",
+        "pieces_dir": "pieces",
+        "vocabulary_parquet": "completions/vocabulary.parquet",
+        "words_parquet": "results/words.parquet",
     }
+    assert directory.completions_dir("train") == tmp_path / "completions" / "train"
 
 
 def test_run_that_is_there_is_not_written_over(tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_start_that_failed_can_be_repeated_with_other_settings(tmp_path: Path) -
 
     def fail() -> None:
         with RunDirectory.open(tmp_path, config(seed=1), resume=False) as directory:
-            write_json(directory.env_json, {})
+            directory.write_environment()
             raise NoSuchModelError
 
     with pytest.raises(NoSuchModelError):
@@ -110,7 +115,7 @@ def test_resume_refuses_other_settings_by_name(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path} was started with other settings (training.mini_batches: 4 -> 1, "
         "training.seed: 1 -> 2); a resumed run may change only checkpoint.every, "
-        "checkpoint.keep_last, name, scoring.workers, training.steps"
+        "checkpoint.keep_last, name, rollout.keep, scoring.workers, training.steps"
     )
     assert json.loads((tmp_path / "config.json").read_text())["training"]["seed"] == 1
 
@@ -140,7 +145,7 @@ def test_settings_that_an_older_version_did_not_know_count_as_unset(tmp_path: Pa
 def test_stored_configuration_that_is_broken(tmp_path: Path) -> None:
     start(tmp_path)
     (tmp_path / "config.json").write_text('{"name": ')
-    with pytest.raises(RunError, match=r"config.json cannot be read as JSON: "):
+    with pytest.raises(RunError, match=r"cannot read .*config.json: "):
         start(tmp_path, resume=True)
 
 
@@ -265,3 +270,80 @@ def test_json_of_any_text_and_no_bare_nan(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "env.json").read_text(encoding="utf-8")) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": math.nan})
+
+
+# ---- versions of the folder ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use", [RunDirectory.claim, partial(RunDirectory.open, config="{}", resume=True)]
+)
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        ({"env.json": '{"command": []}', "config.json": "{}"}, 1),
+        ({"rollouts/step_00001.parquet": "", "config.json": "{}"}, 1),
+        ({"analysis/tokens/part_00000.parquet": ""}, 1),
+        ({"env.json": '{"schema_version": 3}'}, 3),
+    ],
+)
+def test_a_folder_of_another_version_is_refused_and_left_alone(
+    tmp_path: Path, use: Any, files: dict[str, str], version: int
+) -> None:
+    for name, text in files.items():
+        write_text(tmp_path / name, text)
+    with pytest.raises(RunError) as caught, use(tmp_path):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path} is a run directory of schema version {version}, and this forkpoint reads and "
+        "writes version 2: choose another folder, or use the version of forkpoint that made it"
+    )
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {*files}
+
+
+def test_a_folder_says_of_which_version_it_is(tmp_path: Path) -> None:
+    with RunDirectory.claim(tmp_path) as directory:
+        directory.describe('{"a": 1}')
+    check_schema(tmp_path)
+    assert json.loads(directory.env_json.read_text())["schema_version"] == 2
+    with RunDirectory.claim(tmp_path) as directory:
+        directory.describe("{}")  # a run's own files stay
+    assert json.loads(directory.config_json.read_text()) == {"a": 1}
+    directory.env_json.write_text("{")
+    with pytest.raises(RunError, match=r"cannot read .*env.json"):
+        check_schema(tmp_path)
+
+
+# ---- claiming a directory ------------------------------------------------------------------------
+
+
+def test_claim_makes_the_folder_and_leaves_its_configuration_alone(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "run"
+    with RunDirectory.claim(root) as directory:
+        assert directory.root == root
+        assert not directory.config_json.exists()
+    directory.config_json.write_text('{"a": 1}')
+    with RunDirectory.claim(root):
+        pass
+    assert directory.config_json.read_text() == '{"a": 1}'
+
+
+def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
+    with (
+        RunDirectory.claim(tmp_path),
+        pytest.raises(RunError, match="is being written by process"),
+        RunDirectory.claim(tmp_path),
+    ):
+        pass
+    with RunDirectory.claim(tmp_path):  # free again
+        pass
+
+
+def test_claim_and_training_exclude_each_other(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with (
+        RunDirectory.open(root, "{}", resume=False),
+        pytest.raises(RunError, match="is being written by process"),
+        RunDirectory.claim(root),
+    ):
+        pass

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.evaluation.statistics import Z_95, Estimate, bootstrap_interval, wilson_interval
+from forkpoint.evaluation.statistics import Z_95, bootstrap_interval, wilson_interval
+from forkpoint.runs.results import Estimate
 
 
 def test_z_is_the_point_with_two_and_a_half_percent_above() -> None:
@@ -140,4 +141,4 @@ def test_bootstrap_stays_in_bounds_and_warns_of_nothing(values: list[float], see
 def test_estimate_for_people_and_files() -> None:
     estimate = Estimate(value=0.2931, low=0.25649, high=0.3342, n=256)
     assert estimate.percent() == "29.3 % [25.6, 33.4]"
-    assert estimate.as_dict() == {"value": 0.2931, "low": 0.25649, "high": 0.3342, "n": 256}
+    assert estimate.model_dump() == {"value": 0.2931, "low": 0.25649, "high": 0.3342, "n": 256}

@@ -14,9 +14,10 @@ from forkpoint.lab.world import demonstrate
 from forkpoint.randomness import stream
 from forkpoint.tasks import build_task
 from forkpoint.tasks import gym as gym_module
-from forkpoint.tasks.gym import GymTask, GymVerifier, is_held_out
+from forkpoint.tasks.gym import GymTask, is_held_out
 from forkpoint.tasks.lab import LabTask
 from forkpoint.types import Problem
+from forkpoint.verifiers.gym import GymVerifier
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

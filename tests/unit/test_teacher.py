@@ -1,7 +1,7 @@
 """Teacher-forced scores against one plain forward pass per completion with all of its logits."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -12,13 +12,28 @@ from hypothesis import strategies as st
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import DataError, NumericalError
 from forkpoint.policy import teacher as score_module
-from forkpoint.policy.teacher import Pair, ScoredCompletion, score_completions
+from forkpoint.policy.teacher import score_completions
+from forkpoint.types import Completion, FinishReason
 from tests.conftest import VOCABULARY, tiny_model
 
 MODEL = tiny_model()
 
 ids = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12)
 pairs = st.lists(st.tuples(ids, ids), min_size=1, max_size=7)
+
+
+Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
+
+
+def completion(ids: Sequence[int]) -> Completion:
+    unknown: Any = [np.nan] * len(ids)
+    return Completion(
+        token_ids=np.array(ids, np.int32),
+        logprobs=unknown,
+        entropies=None,
+        finish_reason=FinishReason.STOP,
+        text="kept",
+    )
 
 
 def plainly(model: Any, pair: Pair, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,15 +51,16 @@ def plainly(model: Any, pair: Pair, temperature: float) -> tuple[torch.Tensor, t
 
 def score(
     given: Sequence[Pair], *, model: Any = MODEL, temperature: float = 1.0, **settings: int
-) -> list[ScoredCompletion]:
+) -> list[Completion]:
     settings = {"top_k": 3, "max_tokens": 64, **settings}
-    return list(score_completions(model, given, temperature=temperature, **settings))
+    pairs = ((prompt, completion(ids)) for prompt, ids in given)
+    return list(score_completions(model, pairs, temperature=temperature, **settings))
 
 
-def assert_plain(found: ScoredCompletion, model: Any, pair: Pair, temperature: float) -> None:
+def assert_plain(found: Completion, model: Any, pair: Pair, temperature: float) -> None:
     logprobs_T, entropies_T = plainly(model, pair, temperature)
-    np.testing.assert_allclose(found.logprobs_T, logprobs_T, atol=2e-5, rtol=1e-5)
-    np.testing.assert_allclose(found.entropies_T, entropies_T, atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(found.logprobs, logprobs_T, atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(found.entropies, entropies_T, atol=2e-5, rtol=1e-5)
 
 
 @given(given=pairs, max_tokens=st.integers(1, 80), temperature=st.sampled_from([0.5, 1.0, 1.7]))
@@ -62,8 +78,8 @@ def test_order_does_not_matter(given: list[Pair], seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(given))
     forth = score(given)
     for index, found in zip(order, score([given[i] for i in order]), strict=True):
-        np.testing.assert_allclose(found.entropies_T, forth[index].entropies_T, atol=2e-5)
-        np.testing.assert_allclose(found.logprobs_T, forth[index].logprobs_T, atol=2e-5)
+        np.testing.assert_allclose(found.entropies, forth[index].entropies, atol=2e-5)
+        np.testing.assert_allclose(found.logprobs, forth[index].logprobs, atol=2e-5)
 
 
 def test_alternatives_are_the_most_likely_tokens_descending() -> None:
@@ -73,18 +89,18 @@ def test_alternatives_are_the_most_likely_tokens_descending() -> None:
         logits_TV = MODEL(input_ids=torch.tensor([[*pair[0], *pair[1]]])).logits[0, 2:-1].double()
     logp_TV = (logits_TV / 2.0).log_softmax(-1)
     order_TK = logp_TV.argsort(-1, descending=True)[:, :4]
-    assert found.top_ids_TK.tolist() == order_TK.tolist()
-    np.testing.assert_allclose(found.top_logprobs_TK, logp_TV.gather(-1, order_TK), atol=2e-5)
-    assert found.top_ids_TK.dtype == np.int32
-    assert {x.dtype for x in (found.logprobs_T, found.entropies_T, found.top_logprobs_TK)} == {
+    assert found.top_ids.tolist() == order_TK.tolist()
+    np.testing.assert_allclose(found.top_logprobs, logp_TV.gather(-1, order_TK), atol=2e-5)
+    assert found.top_ids.dtype == np.int32
+    assert {x.dtype for x in (found.logprobs, found.entropies, found.top_logprobs)} == {
         np.dtype(np.float32)
     }
 
 
 def test_more_alternatives_than_words_gives_them_all() -> None:
     (found,) = score([([1], [2, 3])], top_k=1000)
-    assert [sorted(row) for row in found.top_ids_TK.tolist()] == [list(range(VOCABULARY))] * 2
-    np.testing.assert_allclose(np.exp(found.top_logprobs_TK.astype(float)).sum(-1), 1, atol=1e-5)
+    assert [sorted(row) for row in found.top_ids.tolist()] == [list(range(VOCABULARY))] * 2
+    np.testing.assert_allclose(np.exp(found.top_logprobs.astype(float)).sum(-1), 1, atol=1e-5)
 
 
 def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,16 +109,16 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_module, "LOGITS_ELEMENTS", 5 * VOCABULARY)
     monkeypatch.setattr(score_module, "CACHE_ELEMENTS", 2 * VOCABULARY)
     for a, b in zip(whole, score(given), strict=True):
-        np.testing.assert_allclose(a.entropies_T, b.entropies_T, atol=2e-5)
-        assert a.top_ids_TK.tolist() == b.top_ids_TK.tolist()
+        np.testing.assert_allclose(a.entropies, b.entropies, atol=2e-5)
+        assert a.top_ids.tolist() == b.top_ids.tolist()
 
 
 def test_a_completion_without_tokens_keeps_its_place() -> None:
     found = score([([1, 2], []), ([1, 2], [3]), ([4], [])], top_k=2)
-    assert [len(f.entropies_T) for f in found] == [0, 1, 0]
-    assert [f.top_ids_TK.shape for f in found] == [(0, 2), (1, 2), (0, 2)]
+    assert [len(f.entropies) for f in found] == [0, 1, 0]
+    assert [f.top_ids.shape for f in found] == [(0, 2), (1, 2), (0, 2)]
     assert_plain(found[1], MODEL, ([1, 2], [3]), 1.0)
-    assert [len(f.entropies_T) for f in score([([1], [])])] == [0]
+    assert [len(f.entropies) for f in score([([1], [])])] == [0]
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
@@ -113,11 +129,11 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 def test_pairs_are_read_as_they_are_needed() -> None:
     taken = 0
 
-    def endless() -> Iterator[Pair]:
+    def endless() -> Iterator[tuple[list[int], Completion]]:
         nonlocal taken
         while True:
             taken += 1
-            yield [1, 2, 3], [4, 5, 6, 7, 8]
+            yield [1, 2, 3], completion([4, 5, 6, 7, 8])
 
     stream = score_completions(MODEL, endless(), temperature=1.0, top_k=1, max_tokens=16)
     next(stream)
@@ -165,7 +181,7 @@ def test_a_model_that_changes_its_logits_is_asked_for_them() -> None:
     model, pair = _Capped(), ([3, 4], [5, 6, 7])
     (found,) = score([pair], model=model)
     assert_plain(found, model, pair, 1.0)
-    assert np.abs(found.entropies_T - score([pair])[0].entropies_T).max() > 0.01
+    assert np.abs(found.entropies - score([pair])[0].entropies).max() > 0.01
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

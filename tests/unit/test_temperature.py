@@ -20,10 +20,46 @@ from forkpoint.analysis.temperature import (
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
+from forkpoint.runs.atomic import write_json
+from forkpoint.runs.results import (
+    Estimate,
+    Histogram,
+    Pattern,
+    Temperature,
+    TemperaturePoint,
+    read_result,
+    result_path,
+    write_result,
+)
 from forkpoint.sampling import SampleRequest
 from forkpoint.sampling.base import SamplingSettings, SplitTemperature
 from forkpoint.types import Completion, FinishReason, Problem, Prompt, Score
 
+PATTERN = Pattern(
+    model="lab",
+    source="sampled",
+    task="lab",
+    temperature=1.0,
+    seed=20_000,
+    tokens=4,
+    completions=1,
+    prompts=1,
+    keep_fraction=0.2,
+    mean_entropy=0.1,
+    share_below_0_01=0.5,
+    entropy_threshold=0.3,
+    kept_fraction=0.25,
+    entropy_share_of_top=0.9,
+    percentiles={0: 0.0, 80: 0.123, 95: 0.3},
+    histogram=Histogram(edges=(0.0, 1.0), counts=(4,)),
+    by_position=(),
+    by_length=(),
+    by_correctness=(),
+    accuracy=None,
+    words_min_count=100,
+    words_listed=0,
+    lab=None,
+)
 PROBLEMS, SAMPLES = 4, 2
 FEW = TemperatureSettings(temperatures=(0.0, 2.0))
 """Five points: (1, 1), forks at 0 and 2, the rest at 0 and 2."""
@@ -56,9 +92,9 @@ class FakeEngine:
         right = max(split.above, split.below) <= number / 2
         truncated = split.below == 2 and request.sample == SAMPLES - 1
         return Completion(
-            token_ids=(5,) * length,
-            logprobs=(-1.0,) * length,
-            entropies=tuple(0.1 * (number + place) for place in range(length)),
+            token_ids=np.full(length, 5),
+            logprobs=np.full(length, -1.0),
+            entropies=np.array([0.1 * (number + place) for place in range(length)]),
             finish_reason=FinishReason.LENGTH if truncated else FinishReason.STOP,
             text="right" if right else "wrong",
         )
@@ -101,13 +137,13 @@ def config_of(**changes: Any) -> RunConfig:
     return parse_config({"evaluation": evaluation, **changes})
 
 
-def stored(root: Path) -> dict[str, Any]:
-    return json.loads((root / "analysis" / "temperature.json").read_text())
+def stored(root: Path) -> Temperature:
+    return read_result(result_path(root, Temperature), Temperature)
 
 
-def points_of(summary: dict[str, Any], varied: str) -> dict[float, dict[str, Any]]:
-    (sweep,) = (s for s in summary["sweeps"] if s["varied"] == varied)
-    return {point["temperature"]: point for point in sweep["points"]}
+def points_of(found: Temperature, varied: str) -> dict[float, TemperaturePoint]:
+    (sweep,) = (sweep for sweep in found.sweeps if sweep.varied == varied)
+    return {point.temperature: point for point in sweep.points}
 
 
 # ---- which points -------------------------------------------------------------------------------
@@ -154,19 +190,19 @@ def test_a_percentile_of_what_is_sampled_at_temperature_1(
     settings = TemperatureSettings(temperatures=(2.0,), percentile=percentile)
     summary = measure_temperature(config_of(), settings, tmp_path)
     threshold = float(np.percentile(entropies_T, percentile))
-    assert summary["threshold_nats"] == threshold
-    assert summary["share_above"] == (entropies_T > threshold).sum() / 36
-    assert (summary["threshold_percentile"], summary["threshold_source"]) == (percentile, "sampled")
+    assert summary.entropy_threshold == threshold
+    assert summary.share_above == (entropies_T > threshold).sum() / 36
+    assert (summary.threshold_percentile, summary.threshold_source) == (percentile, "sampled")
     assert {c.split.threshold_nats for c in engine.calls if c.split} == {threshold}
 
 
 def test_a_threshold_that_is_given(engine: FakeEngine, tmp_path: Path) -> None:
     settings = TemperatureSettings(temperatures=(2.0,), threshold_nats=0.55)
     summary = measure_temperature(config_of(), settings, tmp_path)
-    assert (summary["threshold_nats"], summary["threshold_percentile"]) == (0.55, None)
-    assert summary["threshold_source"] == "given"
+    assert (summary.entropy_threshold, summary.threshold_percentile) == (0.55, None)
+    assert summary.threshold_source == "given"
     # 0.6 to 0.8 in problem 3, 0.6 in problem 2, of 18 tokens: 0.2 .. 0.6 and 0.3 .. 0.8
-    assert summary["share_above"] == pytest.approx(4 / 18)
+    assert summary.share_above == pytest.approx(4 / 18)
     assert {c.split.threshold_nats for c in engine.calls if c.split} == {0.55}
 
 
@@ -176,11 +212,13 @@ def analysed(root: Path, **changes: Any) -> None:
     for name, change in changes.items():
         if name in sections:
             sections[name] |= change
-    described = {"source": changes.get("source", "sampled"), "config": sections}
-    percentiles = {"0": 0.0, "80": 0.123, "95": 0.3}
-    (root / "analysis").mkdir()
-    (root / "analysis" / "config.json").write_text(json.dumps(described))
-    (root / "analysis" / "summary.json").write_text(json.dumps({"percentiles": percentiles}))
+    source = changes.get("source", "sampled")
+    described = {"source": source, "config": sections}
+    write_json(root / "completions" / "analysis" / "settings.json", described)
+    pattern = PATTERN.model_copy(
+        update={"source": source, "temperature": sections["rollout"]["temperature"]}
+    )
+    write_result(root, pattern)
 
 
 def test_an_analysis_of_the_same_model_has_the_threshold(
@@ -188,8 +226,8 @@ def test_an_analysis_of_the_same_model_has_the_threshold(
 ) -> None:
     analysed(tmp_path)
     summary = measure_temperature(config_of(), FEW, tmp_path)
-    assert (summary["threshold_nats"], summary["threshold_source"]) == (0.123, "summary.json")
-    assert summary["share_above"] == (entropies_T > 0.123).sum() / 36
+    assert (summary.entropy_threshold, summary.threshold_source) == (0.123, "pattern.json")
+    assert summary.share_above == (entropies_T > 0.123).sum() / 36
 
 
 @pytest.mark.parametrize(
@@ -210,8 +248,8 @@ def test_an_analysis_of_something_else_has_not(
     analysed(tmp_path, **changes)
     settings = TemperatureSettings(temperatures=(2.0,), percentile=percentile)
     summary = measure_temperature(config_of(), settings, tmp_path)
-    assert summary["threshold_source"] == "sampled"
-    assert summary["threshold_nats"] == float(np.percentile(entropies_T, percentile))
+    assert summary.threshold_source == "sampled"
+    assert summary.entropy_threshold == float(np.percentile(entropies_T, percentile))
 
 
 # ---- what is said of a point --------------------------------------------------------------------
@@ -220,17 +258,16 @@ def test_an_analysis_of_something_else_has_not(
 def test_a_point_by_hand(engine: FakeEngine, tmp_path: Path) -> None:
     summary = measure_temperature(config_of(), FEW, tmp_path)
     assert summary == stored(tmp_path)
-    assert (summary["problems"], summary["samples"]) == (PROBLEMS, SAMPLES)
-    assert (summary["model"], summary["task"]) == ("lab", "lab")
-    assert [s["fixed"] for s in summary["sweeps"]] == [1.0, 1.0]
+    assert (summary.problems, summary.samples) == (PROBLEMS, SAMPLES)
+    assert (summary.model, summary.task) == ("lab", "lab")
     forks, rest = points_of(summary, "forks"), points_of(summary, "rest")
     # problems 0 .. 3 are right up to temperature 0, 1/2, 1, 3/2: two at (1, 1), none at (2, 1)
-    assert [p["accuracy"]["value"] for p in forks.values()] == [0.5, 0.5, 0.0]
+    assert [p.accuracy.value for p in forks.values()] == [0.5, 0.5, 0.0]
     low, high = bootstrap_interval([0.0, 0.0, 1.0, 1.0], seed=20_000)
-    assert forks[0.0]["accuracy"] == {"value": 0.5, "low": low, "high": high, "n": 4}
-    assert {p["length_mean"] for p in forks.values()} == {4.5}  # (3 + 4 + 5 + 6) / 4
-    assert [p["truncated_fraction"] for p in forks.values()] == [0.0, 0.0, 0.0]
-    assert [p["truncated_fraction"] for p in rest.values()] == [0.0, 0.0, 0.5]
+    assert forks[0.0].accuracy == Estimate(value=0.5, low=low, high=high, n=4)
+    assert {p.length_mean for p in forks.values()} == {4.5}  # (3 + 4 + 5 + 6) / 4
+    assert [p.truncated_fraction for p in forks.values()] == [0.0, 0.0, 0.0]
+    assert [p.truncated_fraction for p in rest.values()] == [0.0, 0.0, 0.5]
     assert forks[1.0] == rest[1.0]
 
 
@@ -238,17 +275,18 @@ def test_differences_are_to_plain_sampling(engine: FakeEngine, tmp_path: Path) -
     summary = measure_temperature(config_of(), FEW, tmp_path)
     plain, hot = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
     forks = points_of(summary, "forks")
-    assert forks[1.0]["difference"] is None
-    assert forks[2.0]["difference"] == paired_difference(hot, plain, seed=20_000)
-    assert forks[2.0]["difference"]["value"] == -0.5
-    assert forks[0.0]["difference"]["value"] == 0.0
+    assert forks[1.0].difference is None
+    assert forks[2.0].difference == paired_difference(hot, plain, seed=20_000)
+    differences = [point.difference for point in forks.values() if point.difference]
+    assert [d.value for d in differences] == [0.0, -0.5]
 
 
 def test_a_difference_of_pairs_by_hand() -> None:
     # differences 1/2, 0, -1, 1/2: as shares (d + 1) / 2 they are 3/4, 1/2, 0, 3/4
     low, high = bootstrap_interval([0.75, 0.5, 0.0, 0.75], seed=3)
     found = paired_difference([1.0, 0.5, 0.0, 0.5], [0.5, 0.5, 1.0, 0.0], seed=3)
-    assert found == pytest.approx({"value": 0.0, "low": 2 * low - 1, "high": 2 * high - 1})
+    assert (found.value, found.n) == (0.0, 4)
+    assert found.interval == pytest.approx((2 * low - 1, 2 * high - 1))
 
 
 @pytest.mark.parametrize("common", [0.0, 1.0, -1.0, 0.25])
@@ -257,10 +295,10 @@ def test_differences_that_are_all_equal_still_have_an_interval(common: float) ->
     u = 1.959964**2 / (4 + 1.959964**2)
     assert u == pytest.approx(wilson_interval(0, 4)[1])
     found = paired_difference([max(common, 0.0)] * 4, [max(-common, 0.0)] * 4, seed=0)
-    assert found["value"] == common
+    assert found.value == common
     # a share u of the problems at -1 or at 1, all others at the common value
-    assert found["low"] == pytest.approx((1 - u) * common - u)
-    assert found["high"] == pytest.approx((1 - u) * common + u)
+    assert found.low == pytest.approx((1 - u) * common - u)
+    assert found.high == pytest.approx((1 - u) * common + u)
 
 
 @given(
@@ -273,9 +311,11 @@ def test_differences_that_are_all_equal_still_have_an_interval(common: float) ->
 def test_a_difference_is_within_its_interval(pairs: list[tuple[float, float]]) -> None:
     ours, reference = [a for a, _ in pairs], [b for _, b in pairs]
     found = paired_difference(ours, reference, seed=1)
-    assert found["value"] == pytest.approx(np.mean(ours) - np.mean(reference))
-    assert -1 - 1e-12 <= found["low"] <= found["value"] + 1e-12
-    assert found["value"] - 1e-12 <= found["high"] <= 1 + 1e-12
+    assert found.value == pytest.approx(np.mean(ours) - np.mean(reference))
+    assert found.interval is not None
+    low, high = found.interval
+    assert -1 - 1e-12 <= low <= found.value + 1e-12
+    assert found.value - 1e-12 <= high <= 1 + 1e-12
 
 
 # ---- stopping and going on ----------------------------------------------------------------------
@@ -290,7 +330,7 @@ def test_a_stop_keeps_the_points_that_are_finished(
 
     with pytest.raises(Interrupted):
         measure_temperature(config_of(), FEW, tmp_path / "stopped", stop)
-    assert not (tmp_path / "stopped" / "analysis" / "temperature.json").exists()
+    assert not result_path(tmp_path / "stopped", Temperature).exists()
     resumed = measure_temperature(config_of(), FEW, tmp_path / "stopped")
     assert len(engine.calls) == 5  # none was sampled twice
     assert resumed == measure_temperature(config_of(), FEW, tmp_path / "whole")
@@ -343,7 +383,7 @@ def test_other_settings_are_refused(
 
 def test_what_cannot_be_read_is_named(engine: FakeEngine, tmp_path: Path) -> None:
     measure_temperature(config_of(), FEW, tmp_path)
-    path = tmp_path / "analysis" / "temperature" / "forks_2.0_rest_1.0.json"
+    path = tmp_path / "pieces" / "temperature" / "forks_2.0_rest_1.0.json"
     path.write_text("{")
     with pytest.raises(RunError, match=r"forks_2\.0_rest_1\.0\.json cannot be read"):
         measure_temperature(config_of(), FEW, tmp_path)

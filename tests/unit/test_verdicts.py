@@ -5,18 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from forkpoint.analysis.held_out import sample_answers
 from forkpoint.config import RunConfig, parse_config
-from forkpoint.evaluation.evaluate import accuracy, is_right
-from forkpoint.report.completions import Vocabulary
-from forkpoint.report.rollout_source import read_rollout_source, rollout_sizes
-from forkpoint.report.steps import StepFile
+from forkpoint.evaluation.evaluate import accuracy, is_right, tally
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards import build_scorer
-from forkpoint.runs.rollouts import read_rollouts, write_rollouts
+from forkpoint.runs.completions import read_completions, write_completions
 from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.sampling.collect import teaches
@@ -104,13 +100,13 @@ def rollouts() -> StepRollouts:
     }
     scorer = build_scorer(config, task)
     try:
+        parts = SimpleNamespace(
+            task=task, prompter=prompter, engine=ScriptedEngine(script), scorer=scorer
+        )
         return collect_groups(
-            task=task,
-            prompter=prompter,  # pyright: ignore[reportArgumentType]
-            engine=ScriptedEngine(script),
-            scorer=scorer,
-            config=config.rollout,
-            settings=SamplingSettings(max_new_tokens=10, temperature=1.0, seed=0, step=1),
+            parts,  # pyright: ignore[reportArgumentType]
+            config.rollout,
+            SamplingSettings(max_new_tokens=10, temperature=1.0, seed=0, step=1),
             first_serial=0,
         )
     finally:
@@ -144,7 +140,7 @@ def test_rewards_do_not_depend_on_the_order_of_the_recipe() -> None:
 
 def test_accuracy_is_the_verifiers_wherever_it_stands(rollouts: StepRollouts) -> None:
     # 1/3 + 2/3 + 0 + 0 + 1 of five problems; by form, which stands first, it would be 14/15
-    assert accuracy(rollouts.groups, seed=0).value == pytest.approx(2 / 5)
+    assert accuracy(tally(rollouts.groups), seed=0).value == pytest.approx(2 / 5)
     long = next(g for g in rollouts.groups if g.prompt.problem.id == "right, one long")
     assert [is_right(r) for r in long.rollouts_G] == [True] * 3
 
@@ -175,23 +171,30 @@ def test_which_verdicts_differ(
 # ---- on the way to files and back ----------------------------------------------------------------
 
 
-def test_the_verdict_is_recorded_and_shown(rollouts: StepRollouts, tmp_path: Path) -> None:
+def test_the_verdict_is_recorded(rollouts: StepRollouts, tmp_path: Path) -> None:
     rows = RowMaker(NumberTokenizer(), "grpo").rows(1, rollouts, None)
     path = tmp_path / "step_00001.parquet"
-    write_rollouts(path, rows)
+    write_completions(path, rows)
     expected = [float(text == RIGHT) for answers in GROUPS.values() for text, _ in answers]
-    assert [row.verdict for row in read_rollouts(path)] == expected
-    assert shown(path) == [bool(verdict) for verdict in expected]
-    # without the column a row's first part is its verdict: here that of the form
-    pq.write_table(pq.read_table(path).drop_columns(["verdict"]), path)
-    assert shown(path) == [text != BARE for answers in GROUPS.values() for text, _ in answers]
+    found = list(read_completions([path]))
+    assert [row.score.verdict for row in found] == expected
+    assert [row.score.right for row in found] == [bool(verdict) for verdict in expected]
+    answers = [given for group in GROUPS.values() for given in group]
+    assert [(row.completion.text, len(row.completion)) for row in found] == answers
+    assert [(row.serial, row.sample) for row in found] == [
+        (p, s) for p in range(5) for s in range(3)
+    ]
+    accepted = {row.prompt_id for row in found if row.accepted}
+    assert accepted == {"mixed", "one wrong, and it is long"}
 
 
-def shown(path: Path) -> list[bool | None]:
-    file = StepFile(1, path)
-    serials, sizes = rollout_sizes(file)
-    source = read_rollout_source(file, sizes, serials, 1000, Vocabulary())
-    return [c.right for group in source.groups for c in group.completions]
+@pytest.mark.parametrize(
+    ("verdict", "right"), [(1.0, True), (2.0, True), (0.5, False), (None, None)]
+)
+def test_right_means_the_verifier_gave_full_marks(
+    verdict: float | None, right: bool | None
+) -> None:
+    assert Score(reward=0.3, verdict=verdict).right is right
 
 
 def test_an_analysis_stores_the_verdict() -> None:
@@ -204,4 +207,4 @@ def test_an_analysis_stores_the_verdict() -> None:
         loaded=SimpleNamespace(tokenizer=NumberTokenizer()),
     )
     (row,) = sample_answers(parts, config, {0: prompt}, lambda: False)
-    assert row.reward == 0.0
+    assert row.score == score

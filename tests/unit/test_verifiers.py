@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.rewards.answers import extract_answer, last_boxed
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.overlong import overlong_penalty
-from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier, MathVerifier
+from forkpoint.verifiers import FormatVerifier, IntegerVerifier, MathVerifier
+from forkpoint.verifiers.answers import extract_answer, last_boxed
 
 # ---- finding the answer --------------------------------------------------------------------------
 

@@ -5,29 +5,33 @@ a model's own samples and somebody else's file can be compared.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from forkpoint.analysis.held_out import numbered_problems, sample_answers
+from forkpoint.analysis.held_out import prompt_parts, sample_answers
 from forkpoint.analysis.rows import find_files
-from forkpoint.analysis.run_files import write_run_files
 from forkpoint.analysis.sources import Columns, CompletionFile
 from forkpoint.analysis.summary import SummarySettings, summarise
-from forkpoint.analysis.text import TokenTexts
-from forkpoint.analysis.vocabulary import ensure_vocabulary
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, Interrupted
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.policy.teacher import ScoredCompletion, score_completions
+from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.atomic import write_json
-from forkpoint.runs.directory import check_settings
-from forkpoint.runs.tokens import CompletionRow, TokenColumns, TokenStore
+from forkpoint.runs.completions import (
+    StoredCompletion,
+    part_file,
+    part_files,
+    write_completions,
+)
+from forkpoint.runs.results import Pattern, result_path, write_result
+from forkpoint.runs.resume import Pieces
+from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
+from forkpoint.sampling.pieces import TokenPieces
 
 PART_COMPLETIONS = 256
 """Completions of a part that is read from a file."""
@@ -50,7 +54,7 @@ class Observer(Protocol):
     """Told how an analysis goes."""
 
     def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
-        """A part of the store was written."""
+        """A part's completions were scored and stored."""
         ...
 
     def note(self, text: str) -> None:
@@ -58,7 +62,7 @@ class Observer(Protocol):
         ...
 
 
-Part: TypeAlias = Callable[[], list[CompletionRow]]
+Part: TypeAlias = Callable[[], list[StoredCompletion]]
 """Makes a part's completions: nothing is sampled for a part that is there already."""
 
 
@@ -69,8 +73,8 @@ def analyze(
     *,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Fill ``root``/analysis and return its summary; see docs/analysis.md.
+) -> Pattern:
+    """Fill ``root``/completions/analysis and write its pattern; see docs/analysis.md.
 
     Started again with the same settings it goes on after the last whole part; ``summary`` settings
     may differ, the tokens are the same.
@@ -82,18 +86,17 @@ def analyze(
     with ExitStack() as stack:
         directory = stack.enter_context(RunDirectory.claim(root))
         described = describe(config, root, settings)
-        store = TokenStore(directory.analysis_dir)
-        settings_json = store.root / "config.json"
-        if store.parts():
-            check_settings(settings_json, described)
-        if not _finished(store):
-            filler = _Filler(directory, store, config, settings, observer, should_stop)
+        pieces = Pieces.open(directory.completions_dir("analysis"), described)
+        if not _finished(root, pieces.folder):
+            filler = _Filler(directory, pieces.folder, config, settings, observer, should_stop)
             loaded, parts, of = filler.open(stack)
-            if not store.parts():  # a start that failed may have left others
-                write_json(settings_json, described)
-            ensure_vocabulary(store.root, loaded.tokenizer)
+            ensure_vocabulary(directory.vocabulary_parquet, loaded.tokenizer)
             filler.fill(loaded, parts, of)
-        return summarise(store, described, settings.summary)
+        pattern = summarise(
+            part_files(pieces.folder), directory.words_parquet, described, settings.summary
+        )
+        write_result(root, pattern)
+        return pattern
 
 
 def _check(settings: AnalysisSettings) -> None:
@@ -105,10 +108,9 @@ def _check(settings: AnalysisSettings) -> None:
 
 
 def describe(config: RunConfig, root: Path, settings: AnalysisSettings) -> dict[str, Any]:
-    """analysis/config.json: everything that decides the token store."""
+    """Everything that decides what is stored of the tokens."""
     path = settings.rollouts
     return {
-        "schema": 1,
         "source": "sampled" if path is None else named_from(path, root),
         "source_bytes": None if path is None else sum(p.stat().st_size for p in find_files(path)),
         "columns": {
@@ -126,6 +128,13 @@ def named_from(path: Path, root: Path) -> str:
     return str(whole.relative_to(root.resolve()) if inside else whole)
 
 
+def _finished(root: Path, folder: Path) -> bool:
+    """Whether every part is there: the pattern is written after the last one."""
+    parts = part_files(folder)
+    whole = parts == [part_file(folder, number) for number in range(len(parts))]
+    return whole and result_path(root, Pattern).exists()
+
+
 # ---- parts ---------------------------------------------------------------------------------------
 
 
@@ -133,15 +142,10 @@ def sampled_parts(
     parts: SamplingParts, config: RunConfig, should_stop: Callable[[], bool]
 ) -> list[Part]:
     """Held-out problems, cut so that a part's completions are sampled side by side."""
-    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
-    numbers = list(prompts)
-    size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
-
-    def make(first: int) -> list[CompletionRow]:
-        some = {n: prompts[n] for n in numbers[first : first + size]}
-        return sample_answers(parts, config, some, should_stop)
-
-    return [lambda first=first: make(first) for first in range(0, len(numbers), size)]
+    return [
+        lambda some=some: sample_answers(parts, config, some, should_stop)
+        for some in prompt_parts(parts, config)
+    ]
 
 
 def read_parts(source: CompletionFile) -> Iterator[Part]:
@@ -151,26 +155,16 @@ def read_parts(source: CompletionFile) -> Iterator[Part]:
         yield lambda part=part: part
 
 
-# ---- the store -----------------------------------------------------------------------------------
-
-
-def _finished(store: TokenStore) -> bool:
-    """Whether every part is there: the summary is written after the last one."""
-    parts = store.parts()
-    return (store.root / "summary.json").exists() and parts == list(range(len(parts)))
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Filler:
     """Makes the parts that are not there yet."""
 
     directory: RunDirectory
-    store: TokenStore
+    folder: Path
     config: RunConfig
     settings: AnalysisSettings
     observer: Observer
     should_stop: Callable[[], bool]
-    source: CompletionFile | None = None
 
     def open(self, stack: ExitStack) -> tuple[LoadedModel, Iterable[Part], int | None]:
         """The model, the parts, and how many they are if that is known."""
@@ -179,66 +173,40 @@ class _Filler:
             parts = sampled_parts(sampling, self.config, self.should_stop)
             return sampling.loaded, parts, len(parts)
         loaded = load_model(self.config.model)
-        self.source = CompletionFile(self.settings.rollouts, self.settings.columns, loaded)
-        return loaded, read_parts(self.source), None
+        source = CompletionFile(self.settings.rollouts, self.settings.columns, loaded)
+        return loaded, self._with_notes(source), None
+
+    def _with_notes(self, source: CompletionFile) -> Iterator[Part]:
+        yield from read_parts(source)
+        for line in source.notes():
+            self.observer.note(line)
 
     def fill(self, loaded: LoadedModel, parts: Iterable[Part], of: int | None) -> None:
         """Sample, score and write part by part."""
-        run, top_k = self.directory.root.resolve().name, self.settings.top_k
-        writer = _Writer(self.store, run, loaded, self.config, top_k, self.should_stop)
+        pieces = TokenPieces(loaded.tokenizer)
         for number, part in enumerate(parts):
             if self.should_stop():
                 raise Interrupted("stopped")
-            if not self.store.has(number):
+            path = part_file(self.folder, number)
+            if not path.exists():
                 started = time.perf_counter()
-                tokens = writer.write(number, part())
-                write_run_files(self.directory, self.config)
+                rows = part()
+                write_completions(path, self._scored(loaded, pieces, rows))
+                self.directory.describe(self.config.model_dump_json(indent=2))
+                tokens = sum(len(row.completion) for row in rows)
                 self.observer.part(number, of, tokens, time.perf_counter() - started)
-        for line in self.source.notes() if self.source is not None else ():
-            self.observer.note(line)
 
-
-class _Writer:
-    """Scores a part and writes it as it goes."""
-
-    def __init__(
-        self,
-        store: TokenStore,
-        run: str,
-        loaded: LoadedModel,
-        config: RunConfig,
-        top_k: int,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self._store, self._run, self._loaded = store, run, loaded
-        self._temperature = config.rollout.temperature
-        self._max_tokens = config.training.micro_batch_tokens
-        self._top_k, self._should_stop = top_k, should_stop
-        self._texts = TokenTexts(loaded.tokenizer)
-
-    def write(self, number: int, rows: list[CompletionRow]) -> int:
-        """Write one part; returns its tokens."""
-        self._store.write(number, self._run, rows, self._columns(rows))
-        return sum(row.tokens for row in rows)
-
-    def _columns(self, rows: list[CompletionRow]) -> Iterator[TokenColumns]:
+    def _scored(
+        self, loaded: LoadedModel, pieces: TokenPieces, rows: Sequence[StoredCompletion]
+    ) -> Iterator[StoredCompletion]:
         scored = score_completions(
-            self._loaded.model,
-            ((row.prompt_token_ids, row.token_ids) for row in rows),
-            temperature=self._temperature,
-            top_k=self._top_k,
-            max_tokens=self._max_tokens,
+            loaded.model,
+            ((row.prompt_token_ids, row.completion) for row in rows),
+            temperature=self.config.rollout.temperature,
+            top_k=self.settings.top_k,
+            max_tokens=self.config.training.micro_batch_tokens,
         )
         for row, one in zip(rows, scored, strict=True):
-            if self._should_stop():
+            if self.should_stop():
                 raise Interrupted("stopped while scoring")
-            yield self._column(row, one)
-
-    def _column(self, row: CompletionRow, scored: ScoredCompletion) -> TokenColumns:
-        return TokenColumns(
-            texts=self._texts(row.token_ids),
-            logprobs_T=scored.logprobs_T,
-            entropies_T=scored.entropies_T,
-            top_ids_TK=scored.top_ids_TK,
-            top_logprobs_TK=scored.top_logprobs_TK,
-        )
+            yield replace(row, completion=one, pieces=pieces(one.token_ids.tolist()))

@@ -6,39 +6,32 @@ most likely alternatives; from all of them the answer is finished n times. See `
 computed, and ``continuations`` for how.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from forkpoint.analysis.branch_points import Answer, Pair, draw_pairs, place_of
+import numpy as np
+
+from forkpoint.analysis.branch_points import Answer, Pair, draw_pairs
 from forkpoint.analysis.continuations import Continuer, Place
-from forkpoint.analysis.gap import (
-    Alternative,
-    Branch,
-    GapGroup,
-    Position,
-    squared_gap,
-    summarise_gaps,
-)
+from forkpoint.analysis.gap import Alternative, Branch, Position, squared_gap, summarise_gaps
 from forkpoint.analysis.held_out import numbered_problems, sample_held_out, sample_settings
-from forkpoint.analysis.resampling import Interval
-from forkpoint.analysis.run_files import claim_settings, write_run_files
 from forkpoint.config import RunConfig
-from forkpoint.errors import ConfigError, Interrupted, RunError
+from forkpoint.errors import ConfigError, Interrupted
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.atomic import write_json
-from forkpoint.runs.completions import stream_completions
+from forkpoint.runs.completions import read_completions
+from forkpoint.runs.results import Branching, Replacement, write_result
+from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import SamplingParts, build_sampling
-from forkpoint.types import Problem, Prompt
-
-SCHEMA = 1
+from forkpoint.types import Prompt
 
 NOTE_EVERY = 10
 """Pairs."""
+
+Kind: TypeAlias = Literal["high", "low"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +49,13 @@ class BranchSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    positions: Sequence[Position]
+class MeasuredPair:
+    """What came out at the two positions of an answer; a piece of the measurement."""
+
     spent: int
-    """Tokens sampled, the first answers included."""
-    left_out: int
-    """Pairs that were sampled and could not be used; see ``_follow``."""
+    """Tokens sampled."""
+    positions: tuple[Position, ...]
+    """The two, or none if the pair cannot be used; see ``_follow``."""
 
 
 def measure_branching(
@@ -70,8 +64,8 @@ def measure_branching(
     root: Path,
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Write analysis/branching.json in ``root`` and return its contents; docs/dynamics.md.
+) -> Branching:
+    """Write results/branching.json in ``root`` and return its contents; docs/dynamics.md.
 
     Started again with the same settings it goes on after the last measured pair; the budget may be
     larger then.
@@ -82,27 +76,26 @@ def measure_branching(
     """
     _check(config, settings)
     with RunDirectory.claim(root) as directory:
-        folder = directory.analysis_dir / "branching"
-        claim_settings(folder, _described(config, settings))
+        folder = directory.completions_dir("branching")
+        pieces = Pieces.open(folder, _decisive(config, settings))
         with closing(build_sampling(config)) as parts:
-            answers = _answers(parts, config, settings, folder, should_stop)
-            write_run_files(directory, config)
-            spent = sum(len(answer.token_ids) for answer in answers)
+            answers = _answers(parts, config, settings, pieces, should_stop)
+            directory.describe(config.model_dump_json(indent=2))
+            spent = sum(len(answer.completion) for answer in answers)
             note(f"{len(answers)} answers of {spent} tokens sampled")
             pairs = draw_pairs(
-                answers,
-                keep_fraction=settings.keep_fraction,
-                seed=config.evaluation.seed,
+                answers, keep_fraction=settings.keep_fraction, seed=config.evaluation.seed
             )
             continuer = Continuer(
                 parts=parts,
                 settings=sample_settings(config, "branch"),
                 continuations=settings.continuations,
             )
-            measured = _measure(continuer, pairs, settings, folder, spent, should_stop, note)
-        summary = _summary(config, settings, measured, len(pairs))
-        write_json(directory.analysis_dir / "branching.json", summary)
-    return summary
+            measured = _measure(continuer, pairs, settings, pieces, spent, should_stop, note)
+        spent += sum(pair.spent for pair in measured)
+        result = _result(config, settings, measured, spent, len(pairs))
+        write_result(root, result)
+    return result
 
 
 def _check(config: RunConfig, settings: BranchSettings) -> None:
@@ -122,48 +115,40 @@ def _check(config: RunConfig, settings: BranchSettings) -> None:
         )
 
 
-def _described(config: RunConfig, settings: BranchSettings) -> dict[str, Any]:
+def _decisive(config: RunConfig, settings: BranchSettings) -> dict[str, Any]:
     """What decides the measurements: all but the budget."""
-    described = asdict(settings)
-    del described["budget_tokens"]
-    return {"schema": SCHEMA, **described, "config": config.model_dump(mode="json")}
+    decides = asdict(settings)
+    del decides["budget_tokens"]
+    return {**decides, "config": config.model_dump(mode="json")}
 
 
 def _answers(
     parts: SamplingParts,
     config: RunConfig,
     settings: BranchSettings,
-    folder: Path,
+    pieces: Pieces,
     should_stop: Callable[[], bool],
 ) -> list[Answer]:
     """Sampled, or read back, and teacher-forced."""
-    paths = sample_held_out(parts, config, folder / "completions", should_stop)
-    rows = list(stream_completions(paths))
-    scores = score_completions(
+    rows = list(read_completions(sample_held_out(parts, config, pieces.folder, should_stop)))
+    problems = numbered_problems(parts, config)
+    prompts = [
+        Prompt(
+            problem=problems[row.serial], token_ids=tuple(np.asarray(row.prompt_token_ids).tolist())
+        )
+        for row in rows
+    ]
+    scored = score_completions(
         parts.loaded.model,
-        ((row.prompt_token_ids, row.token_ids) for row in rows),
+        [(p.token_ids, row.completion) for p, row in zip(prompts, rows, strict=True)],
         temperature=config.rollout.temperature,
-        top_k=settings.alternatives + 1,  # the kept token may be one of them
+        top_k=settings.alternatives + 1,  # the sampled token may be one of them
         max_tokens=config.training.micro_batch_tokens,
     )
-    problems = {p.id: p for p in numbered_problems(parts, config).values()}
     return [
-        Answer(
-            prompt=_prompt(problems[row.prompt_id], row.prompt_token_ids),
-            number=number,
-            sample=row.sample,
-            token_ids=tuple(row.token_ids),
-            logprobs_T=score.logprobs_T,
-            entropies_T=score.entropies_T,
-            top_ids_TK=score.top_ids_TK,
-            top_logprobs_TK=score.top_logprobs_TK,
-        )
-        for number, (row, score) in enumerate(zip(rows, scores, strict=True))
+        Answer(prompt=prompt, number=number, sample=row.sample, completion=completion)
+        for number, (prompt, row, completion) in enumerate(zip(prompts, rows, scored, strict=True))
     ]
-
-
-def _prompt(problem: Problem, token_ids: Sequence[int]) -> Prompt:
-    return Prompt(problem=problem, token_ids=tuple(token_ids))
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -173,161 +158,126 @@ def _measure(
     continuer: Continuer,
     pairs: Sequence[Pair],
     settings: BranchSettings,
-    folder: Path,
+    pieces: Pieces,
     spent: int,
     should_stop: Callable[[], bool],
     note: Callable[[str], None],
-) -> _Measured:
-    """Pairs in order until one might pass the budget; each has a file of its own."""
-    positions: list[Position] = []
-    left_out = 0
+) -> list[MeasuredPair]:
+    """Pairs in order until one might pass the budget; each is a piece of its own."""
+    measured: list[MeasuredPair] = []
     for number, pair in enumerate(pairs):
-        places = _places(pair, settings.alternatives)
-        worst = sum(continuer.worst_case(place) for place in places.values())
+        places: dict[Kind, Place] = {
+            "high": pair.answer.place(pair.high, "high", settings.alternatives),
+            "low": pair.answer.place(pair.low, "low", settings.alternatives),
+        }
+        worst = sum(map(continuer.worst_case, places.values()))
         if spent + worst > settings.budget_tokens:  # of a pair on file too: a budget, one result
             note(f"the next pair may need {worst} tokens: the budget ends here")
             break
-        path = folder / f"pair_{number:05d}.json"
-        if not path.exists():
+        key = f"pair_{number:05d}.json"
+        if not pieces.done(key):
             if should_stop():
                 raise Interrupted("stopped between two pairs")
-            write_json(path, _follow(continuer, pair, places, should_stop))
             if (number + 1) % NOTE_EVERY == 0:
-                note(f"{number + 1} of {len(pairs)} pairs measured")
-        stored = _read(path)
-        spent += stored["spent"]
-        positions += map(_position, stored["positions"])
-        left_out += not stored["positions"]
-    return _Measured(positions=positions, spent=spent, left_out=left_out)
-
-
-def _places(pair: Pair, alternatives: int) -> dict[str, Place]:
-    return {
-        "high": place_of(pair.answer, pair.high, "high", alternatives),
-        "low": place_of(pair.answer, pair.low, "low", alternatives),
-    }
+                note(f"measuring pair {number + 1} of {len(pairs)}")
+        measured.append(
+            pieces.get(
+                key,
+                MeasuredPair,
+                lambda pair=pair, places=places: _follow(continuer, pair, places, should_stop),
+            )
+        )
+        spent += measured[-1].spent
+    return measured
 
 
 def _follow(
-    continuer: Continuer, pair: Pair, places: dict[str, Place], should_stop: Callable[[], bool]
-) -> dict[str, Any]:
-    """The contents of a pair's file; no positions if one has no alternative, or rewards too few
-    to know their noise because a verifier failed."""
+    continuer: Continuer, pair: Pair, places: dict[Kind, Place], should_stop: Callable[[], bool]
+) -> MeasuredPair:
+    """No positions if one has no alternative, or rewards too few to know their noise because a
+    verifier failed."""
     found, spent = [], 0
     for kind, place in places.items():
         branches, tokens = continuer.follow(place, should_stop)
         spent += tokens
         if len(branches) > 1 and all(branch.measured for branch in branches):
-            found.append(_measured_position(continuer, pair, kind, place, branches))
-    return {"spent": spent, "positions": [asdict(p) for p in found] if len(found) == 2 else []}
+            found.append(_position(continuer, pair.answer, kind, place, branches))
+    return MeasuredPair(spent=spent, positions=tuple(found) if len(found) == 2 else ())
 
 
-def _measured_position(
-    continuer: Continuer, pair: Pair, kind: str, place: Place, branches: Sequence[Branch]
+def _position(
+    continuer: Continuer, answer: Answer, kind: Kind, place: Place, branches: Sequence[Branch]
 ) -> Position:
-    answer, position = pair.answer, len(place.prefix_ids)
-    tokenizer = continuer.parts.loaded.tokenizer
+    decode = continuer.parts.loaded.tokenizer.decode
     (kept, _), *others = place.choices
+    assert answer.completion.entropies is not None
     return Position(
         prompt_id=answer.prompt.problem.id,
         sample=answer.sample,
-        position=position,
+        position=place.position,
         kind=kind,
-        entropy=float(answer.entropies_T[position]),
+        entropy=float(answer.completion.entropies[place.position]),
         token_id=kept,
-        text=tokenizer.decode([kept]),
+        text=decode([kept]),
         kept=branches[0],
         alternatives=tuple(
-            Alternative(
-                token_id=token, text=tokenizer.decode([token]), logprob=logprob, branch=branch
-            )
+            Alternative(token_id=token, text=decode([token]), logprob=logprob, branch=branch)
             for (token, logprob), branch in zip(others, branches[1:], strict=True)
         ),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}; delete it to measure it again") from error
-
-
-def _position(stored: dict[str, Any]) -> Position:
-    """``asdict`` undone."""
-    alternatives = tuple(
-        Alternative(**{**a, "branch": _branch(a["branch"])}) for a in stored["alternatives"]
-    )
-    return Position(**{**stored, "kept": _branch(stored["kept"]), "alternatives": alternatives})
-
-
-def _branch(stored: dict[str, Any]) -> Branch:
-    return Branch(rewards=tuple(stored["rewards"]), certain=stored["certain"])
-
-
 # ---- branching.json -----------------------------------------------------------------------------
 
 
-def _summary(
+def _result(
     config: RunConfig,
     settings: BranchSettings,
-    measured: _Measured,
+    measured: Sequence[MeasuredPair],
+    spent: int,
     pairs: int,
-) -> dict[str, Any]:
-    positions = measured.positions
-    found = summarise_gaps(positions, seed=config.evaluation.seed)
-    return {
-        "schema": SCHEMA,
-        "model": config.model.path,
-        "task": config.task.type,
-        "temperature": config.rollout.temperature,
-        "seed": config.evaluation.seed,
-        "keep_fraction": settings.keep_fraction,
-        "budget_tokens": settings.budget_tokens,
-        "spent_tokens": measured.spent,
-        "continuations": settings.continuations,
-        "alternatives": settings.alternatives,
-        "prompts": len({p.prompt_id for p in positions}),
-        "pairs_possible": pairs,
-        "pairs_left_out": measured.left_out,
-        "positions": [row for position in positions for row in _rows(position)],
-        "groups": {kind: _group(group) for kind, group in found.groups.items()},
-        "difference": _dict(found.difference),
-        "resampled_difference": _dict(found.resampled_difference),
-    }
+) -> Branching:
+    positions = [position for pair in measured for position in pair.positions]
+    gaps = summarise_gaps(positions, seed=config.evaluation.seed)
+    return Branching(
+        model=config.model.path,
+        task=config.task_name,
+        temperature=config.rollout.temperature,
+        seed=config.evaluation.seed,
+        keep_fraction=settings.keep_fraction,
+        budget_tokens=settings.budget_tokens,
+        spent_tokens=spent,
+        continuations=settings.continuations,
+        alternatives=settings.alternatives,
+        prompts=len({position.prompt_id for position in positions}),
+        pairs_possible=pairs,
+        pairs_left_out=sum(not pair.positions for pair in measured),
+        replacements=tuple(row for position in positions for row in _replacements(position)),
+        high=gaps.high,
+        low=gaps.low,
+        difference=gaps.difference,
+        resampled_difference=gaps.resampled_difference,
+    )
 
 
-def _rows(position: Position) -> Iterator[dict[str, Any]]:
-    """One row for each alternative."""
+def _replacements(position: Position) -> Iterator[Replacement]:
+    """One for each alternative."""
     for alternative, weight in zip(position.alternatives, position.weights(), strict=True):
-        yield {
-            "prompt_id": position.prompt_id,
-            "sample": position.sample,
-            "position": position.position,
-            "kind": position.kind,
-            "entropy": position.entropy,
-            "token": position.text,
-            "token_id": position.token_id,
-            "alternative": alternative.text,
-            "alternative_id": alternative.token_id,
-            "alternative_logprob": alternative.logprob,
-            "alternative_weight": float(weight),
-            "value_kept": position.kept.value,
-            "value_alternative": alternative.branch.value,
-            "squared_gap": squared_gap(position.kept, alternative.branch),
-            "n_kept": len(position.kept.rewards),
-            "n": len(alternative.branch.rewards),
-        }
-
-
-def _group(group: GapGroup) -> dict[str, Any]:
-    return {
-        "positions": group.positions,
-        "gap": _dict(group.gap),
-        "squared_gap": _dict(group.squared_gap),
-        "resampled_squared_gap": _dict(group.resampled_squared_gap),
-    }
-
-
-def _dict(interval: Interval | None) -> dict[str, float | None] | None:
-    return None if interval is None else interval.as_dict()
+        yield Replacement(
+            prompt_id=position.prompt_id,
+            sample=position.sample,
+            position=position.position,
+            kind=position.kind,
+            entropy=position.entropy,
+            token=position.text,
+            token_id=position.token_id,
+            alternative=alternative.text,
+            alternative_id=alternative.token_id,
+            alternative_logprob=alternative.logprob,
+            alternative_weight=float(weight),
+            value_kept=position.kept.value,
+            value_alternative=alternative.branch.value,
+            squared_gap=squared_gap(position.kept, alternative.branch),
+            continuations_kept=len(position.kept.rewards),
+            continuations_alternative=len(alternative.branch.rewards),
+        )

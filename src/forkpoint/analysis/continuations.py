@@ -1,7 +1,8 @@
 """Answers that begin alike: a prefix of a sampled answer, one more token, and n endings drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -16,18 +17,17 @@ class Place:
     """A position of a sampled answer and the tokens to be tried there."""
 
     prompt: Prompt
-    prefix_ids: tuple[int, ...]
-    """The answer's tokens before the position."""
-    prefix_logprobs: tuple[float, ...]
+    answer: Completion
+    position: int
     choices: tuple[tuple[int, float], ...]
-    """(token id, ln p) to follow; the kept token first."""
+    """(token id, ln p) to follow the tokens before the position; the sampled one first."""
     serial: int
     """Names the random stream; unique in the experiment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuer:
-    """Draws the rest of answers and rewards them whole. Made and eaten by ``branching``."""
+    """Draws the rest of answers and rewards them whole, for ``branching``."""
 
     parts: SamplingParts
     settings: SamplingSettings
@@ -36,8 +36,7 @@ class Continuer:
 
     def worst_case(self, place: Place) -> int:
         """Tokens that ``follow`` may sample at most."""
-        open_choices = [token for token, _ in place.choices if not self._ends(place, token)]
-        return len(open_choices) * self.continuations * self._room(place)
+        return len(self._open(place)) * self.continuations * self._room(place)
 
     def follow(
         self, place: Place, should_stop: Callable[[], bool]
@@ -50,36 +49,35 @@ class Continuer:
         Raises:
             Interrupted: ``should_stop()`` turned true; nothing is kept.
         """
-        drawn = self._draw(place, should_stop)
+        endings = self._draw(place, should_stop)
         answers = [
-            (number, answer)
-            for number, (token, logprob) in enumerate(place.choices)
-            for answer in self._answers(place, token, logprob, drawn.get(number))
+            [self._answer(place, choice, ending) for ending in endings.get(number, (None,))]
+            for number, choice in enumerate(place.choices)
         ]
-        pairs = [(place.prompt.problem, answer) for _, answer in answers]
-        scores = self.parts.scorer.score(pairs, should_stop)
+        pairs = [(place.prompt.problem, answer) for branch in answers for answer in branch]
+        scores = iter(self.parts.scorer.score(pairs, should_stop))
         branches = tuple(
             Branch(
                 rewards=tuple(
                     score.reward
-                    for (other, _), score in zip(answers, scores, strict=True)
-                    if other == number and score.reward is not None
+                    for score in islice(scores, len(branch))
+                    if score.reward is not None
                 ),
-                certain=number not in drawn,
+                certain=number not in endings,
             )
-            for number in range(len(place.choices))
+            for number, branch in enumerate(answers)
         )
-        return branches, sum(len(c.token_ids) for endings in drawn.values() for c in endings)
+        return branches, sum(len(ending) for drawn in endings.values() for ending in drawn)
 
-    def _draw(
-        self, place: Place, should_stop: Callable[[], bool]
-    ) -> dict[int, Sequence[Completion]]:
+    def _draw(self, place: Place, should_stop: Callable[[], bool]) -> dict[int, list[Completion]]:
         """Number of the choice -> its n endings, for the choices that do not end the answer."""
-        n = self.continuations
-        numbers = [i for i, (t, _) in enumerate(place.choices) if not self._ends(place, t)]
+        n, numbers = self.continuations, self._open(place)
+        prefix = (*place.prompt.token_ids, *place.answer.token_ids[: place.position].tolist())
         requests = [
             SampleRequest(
-                prompt=self._prompt(place, place.choices[number][0]),
+                prompt=Prompt(
+                    problem=place.prompt.problem, token_ids=(*prefix, place.choices[number][0])
+                ),
                 serial=place.serial,
                 sample=number * n + i,
             )
@@ -92,39 +90,34 @@ class Continuer:
         endings = self.parts.engine.sample(requests, settings, should_stop)
         return {number: endings[i * n : (i + 1) * n] for i, number in enumerate(numbers)}
 
-    def _prompt(self, place: Place, token: int) -> Prompt:
-        ids = (*place.prompt.token_ids, *place.prefix_ids, token)
-        return Prompt(problem=place.prompt.problem, token_ids=ids)
-
-    def _answers(
-        self, place: Place, token: int, logprob: float, endings: Sequence[Completion] | None
-    ) -> list[Completion]:
-        """Whole answers: prefix, token, ending."""
-        ids, logprobs = (*place.prefix_ids, token), (*place.prefix_logprobs, logprob)
-        if endings is None:
+    def _answer(
+        self, place: Place, choice: tuple[int, float], ending: Completion | None
+    ) -> Completion:
+        """The whole answer: the tokens before the position, the choice, and what was drawn."""
+        answer, position, (token, logprob) = place.answer, place.position, choice
+        ids = [answer.token_ids[:position], np.array([token])]
+        logprobs = [answer.logprobs[:position], np.array([logprob])]
+        if ending is not None:
+            ids.append(ending.token_ids)
+            logprobs.append(ending.logprobs)
+            reason = ending.finish_reason
+        else:
             stopped = token in self.parts.loaded.eos_ids
             reason = FinishReason.STOP if stopped else FinishReason.LENGTH
-            return [self._answer(ids, logprobs, reason)]
-        return [
-            self._answer((*ids, *e.token_ids), (*logprobs, *e.logprobs), e.finish_reason)
-            for e in endings
-        ]
-
-    def _answer(
-        self, ids: tuple[int, ...], logprobs: tuple[float, ...], reason: FinishReason
-    ) -> Completion:
-        text = self.parts.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        token_ids = np.concatenate(ids)
         return Completion(
-            token_ids=np.array(ids),
-            logprobs=np.array(logprobs),
+            token_ids=token_ids,
+            logprobs=np.concatenate(logprobs),
             entropies=None,
             finish_reason=reason,
-            text=text,
+            text=self.parts.loaded.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True),
         )
+
+    def _open(self, place: Place) -> list[int]:
+        """The numbers of the choices that do not end the answer."""
+        eos_ids = self.parts.loaded.eos_ids if self._room(place) else [t for t, _ in place.choices]
+        return [n for n, (token, _) in enumerate(place.choices) if token not in eos_ids]
 
     def _room(self, place: Place) -> int:
         """Tokens that may follow the position."""
-        return self.settings.max_new_tokens - len(place.prefix_ids) - 1
-
-    def _ends(self, place: Place, token: int) -> bool:
-        return token in self.parts.loaded.eos_ids or self._room(place) < 1
+        return max(0, self.settings.max_new_tokens - place.position - 1)

@@ -7,8 +7,7 @@ its own, so that an interrupted analysis goes on where it stopped.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,26 @@ from forkpoint.analysis.pattern import (
     token_index,
     top_tokens,
 )
-from forkpoint.analysis.resampling import Interval, ratio_intervals
-from forkpoint.analysis.run_files import claim_settings, write_run_files
+from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.sources import Columns, CompletionFile
-from forkpoint.analysis.vocabulary import ensure_vocabulary
 from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, ModelError
 from forkpoint.policy.load import LoadedModel, load_model, model_source
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.atomic import write_json, write_text
-from forkpoint.runs.completions import stream_completions, write_completions
-from forkpoint.runs.dynamics import ScoreRow, join_scores, read_scores, write_scores
+from forkpoint.runs.atomic import write_text
+from forkpoint.runs.completions import (
+    StoredCompletion,
+    part_file,
+    part_files,
+    read_columns,
+    read_completions,
+    write_completions,
+)
+from forkpoint.runs.results import CheckpointEntropy, Dynamics, Estimate, write_result
+from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import build_sampling
-
-SCHEMA = 1
-
-PART_COMPLETIONS = 256
-"""Completions of a part that is read from a file."""
+from forkpoint.sampling.pieces import TokenPieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +73,14 @@ def measure_dynamics(
     root: Path,
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Write analysis/dynamics.json and analysis/dynamics_tokens.parquet in ``root``.
+) -> Dynamics:
+    """Write results/dynamics.json and completions/dynamics/ in ``root``.
 
     Args:
         note: gets a line about each thing done.
 
     Returns:
-        The contents of dynamics.json; docs/dynamics.md is the schema.
+        The contents of dynamics.json; see docs/dynamics.md.
 
     Raises:
         ConfigError: ``keep_fraction`` is not a share.
@@ -91,23 +92,19 @@ def measure_dynamics(
         raise ConfigError(f"--keep-fraction {job.keep_fraction:g} is not in (0, 1]")
     check_comparable(job.checkpoints)
     with RunDirectory.claim(root) as directory:
-        folder = directory.analysis_dir / "dynamics"
-        claim_settings(folder, _settings(job, root))
-        paths = _completions(job, folder / "completions", should_stop, note)
-        write_run_files(directory, job.config)
-        scored = _score_all(job, paths, folder / "scored", should_stop, note)
-        join_scores(scored, directory.analysis_dir / "dynamics_tokens.parquet")
-        summary = _summary(job, paths, scored)
-        write_json(directory.analysis_dir / "dynamics.json", summary)
-    return summary
+        pieces = Pieces.open(directory.completions_dir("dynamics"), _decisive(job, root))
+        paths = _completions(job, pieces, should_stop, note)
+        directory.describe(job.config.model_dump_json(indent=2))
+        result = _result(job, paths, _score_all(job, paths, pieces, should_stop, note))
+        write_result(root, result)
+    return result
 
 
-def _settings(job: DynamicsJob, root: Path) -> dict[str, Any]:
+def _decisive(job: DynamicsJob, root: Path) -> dict[str, Any]:
     """What decides the completions and their scores."""
     config = job.config
     sampled = job.rollouts is None
     return {
-        "schema": SCHEMA,
         "checkpoints": [_relative(c.path, root) for c in job.checkpoints],
         "rollouts": None if job.rollouts is None else _relative(str(job.rollouts), root),
         "temperature": config.rollout.temperature,
@@ -130,56 +127,48 @@ def _relative(path: str, root: Path) -> str:
 
 
 def _completions(
-    job: DynamicsJob, folder: Path, should_stop: Callable[[], bool], note: Callable[[str], None]
+    job: DynamicsJob, pieces: Pieces, should_stop: Callable[[], bool], note: Callable[[str], None]
 ) -> list[Path]:
     """Files of completions, sampled from the final policy unless the job names some."""
+    folder = pieces.path("sampled")
     whole = folder / "whole"  # the mark that no part is missing
     if whole.exists():
-        return sorted(folder.glob("part_*.parquet"))
+        return part_files(folder)
     if job.rollouts is None:
         note(f"sampling from {job.checkpoints[-1].name}")
-        with closing(build_sampling(job.config, weights=_weights(job.checkpoints[-1]))) as parts:
-            ensure_vocabulary(folder.parent.parent, parts.loaded.tokenizer)
+        last = load_model(job.config.model, weights=_weights(job.checkpoints[-1]))
+        with closing(build_sampling(job.config, last)) as parts:
             paths = sample_held_out(parts, job.config, folder, should_stop)
     else:
         note(f"reading {job.rollouts}")
-        loaded = load_model(job.config.model)
-        ensure_vocabulary(folder.parent.parent, loaded.tokenizer)
-        source = CompletionFile(job.rollouts, Columns(), loaded)
-        paths = _copy(source, folder)
+        source = CompletionFile(job.rollouts, Columns(), load_model(job.config.model))
+        paths = [part_file(folder, 0)]
+        write_completions(paths[0], source)
         for line in source.notes():
             note(line)
     write_text(whole, "")
     return paths
 
 
-def _copy(source: CompletionFile, folder: Path) -> list[Path]:
-    """The file's completions in this model's tokens."""
-    rows, paths = iter(source), []
-    while part := list(islice(rows, PART_COMPLETIONS)):
-        paths.append(folder / f"part_{len(paths):05d}.parquet")
-        write_completions(paths[-1], part)
-    return paths
-
-
 def _score_all(
     job: DynamicsJob,
     paths: Sequence[Path],
-    folder: Path,
+    pieces: Pieces,
     should_stop: Callable[[], bool],
     note: Callable[[str], None],
 ) -> list[Path]:
-    """A file of scores for each checkpoint; those that are there already are kept."""
+    """The completions as each checkpoint sees them; files that are there already are kept."""
     scored = []
     for number, checkpoint in enumerate(job.checkpoints):
-        path = folder / f"checkpoint_{number:05d}.parquet"
-        if not path.exists():
+        key = f"checkpoint_{number:05d}.parquet"
+        if not pieces.done(key):
             note(f"scoring with {checkpoint.name} ({number + 1} of {len(job.checkpoints)})")
             # no name is left for the model: it must be gone before the next one is loaded
-            write_scores(
-                path, _scores(job.config, _load(job.config, checkpoint), number, paths, should_stop)
+            write_completions(
+                pieces.path(key),
+                _scores(job.config, _load(job.config, checkpoint), paths, should_stop),
             )
-        scored.append(path)
+        scored.append(pieces.path(key))
     return scored
 
 
@@ -197,88 +186,86 @@ def _weights(checkpoint: Checkpoint) -> Path:
 def _scores(
     config: RunConfig,
     loaded: LoadedModel,
-    number: int,
     paths: Sequence[Path],
     should_stop: Callable[[], bool],
-) -> Iterator[ScoreRow]:
-    """One checkpoint's rows, in the order of the completions."""
+) -> Iterator[StoredCompletion]:
+    """The completions in order, with one checkpoint's numbers."""
+    pieces = TokenPieces(loaded.tokenizer)
     scores = score_completions(
         loaded.model,
-        ((r.prompt_token_ids, r.token_ids) for r in stream_completions(paths)),
+        ((r.prompt_token_ids, r.completion) for r in read_completions(paths)),
         temperature=config.rollout.temperature,
         top_k=1,
         max_tokens=config.training.micro_batch_tokens,
     )
-    for row, score in zip(stream_completions(paths), scores, strict=True):
+    for row, scored in zip(read_completions(paths), scores, strict=True):
         if should_stop():
             raise Interrupted("stopped while scoring")
-        yield ScoreRow(
-            prompt_id=row.prompt_id,
-            sample=row.sample,
-            checkpoint=number,
-            entropies=score.entropies_T,
-            logprobs=score.logprobs_T,
+        yield replace(
+            row,
+            completion=replace(scored, top_ids=None, top_logprobs=None),
+            pieces=pieces(scored.token_ids.tolist()),
         )
 
 
 # ---- statistics ---------------------------------------------------------------------------------
 
 
-def _summary(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) -> dict[str, Any]:
-    ids, lengths = zip(*((r.prompt_id, r.tokens) for r in stream_completions(paths)), strict=True)
+def _result(job: DynamicsJob, paths: Sequence[Path], scored: Sequence[Path]) -> Dynamics:
+    ids, lengths = [], []
+    for columns in read_columns(paths, ["prompt_id", "token_ids"]):
+        ids += columns.values("prompt_id")
+        lengths += columns.lengths().tolist()
     index = token_index(ids, lengths)
     if not len(index.prompt_T):
         raise DataError(f"no tokens to compare: every completion ({job.source}) is empty")
     config, seed = job.config, job.config.evaluation.seed
-    tops_CT, percentiles_C, means_C = [], [], []
-    for number, path in enumerate(scored):
-        entropies_T = read_scores(path, "entropies", number)
-        tops_CT.append(top_tokens(entropies_T, index, job.keep_fraction))
-        percentiles_C.append(percentiles(entropies_T, index, seed=seed))
-        means_C.append(_mean(entropies_T, index, seed))
-    base_T, final_T = (read_scores(scored[n], "entropies", n) for n in (0, len(scored) - 1))
-    changes = change_by_bin(base_T, final_T, index, seed=seed)
-    return {
-        "schema": SCHEMA,
-        "checkpoints": [{"name": c.name, "step": c.step, "path": c.path} for c in job.checkpoints],
-        "source": job.source,
-        "task": config.task.type if job.rollouts is None else None,
-        "temperature": config.rollout.temperature,
-        "seed": seed,
-        "keep_fraction": job.keep_fraction,
-        "tokens": len(base_T),
-        "completions": len(lengths),
-        "prompts": index.num_prompts,
-        "overlap_with_base": _dicts(overlaps(tops_CT, tops_CT[0], index, seed=seed)),
-        "overlap_with_final": _dicts(overlaps(tops_CT, tops_CT[-1], index, seed=seed)),
-        "mean_entropy": _dicts(means_C),
-        "change_by_bin": [
-            {
-                "from_percentile": c.from_percentile,
-                "to_percentile": c.to_percentile,
-                "from_nats": c.from_nats,
-                "to_nats": c.to_nats,
-                "tokens": c.tokens,
-                "mean": c.change.value,
-                "low": c.change.low,
-                "high": c.change.high,
-            }
-            for c in changes
-        ],
-        "percentiles": {
-            str(q): [found[k].value for found in percentiles_C] for k, q in enumerate(PERCENTILES)
-        },
-        "percentile_intervals": {
-            str(q): _dicts([found[k] for found in percentiles_C]) for k, q in enumerate(PERCENTILES)
-        },
-    }
+    tops_CT = [top_tokens(_entropies(path), index, job.keep_fraction) for path in scored]
+    with_base = overlaps(tops_CT, tops_CT[0], index, seed=seed)
+    with_final = overlaps(tops_CT, tops_CT[-1], index, seed=seed)
+    base_T, final_T = (_entropies(scored[n]) for n in (0, -1))
+    return Dynamics(
+        source=job.source,
+        task=config.task_name if job.rollouts is None else None,
+        temperature=config.rollout.temperature,
+        seed=seed,
+        keep_fraction=job.keep_fraction,
+        tokens=len(base_T),
+        completions=len(lengths),
+        prompts=index.num_prompts,
+        checkpoints=tuple(
+            _checkpoint(checkpoint, base, final, _entropies(path), index, seed)
+            for checkpoint, base, final, path in zip(
+                job.checkpoints, with_base, with_final, scored, strict=True
+            )
+        ),
+        change_by_bin=tuple(change_by_bin(base_T, final_T, index, seed=seed)),
+    )
 
 
-def _mean(entropies_T: np.ndarray, index: TokenIndex, seed: int) -> Interval | None:
+def _checkpoint(
+    checkpoint: Checkpoint,
+    with_base: Estimate | None,
+    with_final: Estimate | None,
+    entropies_T: np.ndarray,
+    index: TokenIndex,
+    seed: int,
+) -> CheckpointEntropy:
     sums_PK = index.sums(entropies_T)[:, None]
     tokens_PK = index.sums(np.ones(len(entropies_T)))[:, None]
-    return ratio_intervals(sums_PK, tokens_PK, seed=seed, purpose="mean entropy")[0]
+    (mean,) = ratio_intervals(sums_PK, tokens_PK, seed=seed, purpose="mean entropy")
+    assert mean is not None  # there are tokens
+    return CheckpointEntropy(
+        name=checkpoint.name,
+        step=checkpoint.step,
+        path=checkpoint.path,
+        overlap_with_base=with_base,
+        overlap_with_final=with_final,
+        mean_entropy=mean,
+        percentiles=dict(zip(PERCENTILES, percentiles(entropies_T, index, seed=seed), strict=True)),
+    )
 
 
-def _dicts(intervals: Sequence[Interval | None]) -> list[dict[str, float | None] | None]:
-    return [None if i is None else i.as_dict() for i in intervals]
+def _entropies(path: Path) -> np.ndarray:
+    """One checkpoint's entropies of all completions, end to end: float32 [T]."""
+    return np.concatenate([c.flat("entropies") for c in read_columns([path], ["entropies"])])

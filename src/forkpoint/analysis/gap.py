@@ -12,10 +12,12 @@ so (a - b)^2 - s_a^2 / n_a - s_b^2 / n_b, with the unbiased sample variances s^2
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from forkpoint.analysis.resampling import Interval, interval_of, resampled_ratios
+from forkpoint.analysis.resampling import interval_of, resampled_ratios
+from forkpoint.runs.results import Estimate, GapGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Position:
     prompt_id: str
     sample: int
     position: int
-    kind: str
+    kind: Literal["high", "low"]
     """``high`` (among the top tokens by entropy) or ``low``."""
     entropy: float
     token_id: int
@@ -93,24 +95,15 @@ def squared_gap(a: Branch, b: Branch) -> float:
     return (a.value - b.value) ** 2 - a.noise - b.noise
 
 
-@dataclass(frozen=True, slots=True)
-class GapGroup:
-    """The positions of one kind."""
-
-    positions: int
-    gap: Interval | None
-    squared_gap: Interval | None
-    resampled_squared_gap: Interval | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapSummary:
     """High against low entropy. Intervals resample prompts."""
 
-    groups: dict[str, GapGroup]
-    difference: Interval | None
+    high: GapGroup
+    low: GapGroup
+    difference: Estimate | None
     """Mean squared gap, high minus low."""
-    resampled_difference: Interval | None
+    resampled_difference: Estimate | None
     """The same of the resampled squared gap."""
 
 
@@ -120,28 +113,31 @@ def summarise_gaps(positions: Sequence[Position], *, seed: int) -> GapSummary:
     samples_RK = resampled_ratios(sums_PK, counts_PK, seed=seed, purpose="gaps")
     with np.errstate(invalid="ignore"):
         means_K = sums_PK.sum(0) / counts_PK.sum(0)
-    gap, squared, resampled, low_gap, low_squared, low_resampled = (
+    gaps = [
         _interval(value, samples_R, len(sums_PK))
         for value, samples_R in zip(means_K, samples_RK.T, strict=True)
-    )
+    ]
     difference, resampled_difference = (
         _interval(
             means_K[k] - means_K[k + 3], samples_RK[:, k] - samples_RK[:, k + 3], len(sums_PK)
         )
         for k in (1, 2)
     )
-    high_positions, low_positions = counts_PK.sum(0)[[0, 3]].astype(int).tolist()
+    high, low = (
+        GapGroup(
+            positions=int(counts_PK[:, k].sum()),
+            gap=gaps[k],
+            squared_gap=gaps[k + 1],
+            resampled_squared_gap=gaps[k + 2],
+        )
+        for k in (0, 3)
+    )
     return GapSummary(
-        groups={
-            "high": GapGroup(high_positions, gap, squared, resampled),
-            "low": GapGroup(low_positions, low_gap, low_squared, low_resampled),
-        },
-        difference=difference,
-        resampled_difference=resampled_difference,
+        high=high, low=low, difference=difference, resampled_difference=resampled_difference
     )
 
 
-def _interval(value: float, samples_R: np.ndarray, prompts: int) -> Interval | None:
+def _interval(value: float, samples_R: np.ndarray, prompts: int) -> Estimate | None:
     return interval_of(float(value), samples_R, prompts) if np.isfinite(value) else None
 
 

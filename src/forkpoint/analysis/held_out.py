@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forkpoint.config import RunConfig
-from forkpoint.runs.completions import write_completions
-from forkpoint.runs.tokens import CompletionRow
-from forkpoint.sampling import SampleRequest, SamplingParts
+from forkpoint.runs.completions import StoredCompletion, part_file, write_completions
+from forkpoint.sampling import SamplingParts
 from forkpoint.sampling.base import SamplingSettings
-from forkpoint.types import Completion, Problem, Prompt, Score
+from forkpoint.sampling.groups import sample_groups
+from forkpoint.sampling.record import stored_rows
+from forkpoint.types import Problem, Prompt
 
 
 def numbered_problems(parts: SamplingParts, config: RunConfig) -> dict[int, Problem]:
@@ -22,6 +23,17 @@ def numbered_problems(parts: SamplingParts, config: RunConfig) -> dict[int, Prob
     for number, problem in enumerate(problems):
         first.setdefault(problem.id, number)
     return {number: problems[number] for number in first.values()}
+
+
+def prompt_parts(parts: SamplingParts, config: RunConfig) -> list[dict[int, Prompt]]:
+    """The problems as prompts by their number, as many together as are sampled side by side."""
+    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
+    numbers = list(prompts)
+    size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
+    return [
+        {n: prompts[n] for n in numbers[start : start + size]}
+        for start in range(0, len(numbers), size)
+    ]
 
 
 def sample_settings(config: RunConfig, purpose: str) -> SamplingSettings:
@@ -38,10 +50,10 @@ def sample_settings(config: RunConfig, purpose: str) -> SamplingSettings:
 def sample_held_out(
     parts: SamplingParts, config: RunConfig, folder: Path, should_stop: Callable[[], bool]
 ) -> list[Path]:
-    """Sample ``evaluation.samples`` answers to each problem into files of ``CompletionRow``.
+    """Sample ``evaluation.samples`` answers to each problem into files of completions.
 
-    A file holds as many prompts as the engine samples side by side; those that are there already
-    are not sampled again. A draw derives from the seed, the problem's number and the sample's.
+    Those that are there already are not sampled again. A draw derives from the seed, the problem's
+    number and the sample's.
 
     Returns:
         The files, in order.
@@ -49,16 +61,11 @@ def sample_held_out(
     Raises:
         Interrupted: ``should_stop()`` turned true; the files written so far stay.
     """
-    prompts = {n: parts.prompter(p) for n, p in numbered_problems(parts, config).items()}
-    numbers = list(prompts)
-    together = max(1, config.rollout.batch_sequences // config.evaluation.samples)
     paths = []
-    for start in range(0, len(numbers), together):
-        path = folder / f"part_{len(paths):05d}.parquet"
-        if not path.exists():
-            some = {n: prompts[n] for n in numbers[start : start + together]}
-            write_completions(path, sample_answers(parts, config, some, should_stop))
-        paths.append(path)
+    for number, prompts in enumerate(prompt_parts(parts, config)):
+        paths.append(part_file(folder, number))
+        if not paths[-1].exists():
+            write_completions(paths[-1], sample_answers(parts, config, prompts, should_stop))
     return paths
 
 
@@ -67,35 +74,8 @@ def sample_answers(
     config: RunConfig,
     prompts: dict[int, Prompt],
     should_stop: Callable[[], bool],
-) -> list[CompletionRow]:
+) -> list[StoredCompletion]:
     """``evaluation.samples`` scored answers to each prompt, which stand by their number."""
-    requests = [
-        SampleRequest(prompt=prompt, serial=number, sample=sample)
-        for number, prompt in prompts.items()
-        for sample in range(config.evaluation.samples)
-    ]
-    settings = sample_settings(config, "analyze")
-    completions = parts.engine.sample(requests, settings, should_stop)
-    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs, should_stop)
-    decode = parts.loaded.tokenizer.decode
-    return [
-        _row(request, completion, score, decode(list(request.prompt.token_ids)))
-        for request, completion, score in zip(requests, completions, scores, strict=True)
-    ]
-
-
-def _row(
-    request: SampleRequest, completion: Completion, score: Score, prompt: str
-) -> CompletionRow:
-    return CompletionRow(
-        prompt_id=request.prompt.problem.id,
-        prompt=prompt,
-        sample=request.sample,
-        completion=completion.text,
-        reward=score.verdict,
-        finish_reason=str(completion.finish_reason),
-        tokens=len(completion.token_ids),
-        prompt_token_ids=request.prompt.token_ids,
-        token_ids=completion.token_ids.tolist(),
-    )
+    settings, samples = sample_settings(config, "analyze"), config.evaluation.samples
+    found = sample_groups(parts, prompts, settings, samples=samples, should_stop=should_stop)
+    return [row for group in found.groups for row in stored_rows(group, parts.loaded.tokenizer)]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from forkpoint.analysis.resampling import (
-    Interval,
     interval_of,
     ratio_intervals,
     resampled_ratios,
 )
+from forkpoint.runs.results import EntropyChange, Estimate
 from forkpoint.selection import RULES, Candidates
 
 BINS = 20
@@ -43,21 +43,6 @@ class TokenIndex:
     def sums(self, values_T: np.ndarray) -> np.ndarray:
         """Summed up by prompt: float64 [P]."""
         return np.bincount(self.prompt_T, weights=values_T, minlength=self.num_prompts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BinChange:
-    """One bar of the paper's Fig. 4."""
-
-    from_percentile: float
-    to_percentile: float
-    from_nats: float
-    """Lowest base entropy in the bin."""
-    to_nats: float
-    """Highest."""
-    tokens: int
-    change: Interval
-    """Nats, mean of final minus base."""
 
 
 def token_index(prompt_ids: Sequence[str], lengths: Sequence[int]) -> TokenIndex:
@@ -100,7 +85,7 @@ def top_tokens(entropies_T: np.ndarray, index: TokenIndex, keep_fraction: float)
 
 def overlaps(
     tops_CT: Sequence[np.ndarray], reference_T: np.ndarray, index: TokenIndex, *, seed: int
-) -> list[Interval | None]:
+) -> list[Estimate | None]:
     """|A and B| / k of each policy's top tokens with the reference's: the paper's Table 1.
 
     Both sets have k tokens over the whole; in a resample of prompts they may not, and the overlap
@@ -114,7 +99,7 @@ def overlaps(
 
 def change_by_bin(
     base_T: np.ndarray, final_T: np.ndarray, index: TokenIndex, *, seed: int
-) -> list[BinChange]:
+) -> list[EntropyChange]:
     """Mean of H_final - H_base in each 5 % bin of H_base: the paper's Fig. 4.
 
     The token of rank r = 0 .. T - 1 by ascending base entropy (equal entropies in the order of
@@ -130,11 +115,11 @@ def change_by_bin(
     found = ratio_intervals(change_PK, tokens_PK, seed=seed, purpose="change by bin")
     step = 100 / BINS
     return [
-        BinChange(
+        EntropyChange(
             from_percentile=number * step,
             to_percentile=(number + 1) * step,
-            from_nats=float(base_T[bins_T == number].min()),
-            to_nats=float(base_T[bins_T == number].max()),
+            lowest_base_entropy=float(base_T[bins_T == number].min()),
+            highest_base_entropy=float(base_T[bins_T == number].max()),
             tokens=int(tokens_PK[:, number].sum()),
             change=change,
         )
@@ -143,7 +128,7 @@ def change_by_bin(
     ]
 
 
-def percentiles(entropies_T: np.ndarray, index: TokenIndex, *, seed: int) -> list[Interval]:
+def percentiles(entropies_T: np.ndarray, index: TokenIndex, *, seed: int) -> list[Estimate]:
     """``PERCENTILES`` of the entropies, linearly interpolated, each with an interval.
 
     Of a resample of prompts, the share of tokens at or below each of ``GRID`` values is a ratio of

@@ -52,13 +52,15 @@ class Distribution:
     counts: tuple[int, ...]
 
 
-def distribution(read: Batches, keep_fraction: float) -> Distribution:
+def distribution(
+    read: Batches, keep_fraction: float, *, bin_width: float = BIN_WIDTH
+) -> Distribution:
     """Two passes over all entropies.
 
     Raises:
         RunError: no token at all, or an entropy that is negative or not finite.
     """
-    first = _first_pass(read())
+    first = _first_pass(read(), bin_width)
     n = int(first.counts.sum())
     if n == 0:
         raise RunError("there is no token to analyse")
@@ -77,7 +79,7 @@ def distribution(read: Batches, keep_fraction: float) -> Distribution:
         kept_fraction=(above + chosen.equal(threshold)) / n,
         share_of_top=top / total if total else 0.0,
         percentiles={p: chosen.value(rank) for p, rank in ranks.items()},
-        edges=tuple(i * BIN_WIDTH for i in range(len(first.histogram) + 1)),
+        edges=tuple(i * bin_width for i in range(len(first.histogram) + 1)),
         counts=tuple(first.histogram.tolist()),
     )
 
@@ -94,7 +96,7 @@ class _FirstPass:
     histogram: np.ndarray
 
 
-def _first_pass(batches: Iterable[np.ndarray]) -> _FirstPass:
+def _first_pass(batches: Iterable[np.ndarray], bin_width: float) -> _FirstPass:
     seen = _FirstPass(np.zeros(SIZE, np.int64), np.zeros(SIZE), 0, np.zeros(0, np.int64))
     for values in batches:
         leading = _patterns(values) >> HALF
@@ -102,17 +104,17 @@ def _first_pass(batches: Iterable[np.ndarray]) -> _FirstPass:
         seen.counts += np.bincount(leading, minlength=SIZE)
         seen.sums += np.bincount(leading, weights=exact, minlength=SIZE)
         seen.below += int((exact < NEARLY_CERTAIN).sum())
-        bins = np.bincount(_bins(exact), minlength=len(seen.histogram))
+        bins = np.bincount(_bins(exact, bin_width), minlength=len(seen.histogram))
         bins[: len(seen.histogram)] += seen.histogram
         seen.histogram = bins
     return seen
 
 
-def _bins(values: np.ndarray) -> np.ndarray:
+def _bins(values: np.ndarray, width: float) -> np.ndarray:
     """The i with edges[i] <= value < edges[i + 1], edges[i] = i * width as it is rounded."""
-    guess = np.floor(values / BIN_WIDTH).astype(np.int64)
-    guess -= guess * BIN_WIDTH > values
-    return guess + ((guess + 1) * BIN_WIDTH <= values)
+    guess = np.floor(values / width).astype(np.int64)
+    guess -= guess * width > values
+    return guess + ((guess + 1) * width <= values)
 
 
 class _Chosen:

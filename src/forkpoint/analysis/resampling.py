@@ -5,28 +5,14 @@ bin). The sums of each prompt are sufficient: a resample draws P of P prompts wi
 their sums up and divides, and never looks at a token again.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from forkpoint.randomness import stream
+from forkpoint.runs.results import Estimate
 
 RESAMPLES = 2000
 CHUNK_ELEMENTS = 2**20
 """Counts held at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A value and its 95 % interval; ``low`` and ``high`` are None where prompts are too few."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    def as_dict(self) -> dict[str, float | None]:
-        """For a JSON file."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def resampled_ratios(
@@ -62,7 +48,7 @@ def percentile_interval(samples_R: np.ndarray, prompts: int) -> tuple[float | No
 
 def ratio_intervals(
     numerators_PK: np.ndarray, denominators_PK: np.ndarray, *, seed: int, purpose: str
-) -> list[Interval | None]:
+) -> list[Estimate | None]:
     """The K ratios of the whole set, each with its interval; None for a ratio of nothing."""
     ratios_RK = resampled_ratios(numerators_PK, denominators_PK, seed=seed, purpose=purpose)
     totals = zip(numerators_PK.sum(0), denominators_PK.sum(0), ratios_RK.T, strict=True)
@@ -72,10 +58,10 @@ def ratio_intervals(
     ]
 
 
-def interval_of(value: float, samples_R: np.ndarray, prompts: int) -> Interval:
+def interval_of(value: float, samples_R: np.ndarray, prompts: int) -> Estimate:
     """A value with the percentile interval of its resamples."""
     low, high = percentile_interval(samples_R, prompts)
-    return Interval(value=value, low=low, high=high)
+    return Estimate(value=value, low=low, high=high, n=prompts)
 
 
 def _draw_counts(generator: np.random.Generator, rows: int, prompts: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forkpoint.errors import DataError
+from forkpoint.runs.resume import SETTINGS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -22,14 +23,16 @@ class Row(NamedTuple):
 
 
 def find_files(path: Path) -> list[Path]:
-    """The files to read: ``path`` itself, or those in a folder (or in its ``rollouts``) by name.
+    """The files to read: ``path`` itself, or those in a folder by name (in completions/train of a
+    run's).
 
     Raises:
         DataError: there is nothing to read.
     """
     if path.is_dir():
-        folder = path / "rollouts" if (path / "config.json").exists() else path
-        files = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES)
+        folder = path / "completions/train" if (path / "config.json").exists() else path
+        found = folder.glob("*")
+        files = sorted(p for p in found if p.suffix in SUFFIXES and p.name != SETTINGS)
         if not files:
             raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} file: no rollouts to read")
         return sorted(files, key=_natural)

@@ -1,29 +1,23 @@
-"""What every analysis leaves in its folder beside its own files."""
+"""What ``forkpoint analyze`` was started with; ``runs.resume`` is what takes its place."""
 
 from pathlib import Path
 from typing import Any
 
-from forkpoint.config import RunConfig
-from forkpoint.environment import environment
-from forkpoint.runs import RunDirectory
-from forkpoint.runs.atomic import write_json, write_text
-from forkpoint.runs.directory import check_settings
+from forkpoint.errors import RunError
+from forkpoint.runs.atomic import write_json
+from forkpoint.runs.resume import changed_settings, listed
 
 
-def write_run_files(directory: RunDirectory, config: RunConfig) -> None:
-    """config.json and env.json, for a folder that is no run's already."""
-    if not directory.config_json.exists():
-        write_text(directory.config_json, config.model_dump_json(indent=2) + "\n")
-        write_json(directory.env_json, environment())
-
-
-def claim_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """``check_settings`` on ``folder``/config.json, unless a start that failed left nothing else.
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Store what a command was started with, or refuse to go on with other settings.
 
     Raises:
-        RunError: the folder holds parquet files made with other settings.
+        RunError: ``path`` holds other settings, naming each that differs, or cannot be read.
     """
-    path = folder / "config.json"
-    if not any(folder.rglob("*.parquet")):
-        path.unlink(missing_ok=True)
-    check_settings(path, settings)
+    if not path.exists():
+        write_json(path, settings)
+    elif changed := changed_settings(path, settings):
+        raise RunError(
+            f"{path.parent} was started with other settings ({listed(changed)}); choose another "
+            f"--run-dir, or delete {path.parent} to start it anew"
+        )

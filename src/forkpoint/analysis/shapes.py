@@ -1,7 +1,6 @@
-"""What others' files of completions look like: a row in, completions out.
+"""What others' files of completions look like: the table of their kinds, told apart by columns.
 
-Told apart by their columns. Each reader takes a row and yields ``StoredCompletion``s; how the text
-became tokens is ``sources``' business.
+Each reader takes a row and yields ``Entry``s of text; ``sources`` makes stored completions of them.
 """
 
 import json
@@ -11,33 +10,29 @@ from typing import Any, NamedTuple, TypeAlias
 
 from forkpoint.analysis.rows import Row, column_names, short
 from forkpoint.errors import DataError
-from forkpoint.runs.rollouts import stored_verdict
-from forkpoint.types import Message
-
-UNKNOWN = "unknown"
-"""The finish reason of a completion whose file does not say."""
+from forkpoint.types import FinishReason, Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredCompletion:
-    """A completion as a file holds it."""
+class Entry:
+    """What a file says of a completion, before it is in this model's tokens."""
 
     place: str
     """``file, row n``."""
-    completion: str
+    text: str
     prompt: str | tuple[Message, ...]
     prompt_id: str | None = None
     """None: prompts of equal text are one."""
     reward: float | None = None
     """As it stands in the file, NaN and infinities included."""
-    finish_reason: str = UNKNOWN
+    finish_reason: FinishReason = FinishReason.UNKNOWN
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
     has_special_tokens: bool = False
     """The prompt's text holds the special tokens it was sampled after: none must be added."""
 
 
-Reader: TypeAlias = Callable[[Row], Iterator[StoredCompletion]]
+Reader: TypeAlias = Callable[[Row], Iterator[Entry]]
 
 
 class Shape(NamedTuple):
@@ -81,12 +76,12 @@ def shape_of(
 def plain(completion: str, prompt: str | None, reward: str | None = None) -> Reader:
     """A reader of one completion per row, of text or of chat messages."""
 
-    def read(row: Row) -> Iterator[StoredCompletion]:
+    def read(row: Row) -> Iterator[Entry]:
         values = row.values
         example = values.get("example_id")
-        yield StoredCompletion(
+        yield Entry(
             place=row.place,
-            completion=_completion_text(row, _value(row, completion)),
+            text=_completion_text(row, _value(row, completion)),
             prompt="" if prompt is None else _prompt(row, _value(row, prompt)),
             prompt_id=None if example is None else str(example),
             reward=_number(row, reward) if reward else _reward(row),
@@ -96,34 +91,34 @@ def plain(completion: str, prompt: str | None, reward: str | None = None) -> Rea
     return read
 
 
-def forkpoint(row: Row) -> Iterator[StoredCompletion]:
-    """rollouts/*.parquet, eval/*.parquet and analysis/completions/*.parquet of this package."""
+def forkpoint(row: Row) -> Iterator[Entry]:
+    """completions/**/*.parquet of this package."""
     values = row.values
-    prompt_ids = values.get("prompt_token_ids")
-    yield StoredCompletion(
+    prompt_ids = values["prompt_token_ids"]
+    yield Entry(
         place=row.place,
-        completion=_text(row, "completion"),
+        text=_text(row, "text"),
         prompt=_text(row, "prompt"),
-        prompt_id=str(values.get("prompt_id")),
-        reward=stored_verdict(values),
-        finish_reason=str(values["finish_reason"]),
+        prompt_id=str(values["prompt_id"]),
+        reward=_number(row, "verdict"),
+        finish_reason=FinishReason(values["finish_reason"]),
         prompt_token_ids=None if prompt_ids is None else _ids(row, "prompt_token_ids"),
         token_ids=_ids(row, "token_ids"),
         has_special_tokens=True,
     )
 
 
-def verl(row: Row) -> Iterator[StoredCompletion]:
+def verl(row: Row) -> Iterator[Entry]:
     """``trainer.rollout_data_dir``: texts decoded without special tokens, and a score."""
-    yield StoredCompletion(
+    yield Entry(
         place=row.place,
-        completion=_text(row, "output"),
+        text=_text(row, "output"),
         prompt=_text(row, "input"),
         reward=_number(row, "score") if "score" in row.values else None,
     )
 
 
-def lm_eval(row: Row) -> Iterator[StoredCompletion]:
+def lm_eval(row: Row) -> Iterator[Entry]:
     """``--log_samples``: a list of answers to one request, and metrics by name."""
     values = row.values
     answers = values["resps"]
@@ -135,20 +130,20 @@ def lm_eval(row: Row) -> Iterator[StoredCompletion]:
                 f"{row.place}: resps holds {short(answer)}, not text: a task that only compares "
                 "likelihoods has no chains of thought"
             )
-        yield StoredCompletion(
+        yield Entry(
             place=row.place,
-            completion=answer,
+            text=answer,
             prompt=_prompt(row, _lm_eval_context(row)),
             prompt_id=None if "doc_id" not in values else str(values["doc_id"]),
             reward=_number(row, metrics[0]) if metrics[0] in values else None,
         )
 
 
-def text_only(row: Row) -> Iterator[StoredCompletion]:
+def text_only(row: Row) -> Iterator[Entry]:
     """Plain text without a prompt."""
-    yield StoredCompletion(
+    yield Entry(
         place=row.place,
-        completion=_text(row, "text"),
+        text=_text(row, "text"),
         prompt="",
         reward=_number(row, "reward") if "reward" in row.values else None,
     )
@@ -156,7 +151,9 @@ def text_only(row: Row) -> Iterator[StoredCompletion]:
 
 SHAPES = (
     Shape(
-        "forkpoint", frozenset({"prompt", "completion", "token_ids", "finish_reason"}), forkpoint
+        "forkpoint",
+        frozenset({"prompt_id", "prompt_token_ids", "text", "verdict", "token_ids", "pieces"}),
+        forkpoint,
     ),
     Shape("lm-eval", frozenset({"resps", "arguments"}), lm_eval),
     # TRL's completion logs, prime-rl's and verifiers' results, anybody's own
@@ -170,7 +167,7 @@ SHAPES = (
 
 
 def _with_reward(shape: Shape, column: str) -> Shape:
-    def read(row: Row) -> Iterator[StoredCompletion]:
+    def read(row: Row) -> Iterator[Entry]:
         reward = _number(row, column)
         return (replace(completion, reward=reward) for completion in shape.reader(row))
 
@@ -290,10 +287,10 @@ def _reward(row: Row) -> float | None:
     return None if following == "advantage" else _number(row, following)
 
 
-def _finish_reason(values: dict[str, Any]) -> str:
+def _finish_reason(values: dict[str, Any]) -> FinishReason:
     reason = values.get("finish_reason")
     if reason in ("stop", "length"):
-        return reason
+        return FinishReason(reason)
     if isinstance(truncated := values.get("is_truncated"), bool):
-        return "length" if truncated else "stop"
-    return UNKNOWN
+        return FinishReason.LENGTH if truncated else FinishReason.STOP
+    return FinishReason.UNKNOWN

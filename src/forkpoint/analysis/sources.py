@@ -9,14 +9,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forkpoint.analysis.rows import Row, find_files, read_rows, short
-from forkpoint.analysis.shapes import StoredCompletion, shape_of
+from forkpoint.analysis.shapes import Entry, shape_of
 from forkpoint.errors import DataError
 from forkpoint.policy.lengths import context_length
 from forkpoint.policy.load import LoadedModel
-from forkpoint.runs.tokens import CompletionRow
+from forkpoint.runs.completions import StoredCompletion
 from forkpoint.sampling import Prompter
-from forkpoint.types import Problem
+from forkpoint.types import Completion, Problem, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class CompletionFile:
         self.nan_rewards: list[str] = []
         """The places of rewards that are NaN, which are read as none."""
 
-    def __iter__(self) -> Iterator[CompletionRow]:
+    def __iter__(self) -> Iterator[StoredCompletion]:
         """The completions in the order of the file.
 
         A reward of NaN is no reward: pandas, and with it TRL's logs, write a missing one so.
@@ -51,14 +53,14 @@ class CompletionFile:
         self.without_text, self.nan_rewards = [], []
         counts: dict[bytes, list[int]] = {}  # prompt -> [its number, completions so far]
         found = False
-        for stored in self._stored():
-            if not stored.completion and not stored.token_ids:
-                self.without_text.append(stored.place)
+        for entry in self._entries():
+            if not entry.text and not entry.token_ids:
+                self.without_text.append(entry.place)
                 continue
             found = True
-            number, sample = counts.setdefault(_key(stored), [len(counts), 0])
-            counts[_key(stored)][1] += 1
-            yield self._encoder(self._with_reward(stored), name=f"prompt_{number}", sample=sample)
+            number, sample = counts.setdefault(_key(entry), [len(counts), 0])
+            counts[_key(entry)][1] += 1
+            yield self._encoder(self._with_reward(entry), serial=number, sample=sample)
         if not found:
             raise DataError(f"{self.without_text[0]}: no completion has any text")
 
@@ -70,18 +72,18 @@ class CompletionFile:
         }
         return [f"{what}: {len(at)} (the first: {at[0]})" for what, at in left_out.items() if at]
 
-    def _with_reward(self, stored: StoredCompletion) -> StoredCompletion:
-        if stored.reward is None or math.isfinite(stored.reward):
-            return stored
-        if math.isinf(stored.reward):
+    def _with_reward(self, entry: Entry) -> Entry:
+        if entry.reward is None or math.isfinite(entry.reward):
+            return entry
+        if math.isinf(entry.reward):
             raise DataError(
-                f"{stored.place}: the reward is {stored.reward}; it must be finite, or null if "
+                f"{entry.place}: the reward is {entry.reward}; it must be finite, or null if "
                 "there is none"
             )
-        self.nan_rewards.append(stored.place)
-        return replace(stored, reward=None)
+        self.nan_rewards.append(entry.place)
+        return replace(entry, reward=None)
 
-    def _stored(self) -> Iterator[StoredCompletion]:
+    def _entries(self) -> Iterator[Entry]:
         for path in find_files(self._path):
             rows = read_rows(path)
             first = next(rows)
@@ -101,47 +103,51 @@ class _Encoder:
         self._positions = context_length(loaded.model)
         self._prompter = Prompter(loaded.tokenizer)
 
-    def __call__(self, stored: StoredCompletion, *, name: str, sample: int) -> CompletionRow:
-        token_ids = self._completion_ids(stored)
-        prompt_ids = self._prompt_ids(stored)
+    def __call__(self, entry: Entry, *, serial: int, sample: int) -> StoredCompletion:
+        token_ids = self._completion_ids(entry)
+        prompt_ids = self._prompt_ids(entry)
         if not prompt_ids:  # a text alone: something must predict its first token
             start = getattr(self._tokenizer, "bos_token_id", None)
             prompt_ids, token_ids = (
                 ((start,), token_ids) if start is not None else (token_ids[:1], token_ids[1:])
             )
-        self._check_length(stored.place, len(prompt_ids) + len(token_ids))
-        text = isinstance(stored.prompt, str)
-        return CompletionRow(
-            prompt_id=name if stored.prompt_id is None else stored.prompt_id,
-            prompt=str(stored.prompt) if text else self._tokenizer.decode(list(prompt_ids)),
+        self._check_length(entry.place, len(prompt_ids) + len(token_ids))
+        text = isinstance(entry.prompt, str)
+        return StoredCompletion(
+            completion=Completion(
+                token_ids=np.array(token_ids, np.int32),
+                logprobs=np.full(len(token_ids), np.nan, np.float32),
+                entropies=None,
+                finish_reason=entry.finish_reason,
+                text=entry.text,
+            ),
+            score=Score(reward=entry.reward, verdict=entry.reward),
+            prompt_id=f"prompt_{serial}" if entry.prompt_id is None else entry.prompt_id,
+            prompt=str(entry.prompt) if text else self._tokenizer.decode(list(prompt_ids)),
+            serial=serial,
             sample=sample,
-            completion=stored.completion,
-            reward=stored.reward,
-            finish_reason=stored.finish_reason,
-            tokens=len(token_ids),
             prompt_token_ids=prompt_ids,
-            token_ids=token_ids,
         )
 
-    def _completion_ids(self, stored: StoredCompletion) -> tuple[int, ...]:
-        if stored.token_ids is None:
-            return self._encode(stored.place, stored.completion)
-        self._check_ids(stored.place, stored.token_ids, stored.completion)
-        return stored.token_ids
+    def _completion_ids(self, entry: Entry) -> tuple[int, ...]:
+        if entry.token_ids is None:
+            return self._encode(entry.place, entry.text)
+        self._check_ids(entry.place, entry.token_ids, entry.text)
+        return entry.token_ids
 
-    def _prompt_ids(self, stored: StoredCompletion) -> tuple[int, ...]:
-        if stored.prompt_token_ids is not None:
-            self._check_range(stored.place, stored.prompt_token_ids)
-            return stored.prompt_token_ids
-        if stored.prompt in ("", ()):
+    def _prompt_ids(self, entry: Entry) -> tuple[int, ...]:
+        if entry.prompt_token_ids is not None:
+            self._check_range(entry.place, entry.prompt_token_ids)
+            return entry.prompt_token_ids
+        if entry.prompt in ("", ()):
             return ()
-        if isinstance(stored.prompt, str) and stored.has_special_tokens:
-            return self._encode(stored.place, stored.prompt)
-        problem = Problem(id=stored.place, prompt=stored.prompt)
+        if isinstance(entry.prompt, str) and entry.has_special_tokens:
+            return self._encode(entry.place, entry.prompt)
+        problem = Problem(id=entry.place, prompt=entry.prompt)
         try:
             return self._prompter(problem).token_ids
         except (TypeError, ValueError) as error:  # a chat template that expects something else
-            raise DataError(f"{stored.place}: the prompt cannot be read: {error}") from error
+            raise DataError(f"{entry.place}: the prompt cannot be read: {error}") from error
 
     def _encode(self, place: str, text: str) -> tuple[int, ...]:
         try:
@@ -177,9 +183,9 @@ class _Encoder:
             )
 
 
-def _key(stored: StoredCompletion) -> bytes:
+def _key(entry: Entry) -> bytes:
     """Of the prompt: its id, or a hash of its text."""
-    identity: Any = stored.prompt if stored.prompt_id is None else [stored.prompt_id]
+    identity: Any = entry.prompt if entry.prompt_id is None else [entry.prompt_id]
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest()
 
 

@@ -4,9 +4,10 @@ As in the paper's Fig. 2: tokens of equal text are one word, rare words say noth
 adds no text (a part of a character) is no word.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_atomically
-from forkpoint.runs.tokens import TokenStore
+from forkpoint.runs.completions import read_columns
 from forkpoint.selection.radix import kth_by_group
 
 SCHEMA = pa.schema(
@@ -24,8 +25,11 @@ SCHEMA = pa.schema(
         ("count", pa.int64()),
         ("mean", pa.float64()),
         ("p90", pa.float64()),
+        ("share_selected", pa.float64()),
     ]
 )
+
+COLUMNS = ("pieces", "token_ids", "entropies", "selected", "accepted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,50 +37,54 @@ class Word:
     """A token's text over all its occurrences."""
 
     token_id: int
-    """Of the first occurrence."""
+    """The id of its first occurrence."""
     text: str
     count: int
     mean: float
     """Nats."""
     p90: float
     """Nats; 90 % of the occurrences have no more."""
+    share_selected: float | None = None
+    """Of its occurrences in groups that were trained on; None without any."""
 
 
-def find_words(store: TokenStore, min_count: int) -> list[Word]:
+def find_words(paths: Sequence[Path], min_count: int) -> list[Word]:
     """Words that occur more than ``min_count`` times, by mean entropy descending.
 
-    Memory grows with the number of different words, not of tokens.
+    Tokens whose entropy is not known do not count. Memory grows with the number of different words,
+    not of tokens.
+
+    Raises:
+        RunError: a file cannot be read.
     """
-    index: dict[str, int] = {}
-    ids: list[int] = []
-    counts, sums = np.zeros(0, np.int64), np.zeros(0)
-    for words, token_ids, entropies in _read(store, index, grow=True):
-        _note_first(ids, words, token_ids)
-        counts = _add(counts, np.bincount(words, minlength=len(index)))
-        sums = _add(sums, np.bincount(words, weights=entropies, minlength=len(index)))
-    kept = [i for text, i in index.items() if text and counts[i] > min_count]
-    group = np.full(len(index), -1, dtype=np.int64)
+    tally = _Tally()
+    for tokens in _read(paths, tally.index, grow=True):
+        tally.add(tokens)
+    counts_W, sums_W, trained_W, selected_W = tally.sums
+    kept = [i for text, i in tally.index.items() if text and counts_W[i] > min_count]
+    group = np.full(len(tally.index), -1, dtype=np.int64)
     group[kept] = np.arange(len(kept))
     p90 = kth_by_group(
-        lambda: ((entropies, group[words]) for words, _, entropies in _read(store, index)),
-        -(-9 * counts[kept] // 10),
+        lambda: ((t.entropies, group[t.words]) for t in _read(paths, tally.index)),
+        -(-9 * counts_W[kept].astype(np.int64) // 10),
     )
-    texts = list(index)
+    texts = list(tally.index)
     found = [
         Word(
-            token_id=ids[i],
+            token_id=tally.token_ids[i],
             text=texts[i],
-            count=int(counts[i]),
-            mean=float(sums[i] / counts[i]),
-            p90=float(p90[g]),
+            count=int(counts_W[i]),
+            mean=float(sums_W[i] / counts_W[i]),
+            p90=float(p90[place]),
+            share_selected=float(selected_W[i] / trained_W[i]) if trained_W[i] else None,
         )
-        for g, i in enumerate(kept)
+        for place, i in enumerate(kept)
     ]
     return sorted(found, key=lambda word: (-word.mean, word.text))
 
 
-def write_words(path: Path, words: list[Word]) -> None:
-    """analysis/words.parquet.
+def write_words(path: Path, words: Sequence[Word]) -> None:
+    """Write the table of words.
 
     Raises:
         RunError: the disk is full.
@@ -93,39 +101,66 @@ def read_words(path: Path) -> list[Word]:
         RunError: no such file, or not one of words.
     """
     try:
-        rows = pq.read_table(path, columns=SCHEMA.names).to_pylist()
+        rows = pq.read_table(path, columns=[one.name for one in fields(Word)]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"cannot read {path}: {error}") from error
     return [Word(**row) for row in rows]
 
 
-def _read(
-    store: TokenStore, index: dict[str, int], *, grow: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(index of the text, token id, entropy) of the tokens, a batch at a time.
+class _Tokens(NamedTuple):
+    """Some tokens whose entropy is known."""
+
+    words: np.ndarray
+    """int64, the number of each one's text."""
+    token_ids: np.ndarray
+    entropies: np.ndarray
+    trained: np.ndarray
+    """bool, whether the group was trained on."""
+    selected: np.ndarray
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The W words met so far."""
+
+    index: dict[str, int] = field(default_factory=dict)
+    token_ids: dict[int, int] = field(default_factory=dict)
+    """Of each word's first occurrence."""
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((4, 0)))
+    """float64 [4, W]: occurrences, their entropy, those in trained groups, selected ones."""
+
+    def add(self, tokens: _Tokens) -> None:
+        new, first = np.unique(tokens.words, return_index=True)
+        for word, token_id in zip(new.tolist(), tokens.token_ids[first].tolist(), strict=True):
+            self.token_ids.setdefault(word, token_id)
+        weights = (None, tokens.entropies, tokens.trained, tokens.trained & tokens.selected)
+        added = np.array([np.bincount(tokens.words, w, len(self.index)) for w in weights], float)
+        added[:, : self.sums.shape[1]] += self.sums
+        self.sums = added
+
+
+def _read(paths: Sequence[Path], index: dict[str, int], *, grow: bool = False) -> Iterator[_Tokens]:
+    """The tokens of the files, a row group at a time.
 
     Args:
         grow: put new texts into ``index``; otherwise it has them all.
     """
-    for part in store.parts():
-        for batch in store.columns(part, ["text", "token_id", "entropy"]):
-            coded = batch.column(0).dictionary_encode()
-            texts = coded.dictionary.to_pylist()
-            if grow:
-                for text in texts:
-                    index.setdefault(text, len(index))
-            numbers = np.array([index[text] for text in texts], dtype=np.int64)
-            codes = coded.indices.to_numpy(zero_copy_only=False)
-            yield numbers[codes], batch.column(1).to_numpy(), batch.column(2).to_numpy()
-
-
-def _note_first(ids: list[int], words: np.ndarray, token_ids: np.ndarray) -> None:
-    """Append the token id of each word that is met for the first time; they come in order."""
-    new, first = np.unique(words, return_index=True)
-    ids += token_ids[first[new >= len(ids)]].tolist()
-
-
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a + b, where b may be longer."""
-    b[: len(a)] += a
-    return b
+    for columns in read_columns(paths, COLUMNS):
+        known = np.flatnonzero([not null for null in columns.batch.column(2).is_null().to_pylist()])
+        columns = columns.taken(known)
+        codes, texts = columns.texts("pieces")
+        if grow:
+            for text in texts:
+                index.setdefault(text, len(index))
+        words = np.array([index[text] for text in texts], dtype=np.int64)[codes]
+        entropies = columns.flat("entropies")
+        selected = columns.flat("selected")
+        trained = np.repeat(columns.numbers("accepted") == 1, columns.lengths())
+        finite = np.isfinite(entropies)
+        yield _Tokens(
+            words=words[finite],
+            token_ids=columns.flat("token_ids")[finite],
+            entropies=entropies[finite],
+            trained=trained[finite],
+            selected=selected.astype(bool)[finite] if len(selected) else trained[finite],
+        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.advantages import group_advantages
-from forkpoint.types import FinishReason, Group, TokenBatch
+from forkpoint.types import FinishReason, Group, TokenBatch, sequence_id
 
 
 def build_batch(
@@ -37,7 +37,7 @@ def build_batch(
                 continue
             prompts.append(torch.tensor(group.prompt.token_ids, dtype=torch.int64))
             completions.append(rollout.completion)
-            ids.append(group.serial * size + sample)
+            ids.append(sequence_id(group.serial, sample, size))
             advantages.append(value)
             cut = rollout.completion.finish_reason is FinishReason.LENGTH
             counted.append(not (cut and truncated == "mask"))

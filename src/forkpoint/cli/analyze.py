@@ -1,142 +1,105 @@
 """``forkpoint analyze``."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, note, shorthands, title
-from forkpoint.errors import ConfigError, Interrupted
+from forkpoint.cli.options import Recipe, SampledModel, note, say, stoppable, table, title
+from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from forkpoint.analysis.analyze import AnalysisSettings
-    from forkpoint.config import RunConfig
-
-PROBLEMS = 50
-SAMPLES = 8
-"""Without --problems and --samples, where the recipe says nothing either."""
+    from forkpoint.runs.results import Pattern
 
 LISTED = 12
 """Words printed of each end."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """Completions that are there already, and the names of their columns."""
+
+    rollouts: Annotated[
+        Path | None,
+        Parameter(
+            help="Completions that exist already: a .jsonl or .parquet file, or a folder of them, "
+            "of forkpoint, TRL, verl, prime-rl, lm-eval, or with columns prompt and completion, or "
+            "text."
+        ),
+    ] = None
+    prompt_column: Annotated[
+        str | None, Parameter(help="The column of --rollouts with the prompt.")
+    ] = None
+    completion_column: Annotated[
+        str | None, Parameter(help="The column of --rollouts with the completion.")
+    ] = None
+    reward_column: Annotated[
+        str | None, Parameter(help="The column of --rollouts with the reward.")
+    ] = None
+
+
 def analyze(
     *,
     run_dir: Path,
-    model: str | None = None,
-    task: str | None = None,
-    rollouts: Path | None = None,
-    recipe: Path | None = None,
-    samples: Annotated[int | None, Parameter(help="Completions per problem.")] = None,
-    problems: Annotated[int | None, Parameter(help="How many held-out problems.")] = None,
+    recipe: Recipe = None,
+    sampled: SampledModel = SampledModel(),  # noqa: B008
+    existing: Existing = Existing(),
     keep_fraction: float = 0.2,
     min_count: int = 100,
     top_k: int = 5,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
-    reward_column: str | None = None,
     format_: Annotated[Literal["svg", "pdf", "png"] | None, Parameter(name="--format")] = None,
-    set_: Overrides = None,
 ) -> int:
     """See which tokens of a model's chains of thought are forks.
 
     Samples completions (or reads some), and stores entropy, log-probability and alternatives of
-    each token in RUN-DIR/analysis. The same command again goes on where it was stopped.
+    each token in RUN-DIR/completions. The same command again goes on where it was stopped.
 
     Parameters
     ----------
     run_dir
         Where the analysis goes; a run's folder, or a new one.
-    model
-        ``lab``, a folder (a run's checkpoint is one) or a hub id.
-    task
-        ``lab``, or the name of a reasoning-gym task such as chain_sum.
-    rollouts
-        Completions that exist already: a .jsonl or .parquet file, or a folder of them, of
-        forkpoint, TRL, verl, prime-rl, lm-eval, or with columns prompt and completion, or text.
-    recipe
-        A TOML file for the task, its rewards and how to sample; without one the laboratory.
     keep_fraction
         The share of tokens of highest entropy that count as forks.
     min_count
         List words that occur more often than this.
     top_k
         Most likely tokens stored with each token.
-    prompt_column
-        The column of --rollouts with the prompt.
-    completion_column
-        The column of --rollouts with the completion.
-    reward_column
-        The column of --rollouts with the reward.
     format_
         Also draw figures: ``svg``, ``pdf`` or ``png``.
     """
     from forkpoint.analysis.analyze import AnalysisSettings
+    from forkpoint.analysis.analyze import analyze as run
     from forkpoint.analysis.sources import Columns
     from forkpoint.analysis.summary import SummarySettings
+    from forkpoint.cli.console import SafeConsole
 
-    if rollouts is not None and (samples is not None or problems is not None or task is not None):
+    if existing.rollouts is not None and sampled.chosen:
         raise ConfigError("--rollouts are completions already: no --task, --problems, --samples")
-    config = analysis_config(recipe, model, task, problems, samples, set_ or [])
     settings = AnalysisSettings(
         top_k=top_k,
-        rollouts=rollouts,
-        columns=Columns(prompt=prompt_column, completion=completion_column, reward=reward_column),
+        rollouts=existing.rollouts,
+        columns=Columns(
+            prompt=existing.prompt_column,
+            completion=existing.completion_column,
+            reward=existing.reward_column,
+        ),
         summary=SummarySettings(keep_fraction=keep_fraction, min_count=min_count),
     )
-    return _run(config, run_dir, settings, format_)
-
-
-def _run(
-    config: "RunConfig", run_dir: Path, settings: "AnalysisSettings", format_: str | None
-) -> int:
-    """Analyse, print, draw; the exit code."""
-    from forkpoint.analysis.analyze import analyze as run
-    from forkpoint.cli.console import SafeConsole
-    from forkpoint.training.stop import StopFlag
-
+    config = sampled.config(recipe, sampled.model)
     console = SafeConsole()
-    with StopFlag() as stop:
-        try:
-            summary = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
-        except Interrupted as stopped:
-            if stop.signal is None:
-                raise
-            console.print(f"{stopped}: whole parts are kept, the same command goes on from them")
-            return stop.exit_code
-    show(console, summary, run_dir)
+    with stoppable(console, "whole parts are kept, the same command goes on") as stop:
+        pattern = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
+    show(console, pattern, run_dir)
     if format_ is not None:
         from forkpoint.analysis.figures import draw_figures
 
-        for path in draw_figures(run_dir, format_):
-            console.print(str(path), highlight=False, markup=False)
+        say(console, *draw_figures(run_dir, format_))
     return 0
-
-
-def analysis_config(
-    recipe: Path | None,
-    model: str | None,
-    task: str | None,
-    problems: int | None,
-    samples: int | None,
-    overrides: list[str],
-) -> "RunConfig":
-    """The configuration of a command that samples held-out problems to look at them."""
-    from forkpoint.config import load_config
-
-    config = load_config(recipe, [*shorthands(model, task), *overrides])
-    written = config.evaluation.model_fields_set
-    chosen: dict[str, int] = {}
-    if problems is not None or "problems" not in written:
-        chosen["problems"] = PROBLEMS if problems is None else problems
-    if samples is not None or "samples" not in written:
-        chosen["samples"] = SAMPLES if samples is None else samples
-    if min(chosen.values(), default=1) < 1:
-        raise ConfigError("--problems and --samples must be 1 at least")
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=chosen)})
 
 
 class Progress:
@@ -159,71 +122,57 @@ class Progress:
 # ---- the summary on a terminal -------------------------------------------------------------------
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", pattern: "Pattern", root: Path) -> None:
     """The headline numbers and the words of both ends."""
     from forkpoint.analysis.words import read_words
+    from forkpoint.runs import RunDirectory
 
     title(console, root)
-    for line in headlines(summary):
-        console.print(line, highlight=False, markup=False)
-    words = read_words(root / "analysis" / "words.parquet")
-    minimum, listed = summary["words"]["min_count"], min(LISTED, max(1, len(words) // 2))
+    say(console, *headlines(pattern))
+    words = read_words(RunDirectory(root).words_parquet)
+    minimum, listed = pattern.words_min_count, min(LISTED, max(1, len(words) // 2))
     if words:
-        heading = f"\nwords that occur more than {minimum} times: {len(words)}"
-        console.print(heading, highlight=False)
+        say(console, f"\nwords that occur more than {minimum} times: {len(words)}")
         console.print(_table(words[:listed], words[::-1][:listed]))
     else:
-        console.print(f"no word occurs more than {minimum} times (--min-count)", highlight=False)
-    console.print(
-        f"look at it with forkpoint report {root}", style="dim", highlight=False, markup=False
-    )
+        say(console, f"no word occurs more than {minimum} times (--min-count)")
+    say(console, f"look at it with forkpoint report {root}", style="dim")
 
 
-def headlines(summary: dict[str, Any]) -> list[str]:
+def headlines(pattern: "Pattern") -> list[str]:
     """What there is to say in a few lines; entropies in nats."""
-    s, keep = summary, 100 * summary["keep_fraction"]
+    p = pattern
     lines = [
-        f"{s['tokens']:,} tokens of {s['completions']:,} completions to {s['prompts']:,} prompts, "
-        f"T = {s['temperature']:g}, {s['model']}",
-        f"entropy: mean {s['mean_entropy_nats']:.3f} nats, below 0.01 nats in "
-        f"{s['share_below_0.01']:.1%} of the tokens",
-        f"forks: the top {keep:g} % have {s['threshold_nats']:.3f} nats or more and hold "
-        f"{s['entropy_share_of_top']:.1%} of all entropy",
+        f"{p.tokens:,} tokens of {p.completions:,} completions to {p.prompts:,} prompts, "
+        f"T = {p.temperature:g}, {p.model}",
+        f"entropy: mean {p.mean_entropy:.3f} nats, below 0.01 nats in {p.share_below_0_01:.1%} of "
+        "the tokens",
+        f"forks: the top {100 * p.keep_fraction:g} % have {p.entropy_threshold:.3f} nats or more "
+        f"and hold {p.entropy_share_of_top:.1%} of all entropy",
     ]
-    if s["accuracy"] is not None:
-        a = s["accuracy"]
+    if p.accuracy is not None:
+        lines.append(f"accuracy: {p.accuracy.percent()}")
+    for group in p.by_correctness:
+        mean = group.mean_entropy
+        lines.append(f"  {group.label}: mean {mean.value:.3f} nats{mean.ends('{:.3f}')}")
+    if (lab := p.lab) is not None and lab.average_precision is not None:
         lines.append(
-            f"accuracy: {100 * a['value']:.1f} % [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
+            f"true forks: precision {lab.precision:.3f}, recall {lab.recall:.3f}, "
+            f"average precision {lab.average_precision:.3f}, {lab.fork_share:.1%} of tokens"
         )
-    for group in s["by_correctness"]:
-        lines.append(f"  {group['label']}: mean {group['mean']:.3f} nats{_interval(group)}")
-    if s.get("fork_average_precision") is not None:
+    if lab is not None and lab.entropy_error is not None:
         lines.append(
-            f"true forks: precision {s['fork_precision']:.3f}, recall {s['fork_recall']:.3f}, "
-            f"average precision {s['fork_average_precision']:.3f}, {s['fork_share']:.1%} of tokens"
-        )
-    if s.get("entropy_error_vs_analytic_nats") is not None:
-        lines.append(
-            f"entropy against the analytic one: off by {s['entropy_error_vs_analytic_nats']:.4f} "
-            "nats on average"
+            f"entropy against the analytic one: off by {lab.entropy_error:.4f} nats on average"
         )
     return lines
 
 
-def _interval(group: dict[str, Any]) -> str:
-    return "" if group["low"] is None else f" [{group['low']:.3f}, {group['high']:.3f}]"
-
-
 def _table(top: list[Any], bottom: list[Any]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("highest", "mean", "p90", "count", "lowest", "mean", "p90", "count"):
-        table.add_column(name, justify="left" if name.endswith("est") else "right", no_wrap=True)
+    numbers = ("mean", "p90", "count")
+    words = table("highest", *numbers, "lowest", *numbers, left=("highest", "lowest"))
     for high, low in zip(top, bottom, strict=True):
-        table.add_row(*_cells(high), *_cells(low))
-    return table
+        words.add_row(*_cells(high), *_cells(low))
+    return words
 
 
 def _cells(word: Any) -> tuple[Any, ...]:

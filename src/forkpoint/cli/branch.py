@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.cli.options import Overrides, note, title
-from forkpoint.errors import Interrupted
+from forkpoint.cli.options import Recipe, SampledModel, note, say, stoppable, table, title
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from forkpoint.runs.results import Branching, Estimate
+
+PROBLEMS, SAMPLES = 100, 2
+"""Without --problems and --samples; each sample gives one pair of positions."""
 
 ROUNDING = 1e-12
 
@@ -17,15 +20,11 @@ def branch(
     *,
     run_dir: Path,
     budget_tokens: int,
-    model: str | None = None,
-    task: str | None = None,
-    recipe: Path | None = None,
-    problems: int = 100,
-    samples: int = 2,
+    recipe: Recipe = None,
+    sampled: SampledModel = SampledModel(),  # noqa: B008
     alternatives: int = 1,
     continuations: int = 8,
     keep_fraction: float = 0.2,
-    set_: Overrides = None,
 ) -> int:
     """Measure whether high-entropy positions are decisions: replace the token, finish the answer.
 
@@ -39,16 +38,6 @@ def branch(
         Where the analysis goes; a run's folder, or a new one.
     budget_tokens
         Most tokens to sample, the first answers included; never exceeded.
-    model
-        ``lab``, a folder (a run's checkpoint is one) or a hub id.
-    task
-        ``lab``, or the name of a reasoning-gym task such as chain_sum.
-    recipe
-        A TOML file for the task, its rewards and how to sample; without one the laboratory.
-    problems
-        How many held-out problems.
-    samples
-        First answers per problem; each gives one pair of positions.
     alternatives
         Tokens tried besides the kept one, the most likely first.
     continuations
@@ -57,11 +46,9 @@ def branch(
         The share of tokens of highest entropy that counts as high.
     """
     from forkpoint.analysis.branching import BranchSettings, measure_branching
-    from forkpoint.cli.analyze import analysis_config
     from forkpoint.cli.console import SafeConsole
-    from forkpoint.training.stop import StopFlag
 
-    config = analysis_config(recipe, model, task, problems, samples, set_ or [])
+    config = sampled.config(recipe, sampled.model, problems=PROBLEMS, samples=SAMPLES)
     settings = BranchSettings(
         budget_tokens=budget_tokens,
         alternatives=alternatives,
@@ -69,62 +56,49 @@ def branch(
         keep_fraction=keep_fraction,
     )
     console = SafeConsole()
-    with StopFlag() as stop:
-        try:
-            summary = measure_branching(
-                config, settings, run_dir, stop, lambda text: note(console, text)
-            )
-        except Interrupted as stopped:
-            if stop.signal is None:
-                raise
-            note(console, f"{stopped}; what was measured is kept, the same command goes on")
-            return stop.exit_code
-    show(console, summary, run_dir)
+    with stoppable(console, "what was measured is kept, the same command goes on") as stop:
+        found = measure_branching(config, settings, run_dir, stop, lambda text: note(console, text))
+    show(console, found, run_dir)
     return 0
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", found: "Branching", root: Path) -> None:
     """The gaps of both kinds of position."""
-    s = summary
-    measured = s["groups"]["high"]["positions"]
     title(console, root)
-    for line in (
-        f"{measured} of {s['pairs_possible']} pairs of positions measured, in answers to "
-        f"{s['prompts']} prompts; {s['spent_tokens']:,} of {s['budget_tokens']:,} tokens spent",
+    say(
+        console,
+        f"{found.high.positions} of {found.pairs_possible} pairs of positions measured, in answers "
+        f"to {found.prompts} prompts; {found.spent_tokens:,} of {found.budget_tokens:,} tokens "
+        "spent",
         "how far the expected reward moves, 95 % intervals over prompts:",
+    )
+    console.print(_table(found))
+
+
+def _table(found: "Branching") -> Any:
+    high, low = found.high, found.low
+    interval = "95 % interval"
+    left = ("measure", "entropy", interval)
+    measures = table("measure", "entropy", "mean", interval, left=left)
+    for name, kind, estimate in (
+        ("squared gap", "high", high.squared_gap),
+        ("", "low", low.squared_gap),
+        ("", "high - low", found.difference),
+        ("resampled squared gap", "high", high.resampled_squared_gap),
+        ("", "low", low.resampled_squared_gap),
+        ("", "high - low", found.resampled_difference),
+        ("|gap|, biased upwards", "high", high.gap),
+        ("", "low", low.gap),
     ):
-        console.print(line, highlight=False, markup=False)
-    console.print(_table(s))
+        measures.add_row(name, kind, *_cells(estimate))
+    return measures
 
 
-MEASURES = (
-    ("squared gap", "squared_gap", "difference"),
-    ("resampled squared gap", "resampled_squared_gap", "resampled_difference"),
-    ("|gap|, biased upwards", "gap", None),
-)
-"""Name, key of a group, key of the difference between the groups."""
-
-
-def _table(summary: dict[str, Any]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("measure", "entropy", "mean", "95 % interval"):
-        table.add_column(name, justify="right" if name == "mean" else "left", no_wrap=True)
-    for name, key, difference in MEASURES:
-        rows = [(kind, group[key]) for kind, group in summary["groups"].items()]
-        rows += [("high - low", summary[difference])] if difference else []
-        for number, (kind, interval) in enumerate(rows):
-            table.add_row("" if number else name, kind, *_cells(interval))
-    return table
-
-
-def _cells(interval: dict[str, Any] | None) -> tuple[str, str]:
-    if interval is None:
+def _cells(estimate: "Estimate | None") -> tuple[str, str]:
+    if estimate is None:
         return "-", ""
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    return _number(value), "" if low is None else f"[{_number(low)}, {_number(high)}]"
+    ends = estimate.interval
+    return _number(estimate.value), "" if ends is None else f"[{', '.join(map(_number, ends))}]"
 
 
 def _number(value: float) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, title
+from forkpoint.cli.options import Overrides, say, title
 
 
 def demo(
@@ -52,16 +52,15 @@ def demo(
                 again = resume and (folder / "config.json").exists()
                 outcome = train(part, folder, resume=again, observer=table, stop=stop)
             if outcome.stopped:
-                stopped = f"stopped; go on with forkpoint demo --resume --run-dir {root}"
-                console.print(stopped, highlight=False, markup=False)
+                say(console, f"stopped; go on with forkpoint demo --resume --run-dir {root}")
                 return stop.exit_code
-    summary = summarise(root)
+    found = summarise(root)
     report = build_report([root], root / "report.html")
     title(console, "accuracy on held-out problems, 95 % interval")
     for label, estimate in (
-        ("before", summary.before),
-        ("trained on the forks", summary.after),
-        ("trained on the rest", summary.control),
+        ("before", found.accuracy_before),
+        ("trained on the forks", found.accuracy_after),
+        ("trained on the rest", found.accuracy_control),
     ):
         console.print(f"  {label:<22}{estimate.percent()}   n = {estimate.n}", highlight=False)
     minutes = (time.perf_counter() - started) / 60

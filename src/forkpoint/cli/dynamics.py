@@ -5,14 +5,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, note, title
+from forkpoint.cli.options import (
+    PROBLEMS,
+    SAMPLES,
+    HeldOut,
+    Recipe,
+    note,
+    say,
+    stoppable,
+    table,
+    title,
+)
 from forkpoint.cli.terminal import visible
-from forkpoint.errors import ConfigError, Interrupted
+from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
-    from forkpoint.analysis.dynamics import DynamicsJob
+    from forkpoint.analysis.checkpoints import Checkpoint
+    from forkpoint.config import RunConfig
+    from forkpoint.runs.results import CheckpointEntropy, Dynamics, EntropyChange
 
 ENOUGH = 3
 """Checkpoints besides the base that make a curve."""
@@ -23,19 +37,17 @@ def dynamics(
     *,
     base: str | None = None,
     checkpoints: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
-    task: str | None = None,
-    rollouts: Annotated[Path | None, Parameter(help="Completions that exist already.")] = None,
-    recipe: Path | None = None,
-    problems: Annotated[int | None, Parameter(help="How many held-out problems.")] = None,
-    samples: Annotated[int | None, Parameter(help="Completions per problem.")] = None,
+    recipe: Recipe = None,
+    held_out: HeldOut = HeldOut(),  # noqa: B008
+    rollouts: Path | None = None,
     keep_fraction: float = 0.2,
     run_dir: Path | None = None,
-    set_: Overrides = None,
 ) -> int:
     """Follow the entropies of the same tokens from the base through every checkpoint.
 
-    Either of a finished run, or of the models named by --base and --checkpoints. The completions
-    are sampled from the last one. The same command again goes on where it was stopped.
+    Either of a finished run, or of the models named by --base and --checkpoints, whose task is
+    given by --recipe or --task. The completions are sampled from the last one. The same command
+    again goes on where it was stopped.
 
     Parameters
     ----------
@@ -45,158 +57,112 @@ def dynamics(
         ``lab``, a folder or a hub id; for models that no run of forkpoint made.
     checkpoints
         Folders or hub ids, in the order of training, the final policy last.
-    task
-        ``lab``, or the name of a reasoning-gym task such as chain_sum; with --base.
     rollouts
         Score these instead of sampling: a file or a folder as forkpoint analyze reads it, such as
-        RUN/analysis/completions.
-    recipe
-        A TOML file for the task and how to sample; with --base.
+        RUN/completions/analysis.
     keep_fraction
         The share of tokens of highest entropy whose overlap is measured.
     run_dir
         Where the analysis goes; default RUN.
     """
-    from forkpoint.analysis.dynamics import measure_dynamics
+    from forkpoint.analysis.dynamics import DynamicsJob, measure_dynamics
     from forkpoint.cli.console import SafeConsole
-    from forkpoint.training.stop import StopFlag
 
-    if rollouts is not None and (samples is not None or problems is not None or task is not None):
+    if rollouts is not None and held_out.chosen:
         raise ConfigError("--rollouts are completions already: no --task, --problems, --samples")
     root = run_dir or run
     if root is None:
         raise ConfigError("name a run, or --base, --checkpoints and --run-dir")
     if run is not None:
-        if base is not None or checkpoints or task is not None or recipe is not None:
+        if base is not None or checkpoints or held_out.task is not None or recipe is not None:
             raise ConfigError(f"{run} says which models and task: no --base, --checkpoints, ..")
-        job = _job_of_run(run, rollouts, problems, samples, keep_fraction, set_ or [])
+        config, followed = _of_run(run, held_out)
     else:
-        config = (recipe, base, task, problems, samples, set_ or [])
-        job = _job_of_models(checkpoints or [], rollouts, keep_fraction, *config)
+        config, followed = _of_models(base, checkpoints, recipe, held_out)
+    job = DynamicsJob(
+        config=config, checkpoints=followed, rollouts=rollouts, keep_fraction=keep_fraction
+    )
     console = SafeConsole()
-    with StopFlag() as stop:
-        try:
-            summary = measure_dynamics(job, root, stop, lambda text: note(console, text))
-        except Interrupted as stopped:
-            if stop.signal is None:
-                raise
-            note(console, f"{stopped}; what was finished is kept, the same command goes on")
-            return stop.exit_code
-    show(console, summary, root)
+    with stoppable(console, "what was finished is kept, the same command goes on") as stop:
+        found = measure_dynamics(job, root, stop, lambda text: note(console, text))
+    show(console, found, root)
     return 0
 
 
-def _job_of_run(
-    run: Path,
-    rollouts: Path | None,
-    problems: int | None,
-    samples: int | None,
-    keep_fraction: float,
-    overrides: list[str],
-) -> "DynamicsJob":
+def _of_run(run: Path, held_out: HeldOut) -> "tuple[RunConfig, Sequence[Checkpoint]]":
+    """The configuration and the checkpoints of a finished run."""
+    from dataclasses import replace
+
     from forkpoint.analysis.checkpoints import checkpoints_of_run
-    from forkpoint.analysis.dynamics import DynamicsJob
-    from forkpoint.cli.analyze import PROBLEMS, SAMPLES, analysis_config
+    from forkpoint.runs.directory import check_schema
 
-    # not as many as the run evaluated on
-    problems = PROBLEMS if problems is None else problems
-    samples = SAMPLES if samples is None else samples
-    config = analysis_config(run / "config.json", None, None, problems, samples, overrides)
-    return DynamicsJob(
-        config=config,
-        checkpoints=checkpoints_of_run(run, config.model.path),
-        rollouts=rollouts,
-        keep_fraction=keep_fraction,
-    )
+    check_schema(run)  # before its configuration, which may be another version's too
+    # By default not as many as the run evaluated on.
+    problems = PROBLEMS if held_out.problems is None else held_out.problems
+    samples = SAMPLES if held_out.samples is None else held_out.samples
+    chosen = replace(held_out, problems=problems, samples=samples)
+    config = chosen.config(run / "config.json")
+    return config, checkpoints_of_run(run, config.model.path)
 
 
-def _job_of_models(
-    checkpoints: list[str],
-    rollouts: Path | None,
-    keep_fraction: float,
-    recipe: Path | None,
-    base: str | None,
-    task: str | None,
-    problems: int | None,
-    samples: int | None,
-    overrides: list[str],
-) -> "DynamicsJob":
+def _of_models(
+    base: str | None, checkpoints: list[str] | None, recipe: Path | None, held_out: HeldOut
+) -> "tuple[RunConfig, Sequence[Checkpoint]]":
+    """The same of models that are named."""
     from forkpoint.analysis.checkpoints import named_checkpoints
-    from forkpoint.analysis.dynamics import DynamicsJob
-    from forkpoint.cli.analyze import analysis_config
 
     if base is None or not checkpoints:
         raise ConfigError("without a run, name the models: --base MODEL --checkpoints MODEL ..")
-    return DynamicsJob(
-        config=analysis_config(recipe, base, task, problems, samples, overrides),
-        checkpoints=named_checkpoints(base, checkpoints),
-        rollouts=rollouts,
-        keep_fraction=keep_fraction,
-    )
+    return held_out.config(recipe, base), named_checkpoints(base, checkpoints)
 
 
 # ---- the table on a terminal --------------------------------------------------------------------
 
 
-def show(console: "Console", summary: dict[str, Any], root: Path) -> None:
+def show(console: "Console", found: "Dynamics", root: Path) -> None:
     """The paper's Table 1, what Fig. 4 shows, and how to keep more checkpoints."""
     from forkpoint.analysis.checkpoints import KEEP_MORE
 
-    s, keep = summary, 100 * summary["keep_fraction"]
+    keep = 100 * found.keep_fraction
     title(console, root)
-    lines = [
-        f"{s['tokens']:,} tokens of {s['completions']:,} completions to {s['prompts']:,} prompts",
-        s["source"],
+    say(
+        console,
+        f"{found.tokens:,} tokens of {found.completions:,} completions to {found.prompts:,} "
+        "prompts",
+        found.source,
         f"overlap of the top {keep:g} % positions, 95 % intervals over prompts "
         f"(chance: {keep:g} %)",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
-    console.print(_table(s))
-    for line in _changes(s["change_by_bin"]):
-        console.print(line, highlight=False, markup=False)
-    if len(s["checkpoints"]) <= ENOUGH:
-        note(
-            console,
-            f"{len(s['checkpoints']) - 1} checkpoints besides the base; a run keeps more with "
-            f"{KEEP_MORE}",
-        )
+    )
+    console.print(_table(found.checkpoints))
+    say(console, *_changes(found.change_by_bin))
+    others = len(found.checkpoints) - 1
+    if others < ENOUGH:
+        note(console, f"{others} checkpoints besides the base; a run keeps more with {KEEP_MORE}")
 
 
-def _table(summary: dict[str, Any]) -> Any:
-    from rich import box
-    from rich.table import Table
+def _table(checkpoints: "Sequence[CheckpointEntropy]") -> Any:
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("checkpoint", no_wrap=True)
-    for name in ("step", "with base", "with final", "mean H"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for i, checkpoint in enumerate(summary["checkpoints"]):
-        table.add_row(
-            Text(visible(checkpoint["name"])),
-            "-" if checkpoint["step"] is None else str(checkpoint["step"]),
-            _share(summary["overlap_with_base"][i]),
-            _share(summary["overlap_with_final"][i]),
-            f"{summary['mean_entropy'][i]['value']:.4f}",
+    names = ("checkpoint", "step", "with base", "with final", "mean H")
+    rows = table(*names, left=("checkpoint",))
+    for one in checkpoints:
+        rows.add_row(
+            Text(visible(one.name)),
+            "-" if one.step is None else str(one.step),
+            "-" if one.overlap_with_base is None else one.overlap_with_base.percent(),
+            "-" if one.overlap_with_final is None else one.overlap_with_final.percent(),
+            f"{one.mean_entropy.value:.4f}",
         )
-    return table
+    return rows
 
 
-def _share(interval: dict[str, Any] | None) -> str:
-    if interval is None:
-        return "-"
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    return f"{value:.1%}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
-def _changes(bins: list[dict[str, Any]]) -> list[str]:
+def _changes(bins: "Sequence[EntropyChange]") -> list[str]:
     """The lowest, the middle and the highest bin of base entropy."""
     lines = ["mean change of entropy, final minus base, by percentile of base entropy:"]
     for number in sorted({0, len(bins) // 2, len(bins) - 1}):
         b = bins[number]
-        ends = "" if b["low"] is None else f" [{b['low']:+.5f}, {b['high']:+.5f}]"
         lines.append(
-            f"  {b['from_percentile']:3g} to {b['to_percentile']:3g} %: {b['mean']:+.5f} nats{ends}"
+            f"  {b.from_percentile:3g} to {b.to_percentile:3g} %: {b.change.value:+.5f} nats"
+            f"{b.change.ends('{:+.5f}')}"
         )
     return lines

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides
+from forkpoint.cli.options import Overrides, say
 from forkpoint.cli.terminal import visible
 from forkpoint.errors import ConfigError
 
@@ -50,15 +50,13 @@ def train(
     with StopFlag() as stop, LiveTable(console, config.training.steps, str(root)) as table:
         outcome = run(config, root, resume=resume, observer=table, stop=stop)
     if outcome.stopped:
-        console.print(
+        say(
+            console,
             f"stopped after step {outcome.state.step}; go on with "
             f"forkpoint train --resume --run-dir {root}",
-            highlight=False,
-            markup=False,
         )
         return stop.exit_code
-    done = f"done: {root}; look at it with forkpoint report {root}"
-    console.print(done, highlight=False, markup=False)
+    say(console, f"done: {root}; look at it with forkpoint report {root}")
     return 0
 
 

@@ -43,6 +43,12 @@ class RunConfig(Stage):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def task_name(self) -> str:
+        """The gym's name of the task, the file of its problems, or its type."""
+        task = self.task.model_dump()
+        return str(task.get("name") or task.get("path") or task["type"])
+
     @model_validator(mode="before")
     @classmethod
     def _resolve_presets(cls, raw: Any) -> Any:

@@ -193,6 +193,14 @@ class RolloutConfig(Stage):
     """Rounds of sampling to fill a step; what is short after that is trained as it is."""
     truncated: Literal["keep", "mask"] = "keep"
     """``mask``: completions cut by the token budget are not trained on (not in the pool)."""
+    keep: (
+        Literal["auto", "all", "none"]
+        | Annotated[int, Field(ge=1, strict=True)]
+        | Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
+    ) = "auto"
+    """Which of a step's groups are stored in completions/train: ``all``, ``none``, a number of
+    prompts (``8``), a share of them (``0.25``), or ``auto``: all, up to 2^20 tokens a step. The
+    groups are drawn by the prompts' numbers, so that two runs keep the same ones."""
 
 
 class AdvantageConfig(Stage):

@@ -1,115 +1,263 @@
 """Sampling held-out problems and counting the right answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from forkpoint.config.stages import EvaluationConfig, RolloutConfig
+from forkpoint.config import RunConfig
 from forkpoint.errors import RewardError
-from forkpoint.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
-from forkpoint.rewards import Scorer
-from forkpoint.sampling import Engine, Prompter, SampleRequest
+from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.completions import write_completions
+from forkpoint.runs.results import Estimate, Evaluation, write_result
+from forkpoint.runs.resume import Pieces
+from forkpoint.sampling import RowMaker, SampleRequest, SamplingParts, build_sampling
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.sampling.collect import StepRollouts
-from forkpoint.tasks import Task
-from forkpoint.types import Group, Rollout
+from forkpoint.types import FinishReason, Group, Problem, Rollout
+
+DECIDES = ("model", "task", "rewards", "rollout", "evaluation")
+"""Sections of a configuration that decide what is sampled and how it is judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Made by ``evaluate``; eaten by ``training.loop`` and the command line."""
+class Evaluated:
+    """Made by ``evaluate`` for ``training.loop``."""
 
+    groups: tuple[Group, ...]
     accuracy: Estimate
-    """Share of right answers: a verdict of 1 or more is right, whatever the other rewards say."""
     length_mean: float
     """Tokens per completion."""
-    rollouts: StepRollouts
-    """Every completion, for the record."""
 
-    def summary(self, model: str) -> dict[str, Any]:
-        """For people and files: the accuracy and what it was measured on."""
-        return {
-            "model": model,
-            "accuracy": self.accuracy.as_dict(),
-            "samples": len(self.rollouts.accepted[0].rollouts_G),
-            "length_mean": self.length_mean,
-        }
+    @property
+    def rollouts(self) -> StepRollouts:
+        """As ``RowMaker`` takes them."""
+        return all_accepted(self.groups)
 
 
 def evaluate(
-    *,
-    task: Task,
-    prompter: Prompter,
-    engine: Engine,
-    scorer: Scorer,
-    rollout: RolloutConfig,
-    config: EvaluationConfig,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Evaluation:
-    """Sample ``config.samples`` answers to each of ``config.problems`` held-out problems.
+    parts: SamplingParts, config: RunConfig, should_stop: Callable[[], bool] = lambda: False
+) -> Evaluated:
+    """Sample ``evaluation.samples`` answers to each of ``evaluation.problems`` held-out problems.
 
-    The draws derive from ``config.seed`` alone: evaluating twice, or two checkpoints of a run,
+    The draws derive from ``evaluation.seed`` alone: evaluating twice, or two checkpoints of a run,
     uses the same problems and the same random numbers.
 
     Raises:
-        RewardError: no completion at all could be scored.
+        RewardError: no completion at all could be judged.
+        Interrupted: ``should_stop()`` turned true.
     """
-    problems = task.held_out(config.problems, config.seed)
-    prompts = [prompter(problem) for problem in problems]
-    requests = [
-        SampleRequest(prompt=prompt, serial=serial, sample=sample)
-        for serial, prompt in enumerate(prompts)
-        for sample in range(config.samples)
-    ]
-    settings = SamplingSettings(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        seed=config.seed,
-        step=0,
-        purpose="evaluate",
-    )
-    completions = engine.sample(requests, settings, should_stop)
-    scores = scorer.score(
-        [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)], should_stop
-    )
-    rollouts = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
-    n = config.samples
-    groups = tuple(
-        Group(prompt=p, serial=i, rollouts_G=tuple(rollouts[i * n : (i + 1) * n]))
-        for i, p in enumerate(prompts)
-    )
-    return Evaluation(
-        accuracy=accuracy(groups, seed=config.seed),
-        length_mean=sum(len(c.token_ids) for c in completions) / len(completions),
-        rollouts=StepRollouts(
-            accepted=groups, rejected=(), next_serial=0, rounds=1, sample_s=0.0, score_s=0.0
-        ),
+    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
+    settings = evaluation_settings(config, "evaluate")
+    groups = sample_held_out(parts, config, dict(enumerate(problems)), settings, should_stop)
+    found = tally(groups)
+    return Evaluated(
+        groups=groups,
+        accuracy=accuracy(found, seed=config.evaluation.seed),
+        length_mean=found.length_mean,
     )
 
 
-def accuracy(groups: tuple[Group, ...], *, seed: int) -> Estimate:
-    """Mean over problems of the share of right samples, with a 95 % interval.
+def evaluate_config(
+    config: RunConfig,
+    root: Path | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Evaluate ``config.model``, which is not being trained.
 
-    One sample per problem: Wilson's interval. Several: a bootstrap over problems, since samples
-    of one problem are not independent. Samples a verifier failed on count as wrong.
+    Args:
+        root: a folder for every completion and results/evaluation.json; None keeps nothing. Started
+            again with the same settings, the evaluation goes on where it stopped.
+        note: gets a line about each thing that whoever reads the accuracy should know.
+
+    Raises:
+        ForkpointError: see errors.py; ``Interrupted`` when ``should_stop()`` turned true.
     """
-    scores = [r.score for g in groups for r in g.rollouts_G]
-    if all(s.timed_out or s.verdict is None for s in scores):
-        first = next((s.error for s in scores if s.error), "none: the answers are unreadable")
-        raise RewardError(f"no completion could be scored; the first verifier error: {first}")
-    right_P = [
-        sum(is_right(r) for r in group.rollouts_G) / len(group.rollouts_G) for group in groups
-    ]
-    if all(len(g.rollouts_G) == 1 for g in groups):
-        low, high = wilson_interval(int(sum(right_P)), len(groups))
-    else:
-        low, high = bootstrap_interval(right_P, seed=seed)
-    return Estimate(value=float(np.mean(right_P)), low=low, high=high, n=len(groups))
+    if root is None:
+        with TemporaryDirectory() as folder:
+            return evaluate_config(config, Path(folder), should_stop, note)
+    with RunDirectory.claim(root) as directory:
+        pieces = Pieces.open(directory.completions_dir("evaluation"), decisive(config))
+        with closing(build_sampling(config)) as parts:
+            directory.describe(config.model_dump_json(indent=2))
+            for text in parts.task.notes:
+                note(text)
+            tallies = _tallies(parts, config, pieces, should_stop)
+        found, seed = summed(tallies), config.evaluation.seed
+        result = Evaluation(
+            model=config.model.path,
+            task=config.task_name,
+            temperature=config.rollout.temperature,
+            seed=seed,
+            samples=config.evaluation.samples,
+            accuracy=accuracy(found, seed=seed),
+            length_mean=found.length_mean,
+        )
+        write_result(root, result)
+    return result
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings of a measurement on held-out problems, for ``Pieces.open``."""
+    return config.model_dump(mode="json", include=set(DECIDES))
+
+
+# ---- counting ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What is counted of the completions of P problems. Made by ``tally``."""
+
+    right_P: tuple[float, ...]
+    """The share of right completions of each problem."""
+    samples: int
+    """The most completions of a problem."""
+    completions: int
+    tokens: int
+    truncated: int
+    """Completions that were cut by the token budget."""
+    judged: int
+    """Completions that a verifier could judge within its time."""
+    error: str | None
+    """The first verifier's error."""
+
+    @property
+    def length_mean(self) -> float:
+        """Tokens per completion."""
+        return self.tokens / self.completions
+
+
+def tally(groups: Sequence[Group]) -> Tally:
+    """Count what was sampled; completions that a verifier failed on are wrong."""
+    rollouts = [r for g in groups for r in g.rollouts_G]
+    return Tally(
+        right_P=tuple(float(np.mean([is_right(r) for r in g.rollouts_G])) for g in groups),
+        samples=max(len(g.rollouts_G) for g in groups),
+        completions=len(rollouts),
+        tokens=sum(len(r.completion) for r in rollouts),
+        truncated=sum(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
+        judged=sum(not r.score.timed_out and r.score.verdict is not None for r in rollouts),
+        error=next((r.score.error for r in rollouts if r.score.error), None),
+    )
 
 
 def is_right(rollout: Rollout) -> bool:
     """Whether the verifier gave full marks: 1 or more."""
     verdict = rollout.score.verdict
     return verdict is not None and verdict >= 1.0
+
+
+def accuracy(found: Tally, *, seed: int) -> Estimate:
+    """Mean over problems of the share of right samples, with a 95 % interval.
+
+    One sample per problem: Wilson's interval. Several: a bootstrap over problems, since samples
+    of one problem are not independent.
+
+    Raises:
+        RewardError: no completion at all could be judged.
+    """
+    if not found.judged:
+        first = found.error or "none: the answers are unreadable"
+        raise RewardError(f"no completion could be scored; the first verifier error: {first}")
+    right_P = found.right_P
+    if found.samples == 1:
+        low, high = wilson_interval(int(sum(right_P)), len(right_P))
+    else:
+        low, high = bootstrap_interval(right_P, seed=seed)
+    return Estimate(value=float(np.mean(right_P)), low=low, high=high, n=len(right_P))
+
+
+def summed(parts: Sequence[Tally]) -> Tally:
+    """The tally of the problems of several parts, in their order."""
+    return Tally(
+        right_P=tuple(right for part in parts for right in part.right_P),
+        samples=max(part.samples for part in parts),
+        error=next((part.error for part in parts if part.error), None),
+        **{
+            name: sum(getattr(part, name) for part in parts)
+            for name in ("completions", "tokens", "truncated", "judged")
+        },
+    )
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def evaluation_settings(config: RunConfig, purpose: str) -> SamplingSettings:
+    """How a configuration draws whole answers for one purpose."""
+    return SamplingSettings(
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        seed=config.evaluation.seed,
+        step=0,
+        purpose=purpose,
+    )
+
+
+def sample_held_out(
+    parts: SamplingParts,
+    config: RunConfig,
+    problems: Mapping[int, Problem],
+    settings: SamplingSettings,
+    should_stop: Callable[[], bool],
+) -> tuple[Group, ...]:
+    """``evaluation.samples`` scored answers to each problem, which stands by its number."""
+    samples = config.evaluation.samples
+    prompts = {number: parts.prompter(problem) for number, problem in problems.items()}
+    requests = [
+        SampleRequest(prompt=prompt, serial=number, sample=sample)
+        for number, prompt in prompts.items()
+        for sample in range(samples)
+    ]
+    completions = parts.engine.sample(requests, settings, should_stop)
+    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
+    scores = parts.scorer.score(pairs, should_stop)
+    rollouts = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
+    return tuple(
+        Group(
+            prompt=prompt,
+            serial=number,
+            rollouts_G=tuple(rollouts[line * samples : (line + 1) * samples]),
+        )
+        for line, (number, prompt) in enumerate(prompts.items())
+    )
+
+
+def _tallies(
+    parts: SamplingParts,
+    config: RunConfig,
+    pieces: Pieces,
+    should_stop: Callable[[], bool],
+) -> list[Tally]:
+    """Part by part, as many problems as the engine samples side by side."""
+    rows = RowMaker(parts.loaded.tokenizer, config.advantage.kind)
+    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
+    size = max(1, config.rollout.batch_sequences // config.evaluation.samples)
+    settings = evaluation_settings(config, "evaluate")
+
+    def part(first: int, path: Path) -> Tally:
+        some = {n: problems[n] for n in range(first, min(first + size, len(problems)))}
+        groups = sample_held_out(parts, config, some, settings, should_stop)
+        write_completions(path, rows.rows(0, all_accepted(groups), None))
+        return tally(groups)
+
+    names = {first: f"part_{n:05d}" for n, first in enumerate(range(0, len(problems), size))}
+    return [
+        pieces.get(f"{name}.json", Tally, partial(part, first, pieces.folder / f"{name}.parquet"))
+        for first, name in names.items()
+    ]
+
+
+def all_accepted(groups: tuple[Group, ...]) -> StepRollouts:
+    """As ``RowMaker`` takes them."""
+    return StepRollouts(
+        accepted=groups, rejected=(), next_serial=0, rounds=1, sample_s=0.0, score_s=0.0
+    )

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,23 +9,6 @@ Z_95 = 1.959963984540054
 """The 97.5 % point of the standard normal distribution."""
 
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean with its 95 % interval over ``n`` independent units."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def percent(self) -> str:
-        """``29.3 % [25.6, 33.4]``."""
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ micro-batch never exist at once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,9 +19,10 @@ from forkpoint.errors import DataError, NumericalError
 from forkpoint.policy.body import body_of
 from forkpoint.policy.head import known_head
 from forkpoint.policy.lengths import check_length
+from forkpoint.types import Completion
 
-Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a prompt and of a completion."""
+Pair: TypeAlias = tuple[Sequence[int], Completion]
+"""The token ids of a prompt, and a completion of it."""
 
 LOGITS_ELEMENTS = 2**24
 """Logits held at once (64 MiB of float32)."""
@@ -33,24 +34,10 @@ LOOKAHEAD = 8
 """Micro-batches' worth of sequences that are sorted by length together, against padding."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredCompletion:
-    """What a model says of one completion. Made by ``score_completions``."""
-
-    logprobs_T: np.ndarray
-    """float32 [T] nats, of the tokens given, at the temperature."""
-    entropies_T: np.ndarray
-    """float32 [T] nats."""
-    top_ids_TK: np.ndarray
-    """int32 [T, K], the most likely token ids, descending."""
-    top_logprobs_TK: np.ndarray
-    """float32 [T, K] nats."""
-
-
 def score_completions(
     model: Any, pairs: Iterable[Pair], *, temperature: float, top_k: int, max_tokens: int
-) -> Iterator[ScoredCompletion]:
-    """Score (prompt ids, completion ids) pairs, in order, in memory constant in their number.
+) -> Iterator[Completion]:
+    """The completions with what the model says of each token, in order, in constant memory.
 
     Args:
         model: a causal language model of transformers, in eval mode.
@@ -66,7 +53,7 @@ def score_completions(
     teacher = _Teacher(model, temperature=temperature, top_k=top_k)
     pairs = iter(pairs)
     while window := list(_window(pairs, LOOKAHEAD * max_tokens)):
-        scored = {i: teacher.nothing() for i, (_, ids) in enumerate(window) if not len(ids)}
+        scored = {i: teacher.nothing(c) for i, (_, c) in enumerate(window) if not len(c)}
         for indices in _micro_batches(window, max_tokens):
             scored |= zip(indices, teacher.score([window[i] for i in indices]), strict=True)
         yield from (scored[i] for i in range(len(window)))
@@ -82,16 +69,18 @@ class _Teacher:
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
         self._top_k = min(top_k, self._vocabulary)
 
-    def nothing(self) -> ScoredCompletion:
-        """Of a completion without tokens."""
-        none, none_K = np.zeros(0, np.float32), np.zeros((0, self._top_k), np.float32)
-        return _scored(none, none, none_K.astype(np.int32), none_K)
+    def nothing(self, completion: Completion) -> Completion:
+        """A completion without tokens."""
+        none, none_K = np.zeros(0), np.zeros((0, self._top_k))
+        return _scored(completion, none, none, none_K, none_K)
 
     @torch.no_grad()
-    def score(self, pairs: Sequence[Pair]) -> list[ScoredCompletion]:
+    def score(self, pairs: Sequence[Pair]) -> list[Completion]:
         """Score the pairs of one micro-batch; none of the completions is empty."""
         states_RX = self._states(pairs)
-        token_ids_R = torch.tensor([i for _, ids in pairs for i in ids], device=states_RX.device)
+        token_ids_R = torch.tensor(
+            np.concatenate([c.token_ids for _, c in pairs]), device=states_RX.device
+        )
         step = max(1, LOGITS_ELEMENTS // self._vocabulary)
         chunks = [
             self._chunk(*x)
@@ -100,15 +89,17 @@ class _Teacher:
         streams = [torch.cat(stream).cpu().numpy() for stream in zip(*chunks, strict=True)]
         if not np.isfinite(streams[1]).all():
             raise NumericalError("the model gave logits that are not finite")
-        ends = np.cumsum([len(ids) for _, ids in pairs])[:-1]
-        return list(map(_scored, *(np.split(stream, ends) for stream in streams)))
+        completions = [completion for _, completion in pairs]
+        ends = np.cumsum(list(map(len, completions)))[:-1]
+        return list(map(_scored, completions, *(np.split(stream, ends) for stream in streams)))
 
     def _states(self, pairs: Sequence[Pair]) -> Tensor:
         """[R, D] what the head reads to predict each completion token (or its logits, [R, V]).
 
         Right padding needs no mask: under causal attention nothing sees what is on its right.
         """
-        rows = [[*prompt, *ids[:-1]] for prompt, ids in pairs]  # the last token predicts nothing
+        # the last token predicts nothing
+        rows = [[*prompt, *completion.token_ids[:-1].tolist()] for prompt, completion in pairs]
         ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for line, row in enumerate(rows):
             ids_BL[line, : len(row)] = torch.tensor(row)
@@ -117,8 +108,8 @@ class _Teacher:
         output = body(input_ids=ids_BL.to(self._model.device), use_cache=False)
         states_BLX = output.logits if self._head is None else output.last_hidden_state
         pieces = [
-            states_BLX[line, len(prompt) - 1 : len(prompt) - 1 + len(ids)]
-            for line, (prompt, ids) in enumerate(pairs)
+            states_BLX[line, len(prompt) - 1 : len(prompt) - 1 + len(completion)]
+            for line, (prompt, completion) in enumerate(pairs)
         ]
         return torch.cat(pieces)
 
@@ -141,16 +132,18 @@ class _Teacher:
 
 
 def _scored(
+    completion: Completion,
     logprobs_T: np.ndarray,
     entropies_T: np.ndarray,
     top_ids_TK: np.ndarray,
     top_logprobs_TK: np.ndarray,
-) -> ScoredCompletion:
-    return ScoredCompletion(
-        logprobs_T=logprobs_T,
-        entropies_T=entropies_T,
-        top_ids_TK=top_ids_TK,
-        top_logprobs_TK=top_logprobs_TK,
+) -> Completion:
+    return replace(
+        completion,
+        logprobs=logprobs_T,
+        entropies=entropies_T,
+        top_ids=top_ids_TK,
+        top_logprobs=top_logprobs_TK,
     )
 
 
@@ -168,5 +161,5 @@ def _window(pairs: Iterator[Pair], max_tokens: int) -> Iterator[Pair]:
 
 def _micro_batches(window: Sequence[Pair], max_tokens: int) -> list[list[int]]:
     """Indices of non-empty completions, similar lengths together, padded to ``max_tokens``."""
-    lengths = {i: len(prompt) + len(ids) - 1 for i, (prompt, ids) in enumerate(window) if len(ids)}
+    lengths = {i: len(prompt) + len(c) - 1 for i, (prompt, c) in enumerate(window) if len(c)}
     return longest_first(lengths, max_tokens)

@@ -27,7 +27,7 @@ def analysis_section(run: RunData) -> dict[str, Any] | None:
     summary = run.analysis("summary")
     if summary is None:
         begun = (run.analysis_dir / "config.json").exists() or any(
-            (run.analysis_dir / "tokens").glob("part_*.parquet")
+            (run.root / "completions/analysis").glob("part_*.parquet")
         )
         return {"empty": INTERRUPTED} if begun else None
     if summary.whole("tokens") == 0:

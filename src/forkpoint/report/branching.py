@@ -8,13 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from forkpoint.evaluation.statistics import Estimate
 from forkpoint.report.data import RunData
 from forkpoint.report.forest import SLIM, ForestRow, forest
 from forkpoint.report.json_file import JsonObject
 from forkpoint.report.svg import Scale, drawing, element, tick_labels, ticks
 from forkpoint.report.text import number, visible
 from forkpoint.report.words import shown
+from forkpoint.runs.results import Estimate
 
 KINDS = (("high", "high", "s1"), ("low", "low", "s0"))
 MEASURES = (

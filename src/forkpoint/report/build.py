@@ -89,7 +89,7 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
     environment.filters |= {"number": number, "percent": percent, "visible": visible}
     style, script = (_assets(environment, names) for names in (STYLES, SCRIPTS))
     main = runs[0]
-    files = step_files(RunDirectory(main.root).rollouts_dir)
+    files = step_files(RunDirectory(main.root).completions_dir("train"))
     return environment.get_template("report.html.j2").render(
         policy=content_security_policy(style, script),
         style=style,
@@ -163,7 +163,7 @@ def missing(run: RunData, files: Sequence[StepFile]) -> Iterator[str]:
         yield "There is no env.json, so versions and command are unknown."
     if run.trained and not files:
         yield "There are no rollouts, so the page has no histogram, tokens or completions of steps."
-    elif run.trained and not any(len(file.entropies()) for file in files):
+    elif run.trained and not any(file.has_entropies for file in files):
         yield (
             "The rollouts hold no entropies: the engine that sampled them does not see whole "
             "distributions. Completions are shown without colours."

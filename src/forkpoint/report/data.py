@@ -1,34 +1,39 @@
-"""The run directories of a page, and their small files."""
+"""The run directories of a page: configuration, environment, metrics and results of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from forkpoint.config import RunConfig, load_config
 from forkpoint.errors import RunError
-from forkpoint.report.json_file import JsonObject, is_number, read_object
+from forkpoint.report.json_file import JsonObject, is_number
 from forkpoint.runs import RunDirectory, read_metrics
+from forkpoint.runs.atomic import read_object
+from forkpoint.runs.directory import check_schema
+from forkpoint.runs.results import AnyResult, Result, find_result, result_path
+from forkpoint.runs.resume import Pieces
 
-SUBJECTS = ("metrics.jsonl", "eval/summary.json", "ablation.json")
-"""What a page can be about besides an analysis."""
-ANALYSES = ("summary", "dynamics", "temperature", "branching")
-"""analysis/NAME.json, each written when its measurement is complete."""
+STORED = {"pattern": "analysis"}
+"""Where a measurement keeps its completions, if the folder has another name than its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """The small files of one run directory. Made by ``load_runs``."""
+    """One run directory. Made by ``load_runs``."""
 
     label: str
     """The directory's name, or ``control``; unique on the page."""
     root: Path
-    config: dict[str, Any]
+    config: RunConfig | None
+    """None without a config.json."""
     environment: dict[str, Any]
+    """env.json as it stands; empty without one."""
     metrics: list[dict[str, Any]]
-    """Empty if nothing was trained."""
+    """The lines of metrics.jsonl; empty if nothing was trained. A value may be null."""
     trained: bool
     """Whether there is a metrics.jsonl."""
-    summary: dict[str, Any]
 
     @property
     def last_step(self) -> int:
@@ -37,6 +42,21 @@ class RunData:
     @property
     def analysis_dir(self) -> Path:
         return self.root / "analysis"
+
+    def result(self, model: type[AnyResult]) -> AnyResult | None:
+        """``results/NAME.json``; None if it was not measured.
+
+        Raises:
+            RunError: as ``runs.results.read_result``.
+        """
+        return find_result(self.root, model)
+
+    def began(self, model: type[Result]) -> bool:
+        """Whether a measurement was interrupted: pieces are there, and its result is not."""
+        name = Path(model.file).stem
+        folders = (self.root / "pieces" / name, self.root / "completions" / STORED.get(name, name))
+        begun = any(Pieces(folder).any() for folder in folders)
+        return begun and not result_path(self.root, model).exists()
 
     def analysis(self, name: str) -> JsonObject | None:
         """``analysis/NAME.json``; None if it was not made."""
@@ -92,26 +112,22 @@ def _load_run(root: Path, label: str) -> RunData:
     directory = RunDirectory(root)
     if not root.is_dir():
         raise RunError(f"{root}: no such run directory")
-    analysis = directory.analysis_dir
-    if not any((root / name).exists() for name in SUBJECTS) and not _was_analysed(analysis):
-        begun = "; its analysis ended before anything was measured" if analysis.exists() else ""
-        raise RunError(
-            f"{root} holds no {', '.join(SUBJECTS)} and no analysis: there is nothing to report"
-            + begun
-        )
+    check_schema(root)
     trained = directory.metrics_jsonl.exists()
+    if not trained and not any((root / "results").glob("*.json")) and not _was_begun(root):
+        raise RunError(f"{root} holds no metrics.jsonl and no results: there is nothing to report")
+    config = directory.config_json
     return RunData(
         label=label,
         root=root,
-        config=read_object(directory.config_json),
+        config=load_config(config) if config.exists() else None,
         environment=read_object(directory.env_json),
         metrics=read_metrics(directory.metrics_jsonl) if trained else [],
         trained=trained,
-        summary=read_object(root / "summary.json"),
     )
 
 
-def _was_analysed(folder: Path) -> bool:
-    """Whether an analysis was finished, or interrupted when it had measured something."""
-    finished = any((folder / f"{name}.json").exists() for name in ANALYSES)
-    return finished or any(folder.rglob("*.parquet"))
+def _was_begun(root: Path) -> bool:
+    """Whether an analysis was interrupted when it had measured something."""
+    folders = (root / "pieces").glob("*"), (root / "completions").glob("*")
+    return any(folder.is_dir() and Pieces(folder).any() for folder in chain(*folders))

@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from forkpoint.evaluation.statistics import Estimate
 from forkpoint.report.curves import Series, curve_chart
 from forkpoint.report.data import RunData
 from forkpoint.report.forest import ends
@@ -24,6 +23,7 @@ from forkpoint.report.plots import (
 )
 from forkpoint.report.svg import Scale
 from forkpoint.report.text import number, percent, visible
+from forkpoint.runs.results import Estimate
 
 LINEAR_NATS = 1e-4
 """Changes smaller than this are drawn on a linear piece of the axis; the paper's axis ends here."""

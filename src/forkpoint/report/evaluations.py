@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forkpoint.evaluation.statistics import Estimate
 from forkpoint.report.data import RunData
 from forkpoint.report.finding import evaluated, setting, task_words
 from forkpoint.report.forest import ForestRow, forest
 from forkpoint.report.json_file import JsonObject, is_number
 from forkpoint.report.svg import series_style
 from forkpoint.report.text import number, visible
+from forkpoint.runs.results import Estimate
 
 SHOWN = 16
 """Lines of the matrix before it is unfolded."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from forkpoint.errors import RunError
-from forkpoint.evaluation.statistics import Estimate
 from forkpoint.report.data import RunData
 from forkpoint.report.json_file import JsonObject, is_number
+from forkpoint.runs.results import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,29 +7,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from forkpoint.errors import RunError
-from forkpoint.evaluation.statistics import Estimate
+from forkpoint.runs.atomic import read_object
+from forkpoint.runs.results import Estimate
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number; a metric that was not finite is null."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is no such file.
-
-    Raises:
-        RunError: it cannot be read, or is not an object.
-    """
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is not a JSON object")
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from forkpoint.report.data import RunData
-from forkpoint.report.json_file import read_object
 from forkpoint.report.text import visible
+from forkpoint.runs.atomic import read_object
 
 
 def provenance(run: RunData) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from forkpoint.analysis.words import Word
 from forkpoint.report import charts
 from forkpoint.report.data import RunData
-from forkpoint.report.steps import StepFile, TokenLine, profiles, token_table
+from forkpoint.report.steps import StepFile, profiles, token_table
 from forkpoint.report.text import number
 from forkpoint.report.tokens import COLOUR_EDGES
 from forkpoint.report.words import shown
@@ -55,7 +56,7 @@ def tokens_section(run: RunData, files: Sequence[StepFile]) -> dict[str, Any] | 
     }
 
 
-def _line(line: TokenLine, reach: float) -> dict[str, Any]:
+def _line(line: Word, reach: float) -> dict[str, Any]:
     return {
         "text": shown(line.text),
         "line": line,

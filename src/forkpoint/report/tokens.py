@@ -1,50 +1,32 @@
-"""The token viewer: what of a run is shown, and as which packed arrays the page holds it."""
+"""The token viewer's payload: numbers of many tokens as short text that tokens_data.js unpacks.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+A stream of numbers is a typed array, deflated, in base64. Entropies and surprisals x >= 0 are kept
+as q = round(8191 sqrt(x / top)), top the largest of them; x is then known to top / 8191 at worst
+and to sqrt(x top) / 8191 in general: with a vocabulary of 152 000, whose entropies end at 11.9
+nats, to 0.0015 nats, and to 0.0005 nats at 1 nat. Probabilities of alternatives are kept as
+round(-ln p / 0.02): known to 1 %, down to 0.6 %.
+"""
+
+import base64
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from forkpoint.report.completion_index import read_index
 from forkpoint.report.completions import (
-    CHECKPOINT_BYTES,
     MOST_TOKENS,
     PAGE_BYTES_PER_TOKEN,
-    ROLLOUT_BYTES,
-    STORE_BYTES,
     ShownCompletion,
     ShownGroup,
-    Sizes,
     Source,
-    Vocabulary,
-    choose,
-    shares,
+    read_sources,
 )
 from forkpoint.report.data import RunData
 from forkpoint.report.json_file import is_number
-from forkpoint.report.packing import (
-    LEVELS,
-    LOG_STEP,
-    MISSING,
-    pack,
-    pack_bits,
-    pack_indices,
-    quantise,
-)
-from forkpoint.report.rollout_source import read_rollout_source, rollout_sizes
-from forkpoint.report.scored import (
-    Scores,
-    add_checkpoints,
-    find_scores,
-    read_scored_source,
-)
-from forkpoint.report.steps import StepFile, step_files
-from forkpoint.report.store_source import mark_forks, read_store_source
 from forkpoint.report.text import script_json, visible
 from forkpoint.runs import RunDirectory
-from forkpoint.runs.tokens import TokenStore
 from forkpoint.runs.vocabulary import read_texts
 
 COLOUR_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -55,16 +37,18 @@ CHANGE_EDGES = (0.05, 0.2, 0.5, 1.0)
 """Nats of change of entropy, either way; nearer to 0 than the first there is no colour."""
 ADVANTAGE_EDGES = (0.01, 0.5, 1.0, 2.0)
 
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A source before its tokens are read."""
-
-    sizes: Sizes
-    per_token: int
-    """Bytes."""
-    read: Callable[[np.ndarray, int, Vocabulary], Source]
-    """From the groups taken and the most tokens of a group."""
+LEVELS = 8191
+"""The largest ``q``. Coarser than 16 bits, so that deflate finds something to save."""
+MISSING = 65535
+"""``q`` of a number that was not recorded or is not finite."""
+LOG_STEP = 0.02
+"""Nats between two codes of a probability."""
+LEAST_PROBABILITY = math.exp(-255 * LOG_STEP)
+"""0.0061: a less likely alternative has no code and is left out."""
+TYPES = {1: "Uint8Array", 2: "Uint16Array", 4: "Uint32Array"}
+"""JavaScript's name by the bytes of an item; it reads little-endian everywhere browsers run."""
+PIECE = "·"
+"""Shown for a token that adds no text: a piece of a character, a token that ends the answer."""
 
 
 def viewer(run: RunData, tokens: int = MOST_TOKENS) -> dict[str, Any]:
@@ -76,104 +60,107 @@ def viewer(run: RunData, tokens: int = MOST_TOKENS) -> dict[str, Any]:
     Raises:
         RunError: a file of the run cannot be read.
     """
+    sources = read_sources(run, tokens * PAGE_BYTES_PER_TOKEN)
     vocabulary = Vocabulary()
-    sources = read_sources(run, tokens * PAGE_BYTES_PER_TOKEN, vocabulary)
-    name_alternatives(run, sources, vocabulary)
+    streams = [_Streams(source, vocabulary) for source in sources]
+    ids = np.unique(np.concatenate([np.zeros(0, np.int32), *(one.top_ids_A for one in streams)]))
+    unseen = {i for i in ids.tolist() if not vocabulary.has_text(i)}
+    for i, text in read_texts(RunDirectory(run.root).vocabulary_parquet, unseen).items():
+        vocabulary.place(text, i)
+    for i in ids.tolist():
+        vocabulary.place_of_id(i)
     return {
         "sources": [_summary(source) for source in sources],
         "shown": sum(len(source.shown) for source in sources),
-        "payload": script_json(payload(sources, vocabulary)),
+        "payload": script_json(payload(streams, vocabulary)),
     }
 
 
-# ---- the sources --------------------------------------------------------------------------------
+class Vocabulary:
+    """(text as it stands, token id) -> its place in the page's one list of words."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[str, int], int] = {}
+        self._places: dict[tuple[str, int], int] = {}
+        self._first: dict[int, int] = {}
+
+    def place(self, text: str, token_id: int) -> int:
+        """The place of a token, which gets one if it has none; without a text it is a ``·``."""
+        known = self._places.get((text, token_id))
+        if known is None:
+            shown = visible(text, newline="↵\n") or PIECE
+            known = self.entries.setdefault((shown, token_id), len(self.entries))
+            self._places[text, token_id] = known
+            if shown != PIECE:
+                self._first.setdefault(token_id, known)
+        return known
+
+    def has_text(self, token_id: int) -> bool:
+        """Whether a token has a place with a text."""
+        return token_id in self._first
+
+    def place_of_id(self, token_id: int) -> int:
+        """A place where this token has a text; a place without one if it was never seen."""
+        known = self._first.get(token_id)
+        if known is None:
+            return self.entries.setdefault(("", token_id), len(self.entries))
+        return known
 
 
-def read_sources(run: RunData, available: int, vocabulary: Vocabulary) -> list[Source]:
-    """The last and the first recorded step, the analysis, the dynamics: what has completions.
+class _Streams:
+    """What a source's tokens show, one after the other, before the vocabulary is complete."""
 
-    Args:
-        available: what they may add to the page.
-    """
-    files = step_files(RunDirectory(run.root).rollouts_dir)
-    planned = [_plan_step(file) for file in reversed(files)]
-    planned += _plan_analysis(run)
-    wanted = [int(plan.sizes.bytes_P(plan.per_token).sum()) for plan in planned]
-    sources = []
-    for plan, share in zip(planned, shares(wanted, available), strict=True):
-        taken = choose(plan.sizes.bytes_P(plan.per_token), share)
-        sources.append(plan.read(taken, max(share // plan.per_token, 1), vocabulary))
-    for source in sources:
-        source.groups.sort(key=lambda group: (not group.mixed, group.number))
-    return [source for source in sources if source.groups]
+    def __init__(self, source: Source, vocabulary: Vocabulary) -> None:
+        self.source = source
+        self.words_T = np.array(
+            [
+                vocabulary.place(piece, token_id)
+                for one in source.shown
+                for piece, token_id in zip(*_tokens(one), strict=True)
+            ],
+            np.int64,
+        )
+        counts, ids, codes = zip(_Likely.none(), *map(_likely, source.shown), strict=True)
+        self.counts_T, self.top_ids_A, self.codes_A = map(np.concatenate, (counts, ids, codes))
 
 
-def name_alternatives(run: RunData, sources: list[Source], vocabulary: Vocabulary) -> None:
-    """Give every alternative its place: with the text it was seen with, else the tokenizer's."""
-    ids = np.unique(np.concatenate([_no_ids(), *map(_alternative_ids, sources)])).tolist()
-    unseen = {i for i in ids if not vocabulary.has_text(i)}
-    for i, text in read_texts(run.analysis_dir / "vocabulary.parquet", unseen).items():
-        vocabulary.place(text, i)
-    for i in ids:
-        vocabulary.place_of_id(i)
+def _tokens(one: ShownCompletion) -> tuple[Sequence[str], list[int]]:
+    """Texts and ids of the tokens shown; the id stands where a text is not known."""
+    ids = one.stored.completion.token_ids[: one.length].tolist()
+    pieces = one.stored.pieces
+    return (pieces[: one.length] if pieces is not None else [f"⟨{i}⟩" for i in ids]), ids
 
 
-def _plan_step(file: StepFile) -> _Planned:
-    serials, sizes = rollout_sizes(file)
+class _Likely(NamedTuple):
+    """The most likely tokens beside the chosen one, of the tokens of a completion in order."""
 
-    def read(taken: np.ndarray, limit: int, vocabulary: Vocabulary) -> Source:
-        return read_rollout_source(file, sizes, serials[taken], limit, vocabulary)
+    counts_T: np.ndarray
+    """uint8 [T], how many a token has."""
+    token_ids_A: np.ndarray
+    """int32 [A], A the sum of the counts."""
+    codes_A: np.ndarray
+    """uint8 [A], ``probability_codes``."""
 
-    return _Planned(sizes, ROLLOUT_BYTES, read)
-
-
-def _plan_analysis(run: RunData) -> Iterator[_Planned]:
-    """The token store, and what ``forkpoint dynamics`` scored if that is something else."""
-    store = TokenStore(run.analysis_dir)
-    paths = [store.completions_path(part) for part in store.parts()]
-    dynamics = run.analysis("dynamics")
-    names = [one.text("name") for one in dynamics.objects("checkpoints")] if dynamics else []
-    scores = find_scores(run.analysis_dir, names)
-    same = scores is not None and scores.are_of(paths)
-    if paths:
-        yield _plan_store(run, store, paths, scores if same else None)
-    if scores is not None and not same:
-        yield _plan_scored(run, scores)
+    @classmethod
+    def none(cls, tokens: int = 0) -> "_Likely":
+        return cls(np.zeros(tokens, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.uint8))
 
 
-def _plan_store(
-    run: RunData, store: TokenStore, paths: list[Path], scores: Scores | None
-) -> _Planned:
-    summary = run.analysis("summary")
-    threshold = summary.fields.get("threshold_nats") if summary else None
-    index = read_index(paths)
-
-    def read(taken: np.ndarray, limit: int, vocabulary: Vocabulary) -> Source:
-        source = read_store_source(store, index, taken, limit, vocabulary)
-        mark_forks(source, threshold if is_number(threshold) else None)
-        if scores:
-            add_checkpoints(scores, source)
-        return source
-
-    return _Planned(index.sizes, STORE_BYTES + _checkpoint_bytes(scores), read)
-
-
-def _plan_scored(run: RunData, scores: Scores) -> _Planned:
-    index = read_index(scores.completions)
-
-    def read(taken: np.ndarray, limit: int, vocabulary: Vocabulary) -> Source:
-        source = read_scored_source(scores, run.analysis_dir, index, taken, limit, vocabulary)
-        mark_forks(source, None)
-        return source
-
-    return _Planned(index.sizes, ROLLOUT_BYTES + _checkpoint_bytes(scores), read)
-
-
-def _checkpoint_bytes(scores: Scores | None) -> int:
-    return CHECKPOINT_BYTES * len(scores.on_the_page) if scores else 0
+def _likely(one: ShownCompletion) -> _Likely:
+    """The tokens that were not chosen, down to ``LEAST_PROBABILITY``."""
+    completion = one.stored.completion
+    if completion.top_ids is None or completion.top_logprobs is None:
+        return _Likely.none(one.length)
+    ids_TK, logprobs_TK = completion.top_ids[: one.length], completion.top_logprobs[: one.length]
+    chosen_T1 = completion.token_ids[: one.length, None]
+    kept_TK = (ids_TK != chosen_T1) & (logprobs_TK >= math.log(LEAST_PROBABILITY))
+    return _Likely(
+        kept_TK.sum(1).astype(np.uint8), ids_TK[kept_TK], probability_codes(logprobs_TK[kept_TK])
+    )
 
 
 def _summary(source: Source) -> dict[str, Any]:
+    checkpoints = source.checkpoints
     return {
         "key": source.key,
         "title": source.title,
@@ -181,22 +168,21 @@ def _summary(source: Source) -> dict[str, Any]:
         "completions": source.completions,
         "tokens": source.tokens,
         "shown_completions": len(source.shown),
-        "shown_tokens": sum(len(c.words_T) for c in source.shown),
-        "checkpoints": len(source.checkpoints),
-        "checkpoints_scored": source.checkpoints_scored,
+        "shown_tokens": sum(one.length for one in source.shown),
+        "checkpoints": len(checkpoints.on_the_page) if checkpoints else 0,
+        "checkpoints_scored": len(checkpoints.names) if checkpoints else 0,
     }
 
 
 # ---- the payload --------------------------------------------------------------------------------
 
 
-def payload(sources: list[Source], vocabulary: Vocabulary) -> dict[str, Any]:
+def payload(streams: Sequence[_Streams], vocabulary: Vocabulary) -> dict[str, Any]:
     """What tokens_data.js unpacks. Single numbers keep 4 significant digits; unknown: null.
 
     Args:
         vocabulary: complete: its size decides how its places are packed.
     """
-    packed = [_pack_source(source, vocabulary) for source in sources]
     return {
         "levels": LEVELS,
         "missing": MISSING,
@@ -209,25 +195,31 @@ def payload(sources: list[Source], vocabulary: Vocabulary) -> dict[str, Any]:
         },
         "words": [text for text, _ in vocabulary.entries],
         "ids": [token_id for _, token_id in vocabulary.entries],
-        "sources": packed,
+        "sources": [_pack_source(one, vocabulary) for one in streams],
     }
 
 
-def _pack_source(source: Source, vocabulary: Vocabulary) -> dict[str, Any]:
-    size = len(vocabulary.entries)
+def _pack_source(streams: _Streams, vocabulary: Vocabulary) -> dict[str, Any]:
+    source = streams.source
+    entropies_T = source.stream(lambda stored: stored.completion.entropies)
+    if source.threshold is None:
+        marked_T = source.stream(lambda stored: stored.selected) == 1
+    else:
+        marked_T = entropies_T >= np.float32(source.threshold)
+    taken = source.checkpoints
     return {
         "key": source.key,
         "title": source.title,
         "mark": source.mark,
         "markName": source.mark_name,
-        "checkpoints": [visible(name) for name in source.checkpoints],
+        "checkpoints": [visible(taken.names[i]) for i in taken.on_the_page] if taken else [],
         "groups": [_pack_group(group) for group in source.groups],
-        "words": pack_indices(source.stream("words_T"), size),
-        "entropy": _pack_nats(source.stream("entropies_T")),
-        "surprisal": _pack_nats(-source.stream("logprobs_T")),
-        "marked": pack_bits(source.stream("marked_T")),
+        "words": pack_indices(streams.words_T, len(vocabulary.entries)),
+        "entropy": _pack_nats(entropies_T),
+        "surprisal": _pack_nats(-source.stream(lambda stored: stored.completion.logprobs)),
+        "marked": pack_bits(marked_T),
         "scored": _pack_checkpoints(source),
-        "alternatives": _pack_alternatives(source, vocabulary),
+        "alternatives": _pack_alternatives(streams, vocabulary),
     }
 
 
@@ -238,38 +230,31 @@ def _pack_nats(values_T: np.ndarray) -> dict[str, Any]:
 
 def _pack_checkpoints(source: Source) -> list[dict[str, Any]]:
     """One stream per checkpoint; nan for completions that were not scored."""
-    packed = []
-    for place in range(len(source.checkpoints)):
-        parts = [
-            np.full(len(one.words_T), np.nan)
-            if one.entropies_CT is None
-            else one.entropies_CT[place]
-            for one in source.shown
-        ]
-        packed.append(_pack_nats(np.concatenate(parts)))
-    return packed
+    taken = source.checkpoints.on_the_page if source.checkpoints else ()
+    return [
+        _pack_nats(
+            np.concatenate(
+                [
+                    np.full(one.length, np.nan)
+                    if one.entropies_CT is None
+                    else one.entropies_CT[place]
+                    for one in source.shown
+                ]
+            )
+        )
+        for place in range(len(taken))
+    ]
 
 
-def _alternative_ids(source: Source) -> np.ndarray:
-    """int64, of all tokens in order."""
-    parts = [one.alternatives.token_ids_A for one in source.shown if one.alternatives is not None]
-    return np.concatenate([_no_ids(), *parts])
-
-
-def _no_ids() -> np.ndarray:
-    return np.zeros(0, np.int64)
-
-
-def _pack_alternatives(source: Source, vocabulary: Vocabulary) -> dict[str, Any] | None:
-    ids, inverse = np.unique(_alternative_ids(source), return_inverse=True)
+def _pack_alternatives(streams: _Streams, vocabulary: Vocabulary) -> dict[str, Any] | None:
+    ids, inverse = np.unique(streams.top_ids_A, return_inverse=True)
     if not len(ids):
         return None
-    found = [one.alternatives for one in source.shown if one.alternatives is not None]
     places = np.asarray([vocabulary.place_of_id(i) for i in ids.tolist()], np.int64)
     return {
-        "counts": pack(np.concatenate([one.counts_T for one in found])),
+        "counts": pack(streams.counts_T),
         "words": pack_indices(places[inverse], len(vocabulary.entries)),
-        "codes": pack(np.concatenate([one.codes_A for one in found])),
+        "codes": pack(streams.codes_A),
     }
 
 
@@ -284,17 +269,18 @@ def _pack_group(group: ShownGroup) -> dict[str, Any]:
     }
 
 
-def _pack_completion(completion: ShownCompletion) -> list[Any]:
+def _pack_completion(one: ShownCompletion) -> list[Any]:
     """[sample, tokens shown, length, right, truncated, reward, advantage, error]."""
+    stored, score = one.stored, one.stored.score
     return [
-        completion.sample,
-        len(completion.words_T),
-        completion.length,
-        completion.right,
-        int(completion.truncated),
-        _short(completion.reward),
-        _short(completion.advantage),
-        visible(completion.error) if completion.error else None,
+        stored.sample,
+        one.length,
+        len(stored.completion),
+        score.right,
+        int(stored.completion.finish_reason == "length"),
+        _short(score.reward),
+        _short(stored.advantage),
+        visible(score.error) if score.error else None,
     ]
 
 
@@ -304,3 +290,51 @@ def _short(value: float | None) -> float | None:
         return None
     rounded = float(f"{value:.4g}")
     return int(rounded) if rounded == int(rounded) else rounded
+
+
+# ---- streams of numbers as text -----------------------------------------------------------------
+
+
+def pack(values: np.ndarray) -> list[str]:
+    """[type, base64 of the zlib stream] of unsigned integers, as tokens_data.js unpacks it."""
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    packed = zlib.compress(np.ascontiguousarray(little).tobytes())
+    return [TYPES[values.dtype.itemsize], base64.b64encode(packed).decode()]
+
+
+def pack_bits(values: np.ndarray) -> list[str]:
+    """``pack`` of booleans, eight in a byte, the first in its lowest bit."""
+    return pack(np.packbits(values.astype(bool), bitorder="little"))
+
+
+def pack_indices(values: np.ndarray, size: int) -> list[str]:
+    """``pack`` of indices below ``size``, in the smallest type that holds them."""
+    small = size <= MISSING + 1
+    return pack(values.astype(np.uint16 if small else np.uint32))
+
+
+def quantise(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Codes of numbers >= 0 and their ``top``; x = top (q / 8191)^2.
+
+    Numbers a rounding error below 0 become 0; those that are not finite become ``MISSING``.
+
+    Returns:
+        uint16, of the values' shape, and the largest value, 1 if there is none above 0.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(values)
+    known = np.maximum(np.where(finite, values, 0.0), 0.0)
+    top = float(known.max(initial=0.0)) or 1.0
+    codes = np.rint(LEVELS * np.sqrt(known / top)).astype(np.uint16)
+    return np.where(finite, codes, np.uint16(MISSING)), top
+
+
+def restore(codes: np.ndarray, top: float) -> np.ndarray:
+    """What the page reads back: float64, nan where nothing was recorded."""
+    values = top * (codes.astype(np.float64) / LEVELS) ** 2
+    return np.where(codes == MISSING, np.nan, values)
+
+
+def probability_codes(logprobs: np.ndarray) -> np.ndarray:
+    """uint8 codes of ln p, which must be at least ln ``LEAST_PROBABILITY``."""
+    return np.clip(np.rint(np.asarray(logprobs, np.float64) / -LOG_STEP), 0, 255).astype(np.uint8)

@@ -1,36 +1,31 @@
 """The section on forking tokens: which words have high and which low entropy, and where."""
 
-from collections import deque
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
+from forkpoint.analysis.words import Word, read_words
 from forkpoint.report.charts import mean_and_p90
-from forkpoint.report.contexts import Context, find_contexts
 from forkpoint.report.data import RunData
 from forkpoint.report.text import number, three_figures, visible
 from forkpoint.report.wordcloud import CloudWord, word_cloud
-from forkpoint.runs.columns import stream_columns
-from forkpoint.runs.tokens import TokenStore
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.completions import part_files, read_columns
+from forkpoint.runs.results import Pattern, find_result
 
 MOST_WORDS = 100
 """Of highest, and of lowest mean entropy; as in the paper's figure 2."""
 SHOWN = 16
 """Lines of a table before it is unfolded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Word:
-    """A line of analysis/words.parquet."""
-
-    text: str
-    token_id: int
-    count: int
-    mean: float
-    p90: float
+REACH = 6
+"""Neighbours of a word in a context, on each side."""
+MOST_CONTEXTS = 3
+"""Of a word."""
 
 
 def words_section(run: RunData) -> dict[str, Any] | None:
@@ -38,56 +33,34 @@ def words_section(run: RunData) -> dict[str, Any] | None:
 
     ``parts`` is empty if no word occurs often enough.
     """
-    path = run.analysis_dir / "words.parquet"
-    summary = run.analysis("summary")
-    if summary is None or not path.exists():
+    path = RunDirectory(run.root).words_parquet
+    pattern = find_result(run.root, Pattern)
+    if pattern is None or not path.exists():
         return None
-    kinds, highest, lowest = _ends(path)
-    contexts = find_contexts(
-        TokenStore(run.analysis_dir), [word.text for word in (*highest, *lowest)]
-    )
-    counted = (
-        summary.object("words").number_or_none("min_count") if "words" in summary.fields else 0
-    )
+    words = read_words(path)
+    half = min(MOST_WORDS, len(words) // 2)  # no word is in both
+    highest, lowest = words[: min(MOST_WORDS, len(words) - half)], words[len(words) - half :][::-1]
+    paths = part_files(RunDirectory(run.root).completions_dir("analysis"))
+    contexts = find_contexts(paths, [word.text for word in (*highest, *lowest)])
     parts = [("Highest", "highest", highest), ("Lowest", "lowest", lowest)]
     return {
-        "kinds": kinds,
-        "more_than": round(counted or 0),
+        "kinds": len(words),
+        "more_than": pattern.words_min_count,
         "shown": SHOWN,
         "parts": [
             {
                 "title": title,
                 "anchor": f"forks-{name}",
-                "cloud": _cloud(words, name),
+                "cloud": _cloud(part, name),
                 "lines": [
-                    _line(word, contexts.get(word.text, ()), max(w.p90 for w in words))
-                    for word in words
+                    _line(word, contexts.get(word.text, ()), max(w.p90 for w in part))
+                    for word in part
                 ],
             }
-            for title, name, words in parts
-            if words
+            for title, name, part in parts
+            if part
         ],
     }
-
-
-def _ends(path: Path) -> tuple[int, list[Word], list[Word]]:
-    """(how many there are, the first ones, the last ones from the end); no word is in both."""
-    highest: list[Word] = []
-    rest: deque[Word] = deque(maxlen=MOST_WORDS)
-    kinds = 0
-    for batch in stream_columns(path, ["text", "token_id", "count", "mean", "p90"]):
-        for row in batch.to_pylist():
-            word = Word(**row)
-            kinds += 1
-            if len(highest) < MOST_WORDS:
-                highest.append(word)
-            else:
-                rest.append(word)
-    missing = min(MOST_WORDS, kinds // 2) - len(rest)
-    if missing > 0:
-        highest, moved = highest[:-missing], highest[-missing:]
-        rest.extendleft(reversed(moved))
-    return kinds, highest, list(reversed(rest))
 
 
 def _cloud(words: Sequence[Word], name: str) -> Markup:
@@ -109,7 +82,7 @@ def shown(text: str) -> str:
     return visible(text, newline="↵").replace(" ", "␣")
 
 
-def _line(word: Word, contexts: Sequence[Context], reach: float) -> dict[str, Any]:
+def _line(word: Word, contexts: "Sequence[Context]", reach: float) -> dict[str, Any]:
     return {
         "word": word,
         "text": shown(word.text),
@@ -120,3 +93,54 @@ def _line(word: Word, contexts: Sequence[Context], reach: float) -> dict[str, An
             [visible(text, newline="↵") for text in (c.before, c.word, c.after)] for c in contexts
         ],
     }
+
+
+# ---- contexts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """An occurrence of a word, with the text of its neighbours in the completion."""
+
+    before: str
+    word: str
+    after: str
+
+
+def find_contexts(paths: Sequence[Path], words: Sequence[str]) -> dict[str, list[Context]]:
+    """Up to ``MOST_CONTEXTS`` contexts of each word, each from another completion, the first ones.
+
+    Reading ends as soon as every word has all of them. Words that do not occur have none.
+    """
+    found: defaultdict[str, list[Context]] = defaultdict(list)
+    missing = set(words)
+    for columns in read_columns(paths, ["pieces"]):
+        codes, texts = columns.texts("pieces")
+        ends = columns.lengths("pieces").cumsum()
+        wanted = np.array([text in missing for text in texts], bool)
+        last: dict[str, int] = {}  # the completion of a word's last context
+        for place in np.flatnonzero(wanted[codes]).tolist():
+            word, completion = texts[codes[place]], int(np.searchsorted(ends, place, "right"))
+            if word not in missing or last.get(word) == completion:
+                continue
+            last[word] = completion
+            start = int(ends[completion - 1]) if completion else 0
+            found[word].append(_context(texts, codes, place, start, int(ends[completion])))
+            if len(found[word]) == MOST_CONTEXTS:
+                missing.discard(word)
+        if not missing:
+            break
+    return dict(found)
+
+
+def _context(texts: list[str], codes: np.ndarray, place: int, start: int, end: int) -> Context:
+    """The neighbours of a token, within its completion from ``start`` to ``end``."""
+
+    def joined(a: int, b: int) -> str:
+        return "".join(texts[code] for code in codes[a:b])
+
+    return Context(
+        before=joined(max(start, place - REACH), place),
+        word=texts[codes[place]],
+        after=joined(place + 1, min(end, place + 1 + REACH)),
+    )

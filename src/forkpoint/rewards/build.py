@@ -20,9 +20,9 @@ from forkpoint.dotted import resolve
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import OVERLONG, RewardFunction, Scorer
-from forkpoint.rewards.verifiers import FormatVerifier, IntegerVerifier, MathVerifier
-from forkpoint.tasks.base import Task, Verifier
+from forkpoint.tasks.base import Task
 from forkpoint.types import Completion, Problem
+from forkpoint.verifiers import FormatVerifier, IntegerVerifier, MathVerifier, Verifier
 
 
 @dataclass(frozen=True, slots=True)

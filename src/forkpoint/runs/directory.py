@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forkpoint.environment import environment
 from forkpoint.errors import RunError
-from forkpoint.runs.atomic import write_json, write_text
+from forkpoint.runs.atomic import read_object, write_json, write_text
+from forkpoint.runs.resume import changed_settings, listed
+
+SCHEMA_VERSION = 2
+"""Of run directories, in env.json; the first version wrote none."""
+
+FIRST_VERSION = ("rollouts", "eval", "analysis/tokens")
+"""Folders that only the first version made."""
 
 MAY_CHANGE = frozenset(
-    {"name", "training.steps", "checkpoint.every", "checkpoint.keep_last", "scoring.workers"}
+    {
+        *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
+        *("scoring.workers", "rollout.keep"),
+    }
 )
 """What a resumed run may set anew: nothing here touches the steps already made."""
 
@@ -40,16 +51,31 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
-    def rollouts_dir(self) -> Path:
-        return self.root / "rollouts"
-
-    @property
     def eval_dir(self) -> Path:
         return self.root / "eval"
+
+    def completions_dir(self, kind: str) -> Path:
+        """Where completions of a kind are: ``train``, ``eval``, ``analysis``, ``dynamics``."""
+        return self.root / "completions" / kind
 
     @property
     def analysis_dir(self) -> Path:
         return self.root / "analysis"
+
+    @property
+    def vocabulary_parquet(self) -> Path:
+        """The text of every token id of the model that was analysed."""
+        return self.root / "completions" / "vocabulary.parquet"
+
+    @property
+    def words_parquet(self) -> Path:
+        """Words by their mean entropy: beside results/pattern.json."""
+        return self.root / "results" / "words.parquet"
+
+    @property
+    def pieces_dir(self) -> Path:
+        """Finished pieces of measurements: ``runs.resume``."""
+        return self.root / "pieces"
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -66,14 +92,16 @@ class RunDirectory:
                 left by a start that failed.
 
         Raises:
-            RunError: the folder holds a run (and ``resume`` is false), another process is writing
-                it, its configuration differs in a key that decides results, or the disk is full.
+            RunError: the folder holds a run (and ``resume`` is false) or one of another version,
+                another process is writing it, its configuration differs in a key that decides
+                results, or the disk is full.
         """
         directory = RunDirectory(root)
         if not resume and root.exists() and (not root.is_dir() or _was_used(root)):
             raise RunError(
                 f"{root} exists already: go on with it by --resume, or choose another --run-dir"
             )
+        check_schema(root)
         lock = _open_lock(root)
         try:
             _claim(lock, root)
@@ -92,8 +120,10 @@ class RunDirectory:
         For commands that add files of their own to a run (``forkpoint analyze``).
 
         Raises:
-            RunError: another process is writing it, or it cannot be written.
+            RunError: it is of another version, another process is writing it, or it cannot be
+                written.
         """
+        check_schema(root)
         lock = _open_lock(root)
         try:
             _claim(lock, root)
@@ -101,24 +131,36 @@ class RunDirectory:
         finally:
             os.close(lock)
 
+    def describe(self, config: str) -> None:
+        """config.json and env.json, unless the folder is a run's and has them already.
 
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Store what a command was started with, or refuse to go on with other settings.
+        Args:
+            config: JSON.
+        """
+        if not self.config_json.exists():
+            write_text(self.config_json, config + "\n")
+            self.write_environment()
 
-    Args:
-        path: such as analysis/config.json.
+    def write_environment(self) -> None:
+        """env.json: what the run is made with, and the version of its folder."""
+        write_json(self.env_json, {"schema_version": SCHEMA_VERSION, **environment()})
+
+
+def check_schema(root: Path) -> None:
+    """Refuse a folder whose files have names and meanings of another version.
 
     Raises:
-        RunError: ``path`` holds other settings, naming each that differs, or cannot be read.
+        RunError: saying which version made it, and what to do.
     """
-    settings = json.loads(json.dumps(settings))  # tuples are lists once they were stored
-    if not path.exists():
-        write_json(path, settings)
-        return
-    if changed := _changes(path, settings):
+    if stored := read_object(root / "env.json"):
+        version = stored.get("schema_version", 1)
+    else:
+        version = 1 if any((root / name).is_dir() for name in FIRST_VERSION) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
         raise RunError(
-            f"{path.parent} was started with other settings ({_listed(changed)}); choose another "
-            f"--run-dir, or delete {path.parent} to start it anew"
+            f"{root} is a run directory of schema version {version}, and this forkpoint reads and "
+            f"writes version {SCHEMA_VERSION}: choose another folder, or use the version of "
+            "forkpoint that made it"
         )
 
 
@@ -152,31 +194,9 @@ def _claim(lock: int, root: Path) -> None:
 
 
 def _check_same_run(path: Path, new: dict[str, Any]) -> None:
-    forbidden = {k: v for k, v in _changes(path, new).items() if k not in MAY_CHANGE}
+    forbidden = {k: v for k, v in changed_settings(path, new).items() if k not in MAY_CHANGE}
     if forbidden:
         raise RunError(
-            f"{path.parent} was started with other settings ({_listed(forbidden)}); a resumed run "
+            f"{path.parent} was started with other settings ({listed(forbidden)}); a resumed run "
             f"may change only {', '.join(sorted(MAY_CHANGE))}"
         )
-
-
-def _changes(path: Path, new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (stored, new) of the settings that differ, sorted."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as JSON: {error}") from error
-    a, b = dict(_leaves(old)), dict(_leaves(new))
-    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
-
-
-def _listed(changes: dict[str, tuple[Any, Any]]) -> str:
-    return ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, node

@@ -3,6 +3,7 @@
 from forkpoint.sampling.base import Engine, SampleRequest
 from forkpoint.sampling.build import SamplingParts, build_engine, build_sampling
 from forkpoint.sampling.collect import StepRollouts, collect_groups
+from forkpoint.sampling.groups import ScoredGroups, sample_groups
 from forkpoint.sampling.prompting import Prompter
 from forkpoint.sampling.record import RowMaker
 
@@ -12,8 +13,10 @@ __all__ = [
     "RowMaker",
     "SampleRequest",
     "SamplingParts",
+    "ScoredGroups",
     "StepRollouts",
     "build_engine",
     "build_sampling",
     "collect_groups",
+    "sample_groups",
 ]

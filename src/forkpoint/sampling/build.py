@@ -1,7 +1,6 @@
 """From a configuration to all that sampling needs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import RolloutConfig
@@ -34,20 +33,18 @@ class SamplingParts:
         self.scorer.close()
 
 
-def build_sampling(
-    config: RunConfig, *, weights: Path | None = None, trained: bool = False
-) -> SamplingParts:
-    """Open the task, load the model, start what must be started.
+def build_sampling(config: RunConfig, loaded: LoadedModel | None = None) -> SamplingParts:
+    """What samples and scores: the task is opened, processes are started.
 
     Args:
-        weights: a checkpoint to take the model's weights from.
-        trained: the model will be trained: see ``load_model``.
+        loaded: the model to sample from, such as the one that is trained; None loads
+            ``config.model``.
 
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
     task = build_task(config.task)
-    loaded = load_model(config.model, weights=weights, trained=trained)
+    loaded = loaded or load_model(config.model)
     return SamplingParts(
         loaded=loaded,
         task=task,

@@ -6,17 +6,18 @@ at most ``max_rounds`` times. The verifier's verdicts decide and not the rewards
 penalty or mark for form would let a group of wrong answers through.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from forkpoint.advantages import has_zero_variance
 from forkpoint.config.stages import RolloutConfig
-from forkpoint.rewards import Scorer
-from forkpoint.sampling.base import Engine, SampleRequest, SamplingSettings
-from forkpoint.sampling.prompting import Prompter
-from forkpoint.tasks import Task
-from forkpoint.types import Group, Prompt, Rollout
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.groups import sample_groups
+from forkpoint.types import Group
+
+if TYPE_CHECKING:
+    from forkpoint.sampling.build import SamplingParts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +41,10 @@ class StepRollouts:
 
 
 def collect_groups(
-    *,
-    task: Task,
-    prompter: Prompter,
-    engine: Engine,
-    scorer: Scorer,
+    parts: "SamplingParts",
     config: RolloutConfig,
     settings: SamplingSettings,
+    *,
     first_serial: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StepRollouts:
@@ -55,26 +53,16 @@ def collect_groups(
     rejected: list[Group] = []
     serial, rounds, sample_s, score_s = first_serial, 0, 0.0, 0.0
     while len(accepted) < config.prompts_per_step and rounds < config.max_rounds:
-        missing = config.prompts_per_step - len(accepted)
-        prompts = [prompter(task.problem(n)) for n in range(serial, serial + missing)]
-        started = time.perf_counter()
-        requests = [
-            SampleRequest(prompt=prompt, serial=serial + i, sample=sample)
-            for i, prompt in enumerate(prompts)
-            for sample in range(config.group_size)
-        ]
-        completions = engine.sample(requests, settings, should_stop)
-        sampled = time.perf_counter()
-        pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-        scores = scorer.score(pairs, should_stop)
-        sample_s, score_s = sample_s + sampled - started, score_s + time.perf_counter() - sampled
-        rollouts = [
-            Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)
-        ]
-        for group in _groups(prompts, rollouts, serial, config.group_size):
-            keep = not config.dynamic_sampling or teaches(group)
-            (accepted if keep else rejected).append(group)
-        serial, rounds = serial + missing, rounds + 1
+        missing = range(serial, serial + config.prompts_per_step - len(accepted))
+        prompts = {number: parts.prompter(parts.task.problem(number)) for number in missing}
+        found = sample_groups(
+            parts, prompts, settings, samples=config.group_size, should_stop=should_stop
+        )
+        sample_s, score_s = sample_s + found.sample_s, score_s + found.score_s
+        for group in found.groups:
+            taught = not config.dynamic_sampling or teaches(group)
+            (accepted if taught else rejected).append(group)
+        serial, rounds = missing.stop, rounds + 1
     return StepRollouts(
         accepted=tuple(accepted),
         rejected=tuple(rejected),
@@ -93,14 +81,3 @@ def teaches(group: Group) -> bool:
     """
     scores = [r.score for r in group.rollouts_G if r.score.reward is not None]
     return not has_zero_variance([s.verdict for s in scores if s.verdict is not None])
-
-
-def _groups(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], serial: int, size: int
-) -> list[Group]:
-    return [
-        Group(
-            prompt=prompt, serial=serial + i, rollouts_G=tuple(rollouts[i * size : (i + 1) * size])
-        )
-        for i, prompt in enumerate(prompts)
-    ]

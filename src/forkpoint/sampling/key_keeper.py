@@ -7,6 +7,7 @@ from torch import Tensor
 
 from forkpoint.policy.keys import KeyStore, Layers, SequenceKeys
 from forkpoint.sampling.base import SampleRequest
+from forkpoint.types import sequence_id
 
 
 class KeyKeeper:
@@ -37,7 +38,7 @@ class KeyKeeper:
             prompt = request.prompt.token_ids
             if prompt not in self._prompts:
                 self._prompts[prompt] = _cut(cache, line, slice(width - len(prompt), width))
-            sequence = request.serial * self._group_size + request.sample
+            sequence = sequence_id(request.serial, request.sample, self._group_size)
             self._store[sequence] = SequenceKeys(
                 prompt=self._prompts[prompt],
                 completion=_cut(cache, line, slice(width, None)),

@@ -1,13 +1,9 @@
 """What a task is: an endless stream of problems, held-out ones beside it, maybe a verifier."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
-from forkpoint.types import Problem
-
-Verifier: TypeAlias = Callable[[Mapping[str, Any], str], float | None]
-"""(a problem's columns, a completion's text) -> score; must be picklable: it runs in a process of
-its own that can be killed. None leaves the sample out."""
+from forkpoint.types import Message, Problem
+from forkpoint.verifiers.base import Verifier
 
 
 class Task(Protocol):
@@ -39,3 +35,8 @@ class Task(Protocol):
             DataError: there are none.
         """
         ...
+
+
+def ask(text: str, *, chat: bool) -> str | tuple[Message, ...]:
+    """A question as a prompt: one user message for the model's chat template, or plain text."""
+    return ({"role": "user", "content": text},) if chat else text

@@ -12,7 +12,7 @@ from forkpoint.config.stages import DataTaskConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.hub import prepare_hub
 from forkpoint.randomness import stream
-from forkpoint.tasks.asking import ask
+from forkpoint.tasks.base import ask
 from forkpoint.types import Message, Problem
 
 Row = Mapping[str, Any]

@@ -5,45 +5,20 @@ share nearly all of their questions. Here every question has a seed of its own, 
 seed, serial), and a hash of the question's text decides whether it is held out.
 """
 
-import difflib
 import hashlib
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
 
 from forkpoint.config.stages import GymTaskConfig
-from forkpoint.errors import ConfigError, DataError
+from forkpoint.errors import DataError
 from forkpoint.randomness import stream
-from forkpoint.rewards.answers import extract_answer
-from forkpoint.tasks.asking import ask
+from forkpoint.tasks.base import ask
 from forkpoint.types import Problem
+from forkpoint.verifiers.gym import GymVerifier, make_dataset
 
 HELD_OUT_SHARE = 4
 """One in so many distinct questions is held out."""
 
 ATTEMPTS = 200
 """Draws to find a question of the wanted side before giving up."""
-
-
-@dataclass(frozen=True, slots=True)
-class GymVerifier:
-    """1.0 if reasoning-gym gives the extracted answer full marks, else 0.0.
-
-    Only the extracted answer is scored: reasoning-gym gives partial marks to text around a right
-    answer. Partial marks count as wrong (``is_equivalent`` is 0 or 1 in the paper's Eq. 3).
-    """
-
-    name: str
-    parameters: dict[str, Any]
-    answer_format: str
-    imports: ClassVar = ("reasoning_gym",)
-
-    def __call__(self, columns: Any, text: str) -> float:
-        answer = extract_answer(text, self.answer_format)
-        if answer is None:
-            return 0.0
-        dataset = make_dataset(self.name, self.parameters, seed=0)
-        score = dataset.score_answer(answer=answer, entry=columns["entry"])
-        return 1.0 if score >= 1.0 else 0.0
 
 
 class GymTask:
@@ -101,35 +76,3 @@ def is_held_out(question: str) -> bool:
     """Which side a question is on, by a hash of its text."""
     digest = hashlib.blake2b(question.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
-
-
-def make_dataset(name: str, parameters: dict[str, Any], *, seed: int) -> Any:
-    """A reasoning-gym data set of one entry.
-
-    Raises:
-        ConfigError: reasoning-gym is not installed, or knows no such task or parameter.
-    """
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise ConfigError(
-            "task.type = 'gym' needs reasoning-gym: pip install 'forkpoint[gym]'"
-        ) from error
-    try:
-        return reasoning_gym.create_dataset(name, seed=seed, size=1, **parameters)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f"task.name = {name!r} with task.parameters = {parameters}: {error}"
-            + _hint(name, parameters)
-        ) from error
-
-
-def _hint(name: str, parameters: dict[str, Any]) -> str:
-    """The nearest name of the task, or of a parameter, that reasoning-gym does not know."""
-    from reasoning_gym.factory import DATASETS
-
-    known, given = list(DATASETS), [name]
-    if name in DATASETS:
-        known, given = [f.name for f in fields(DATASETS[name][1])], list(parameters)
-    near = [n for g in given if g not in known for n in difflib.get_close_matches(g, known, n=1)]
-    return f"; did you mean {', '.join(near)}?" if near else ""

@@ -10,14 +10,12 @@ import torch
 
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
-from forkpoint.environment import environment
 from forkpoint.errors import Interrupted, NumericalError, RunError
-from forkpoint.evaluation.evaluate import Evaluation, evaluate
+from forkpoint.evaluation.evaluate import Evaluated, evaluate
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
-from forkpoint.runs.atomic import write_json
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
-from forkpoint.runs.rollouts import write_rollouts
+from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.training.bad_steps import (
@@ -63,9 +61,9 @@ class Outcome:
     """How a run ended."""
 
     state: RunState
-    first: Evaluation | None
+    first: Evaluated | None
     """Before training; None when resumed, or when evaluation is off."""
-    last: Evaluation | None
+    last: Evaluated | None
     stopped: bool
     """A signal asked for it; ``--resume`` goes on."""
 
@@ -94,7 +92,7 @@ def train(
         directory = stack.enter_context(
             RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
         )
-        write_json(directory.env_json, environment())
+        directory.write_environment()
         run = _Run(config, directory, observer or Silent(), stop or StopFlag())
         stack.callback(run.parts.sampling.close)
         return run.run()
@@ -144,7 +142,7 @@ class _Run:
         finished = self.state.step >= self.config.training.steps and not self.state.unevaluated
         return Outcome(state=self.state, first=first, last=last, stopped=not finished)
 
-    def _step(self, step: int) -> Evaluation | None:
+    def _step(self, step: int) -> Evaluated | None:
         """One step; the state moves on when all it says is on disk."""
         started = time.perf_counter()
         rollouts, result, fault = self._sample_and_train(step)
@@ -152,8 +150,7 @@ class _Run:
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
             line |= _metrics(rollouts, result)
-            rows = self.rows.rows(step, rollouts, result.batch if result else None)
-            write_rollouts(self.directory.rollouts_dir / f"step_{step:05d}.parquet", rows)
+            self._record(step, rollouts, result)
         line |= {"time/step_s": time.perf_counter() - started, **peak_memory()}
         evaluates = self._evaluates_at(step)
         if not evaluates:
@@ -218,12 +215,9 @@ class _Run:
         config, parts = self.config, self.parts.sampling
         with unsharded(self.parts.policy):
             return collect_groups(
-                task=parts.task,
-                prompter=parts.prompter,
-                engine=parts.engine,
-                scorer=parts.scorer,
-                config=config.rollout,
-                settings=SamplingSettings(
+                parts,
+                config.rollout,
+                SamplingSettings(
                     max_new_tokens=config.rollout.max_new_tokens,
                     temperature=config.rollout.temperature,
                     seed=config.training.seed,
@@ -233,6 +227,14 @@ class _Run:
                 should_stop=self.stop,
             )
 
+    def _record(self, step: int, rollouts: StepRollouts, result: StepResult | None) -> None:
+        """Store as many of a step's completions as the configuration asks for."""
+        keep = self.config.rollout.keep
+        if keep != "none":
+            rows = self.rows.rows(step, rollouts, result.batch if result else None, keep)
+            folder = self.directory.completions_dir("train")
+            write_completions(folder / f"step_{step:05d}.parquet", rows)
+
     def _evaluates_at(self, step: int) -> bool:
         config = self.config.evaluation
         if not config.every:
@@ -241,23 +243,15 @@ class _Run:
             return config.at_start
         return step % config.every == 0 or step == self.config.training.steps
 
-    def _evaluate(self, line: dict[str, float]) -> Evaluation:
+    def _evaluate(self, line: dict[str, float]) -> Evaluated:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
         parts, step = self.parts.sampling, int(line["step"])
         with unsharded(self.parts.policy):
-            evaluation = evaluate(
-                task=parts.task,
-                prompter=parts.prompter,
-                engine=parts.engine,
-                scorer=parts.scorer,
-                rollout=self.config.rollout,
-                config=self.config.evaluation,
-                should_stop=self.stop,
-            )
+            evaluation = evaluate(parts, self.config, self.stop)
         accuracy = evaluation.accuracy
         rows = self.rows.rows(step, evaluation.rollouts, None)
-        write_rollouts(self.directory.eval_dir / f"step_{step:05d}.parquet", rows)
+        write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)
         self._log(
             line
             | {

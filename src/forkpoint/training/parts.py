@@ -37,22 +37,22 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
     with ExitStack() as stack:
-        sampling = build_sampling(config, weights=weights, trained=True)
+        loaded = load_model(config.model, weights=weights, trained=True)
+        sampling = build_sampling(config, loaded)
         stack.callback(sampling.close)  # unless all goes well
         check_engine(sampling.engine, config)
-        model = sampling.loaded.model
         reference = None
         if config.loss.kl_coefficient:
             frozen = load_model(config.model).model.requires_grad_(False)
             reference = _policy(frozen, config, trained=False)
-        policy = _policy(model, config)
+        policy = _policy(loaded.model, config)
         compute_in(policy, getattr(torch, config.model.compute_dtype))
         if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
             sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
         parts = RunParts(
             sampling=sampling,
             policy=policy,
-            optimizer=Optimizer(model, config.optim),
+            optimizer=Optimizer(loaded.model, config.optim),
             reference=reference,
         )
         stack.pop_all()

@@ -15,7 +15,7 @@ LONGEST_WAIT = 8
 """Tokens after which bytes are given up on: a character has 4 bytes, and garbage has no end."""
 
 
-class TokenTexts:
+class TokenPieces:
     """Cuts decoded completions into their tokens' texts."""
 
     def __init__(self, tokenizer: Any) -> None:

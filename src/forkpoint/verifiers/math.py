@@ -1,4 +1,4 @@
-"""The verifiers that ship: picklable callables ``(columns, text) -> score``."""
+"""Mathematical equivalence by math-verify."""
 
 import logging
 import re
@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from forkpoint.rewards.answers import after_thinking, last_boxed, last_list
+from forkpoint.verifiers.answers import after_thinking, last_list
+from forkpoint.verifiers.base import column
 
-INTEGER = re.compile(
-    r"([+-]?)([1-9]\d{0,2}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*|(?:,|\{,\})0{1,2})?"
-)
-"""Sign, digits with or without separators of thousands in LaTeX, a decimal part of zeros. Three
-digits after a comma are thousands: ``25,000`` is not 25."""
 DECIMAL_COMMA = re.compile(
     r"(?!.*\\[lr]brac[ek])([^\d,;.()\[\]{}|]*\d+)(?:,|\{,\})(\d+)([^\d,;.]*)"
 )
@@ -22,35 +18,7 @@ THIN_SPACE = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:(?:\\[,;:! ]|[ ~])\d{3})+(?!\d)"
 FULL_STOP = re.compile(r"(?<=\d)\.$")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}")
 """The digits before a comma that separates thousands, if three follow it."""
-MOST_DIGITS = 1000
-"""Longer numbers are no answers, and Python refuses to read them."""
 UNESCAPED_DOLLAR = re.compile(r"(?<!\\)\$")
-
-
-def column(columns: Mapping[str, Any], path: str) -> Any:
-    """A column's value; dots walk into nested ones (``reward_model.ground_truth``)."""
-    value: Any = columns
-    for part in path.split("."):
-        value = value[part]
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class IntegerVerifier:
-    """1.0 if the last ``\\boxed{}`` is the same integer as the answer (AIME, AMC, GSM8K), else 0.0.
-
-    Compared as integers: ``025``, ``25`` and ``25.0`` are the same answer. Of a worked solution
-    that ends in ``#### 42`` the end counts. None if the answer is no integer.
-    """
-
-    answer_column: str
-
-    def __call__(self, columns: Mapping[str, Any], text: str) -> float | None:
-        gold = _integer(str(column(columns, self.answer_column)).rsplit("####", 1)[-1])
-        if gold is None:
-            return None
-        boxed = last_boxed(after_thinking(text))
-        return float(boxed is not None and _integer(boxed) == gold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +103,3 @@ def _read_one(content: str) -> list[Any]:
         extraction_mode="first_match",
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FormatVerifier:
-    """1.0 if the whole completion matches the pattern (dot matches newlines), else 0.0."""
-
-    pattern: str
-
-    def __call__(self, columns: Mapping[str, Any], text: str) -> float:
-        return float(re.fullmatch(self.pattern, text, re.DOTALL) is not None)
-
-
-def _integer(text: str) -> int | None:
-    """Exact, and never by way of a float, to which 2^53 + 1 is 2^53."""
-    text = text.replace("\\$", "").strip().strip("$").strip()
-    found = INTEGER.fullmatch(text) if len(text) <= MOST_DIGITS else None
-    return int(found[1] + re.sub(r"\D", "", found[2])) if found else None

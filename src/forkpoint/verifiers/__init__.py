@@ -1,0 +1,12 @@
+"""From a completion's text to a verdict: the answer is found, then compared.
+
+A verifier is a picklable callable ``(columns, text) -> score``. A task may have one of its own;
+``rewards`` names the others. Whatever text they are given, they return; nothing in it is run.
+"""
+
+from forkpoint.verifiers.base import Verifier
+from forkpoint.verifiers.integer import IntegerVerifier
+from forkpoint.verifiers.math import MathVerifier
+from forkpoint.verifiers.text import FormatVerifier
+
+__all__ = ["FormatVerifier", "IntegerVerifier", "MathVerifier", "Verifier"]

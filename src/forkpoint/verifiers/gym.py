@@ -1,0 +1,62 @@
+"""reasoning-gym's own verdict on an extracted answer."""
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from forkpoint.errors import ConfigError
+from forkpoint.verifiers.answers import extract_answer
+
+
+@dataclass(frozen=True, slots=True)
+class GymVerifier:
+    """1.0 if reasoning-gym gives the extracted answer full marks, else 0.0.
+
+    Only the extracted answer is scored: reasoning-gym gives partial marks to text around a right
+    answer. Partial marks count as wrong (``is_equivalent`` is 0 or 1 in the paper's Eq. 3).
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    answer_format: str
+    imports: ClassVar = ("reasoning_gym",)
+
+    def __call__(self, columns: Any, text: str) -> float:
+        answer = extract_answer(text, self.answer_format)
+        if answer is None:
+            return 0.0
+        dataset = make_dataset(self.name, self.parameters, seed=0)
+        score = dataset.score_answer(answer=answer, entry=columns["entry"])
+        return 1.0 if score >= 1.0 else 0.0
+
+
+def make_dataset(name: str, parameters: dict[str, Any], *, seed: int) -> Any:
+    """A reasoning-gym data set of one entry.
+
+    Raises:
+        ConfigError: reasoning-gym is not installed, or knows no such task or parameter.
+    """
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise ConfigError(
+            "task.type = 'gym' needs reasoning-gym: pip install 'forkpoint[gym]'"
+        ) from error
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed, size=1, **parameters)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"task.name = {name!r} with task.parameters = {parameters}: {error}"
+            + _hint(name, parameters)
+        ) from error
+
+
+def _hint(name: str, parameters: dict[str, Any]) -> str:
+    """The nearest name of the task, or of a parameter, that reasoning-gym does not know."""
+    from reasoning_gym.factory import DATASETS
+
+    known, given = list(DATASETS), [name]
+    if name in DATASETS:
+        known, given = [f.name for f in fields(DATASETS[name][1])], list(parameters)
+    near = [n for g in given if g not in known for n in difflib.get_close_matches(g, known, n=1)]
+    return f"; did you mean {', '.join(near)}?" if near else ""

@@ -1,0 +1,72 @@
+"""Result files: what is written is read back, and what is no result is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from forkpoint.errors import RunError
+from forkpoint.runs import results
+from forkpoint.runs.results import Demo, Estimate, Result, find_result, read_result, write_result
+
+HALF = Estimate(value=0.5, low=0.4, high=0.6, n=9)
+DEMO = Demo(accuracy_before=HALF, accuracy_after=HALF, accuracy_control=HALF)
+MODELS = [
+    model
+    for model in vars(results).values()
+    if isinstance(model, type) and issubclass(model, Result) and model is not Result
+]
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert find_result(tmp_path, Demo) is None
+    path = write_result(tmp_path, DEMO)
+    assert path == tmp_path / "results" / "demo.json"
+    assert read_result(path, Demo) == find_result(tmp_path, Demo) == DEMO
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "cannot read .*demo.json: Expecting"),
+        ("[]", "demo.json is not a result of forkpoint: Input should be a valid dictionary"),
+        ("{}", "demo.json has schema version none, and this forkpoint reads 1: read it with"),
+        ('{"schema_version": 2}', "demo.json has schema version 2, and this forkpoint reads 1"),
+        ('{"schema_version": 1}', "demo.json is not a result of forkpoint: accuracy_before: Field"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "demo.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=fault) as caught:
+        read_result(path, Demo)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RunError, match="cannot read"):
+        read_result(tmp_path, Demo)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "much"])
+def test_a_value_is_a_finite_number(tmp_path: Path, value: object) -> None:
+    stored = DEMO.model_dump()
+    stored["accuracy_after"]["value"] = value
+    (tmp_path / "demo.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match=r"forkpoint: accuracy_after\.value: Input should be"):
+        read_result(tmp_path / "demo.json", Demo)
+
+
+def test_every_kind_has_a_file_of_its_own_and_the_same_version() -> None:
+    assert len({model.file for model in MODELS}) == len(MODELS) >= 7
+    versions = {model.model_fields["schema_version"].default for model in MODELS}
+    assert versions == {results.SCHEMA_VERSION}
+
+
+def test_results_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        HALF.value = 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_an_estimate_in_percent() -> None:
+    assert HALF.percent() == "50.0 % [40.0, 60.0]"
+    alone = Estimate(value=0.5, low=None, high=None, n=1)
+    assert (alone.percent(), alone.interval) == ("50.0 %", None)

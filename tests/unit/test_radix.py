@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +36,8 @@ def test_kth_values_by_group_against_sorting(
 def test_the_kth_largest_of_chunks(values: list[float], data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 5))
     k = data.draw(st.integers(1, len(values)))
-    found = kth_largest(lambda: torch.tensor(values).split(size), k)
+    array = np.array(values, dtype=np.float32)
+    found = kth_largest(lambda: (array[i : i + size] for i in range(0, len(array), size)), k)
     assert found == sorted(values, reverse=True)[k - 1]
 
 
@@ -48,21 +48,22 @@ def test_processes_that_add_up_their_counts_find_the_value_of_all(
     """Each of two processes has a part of the numbers; what the other counted is added."""
     cut = data.draw(st.integers(0, len(values)))
     k = data.draw(st.integers(1, len(values)))
-    rounds: list[torch.Tensor] = []
-    kth_largest(lambda: [torch.tensor(values)], k, add_up=lambda c: rounds.append(c) or c)
+    array = np.array(values, dtype=np.float32)
+    rounds: list[np.ndarray] = []
+    kth_largest(lambda: [array], k, add_up=lambda c: rounds.append(c) or c)
     whole = iter(rounds)
 
-    def add_up(counts: torch.Tensor) -> torch.Tensor:
+    def add_up(counts: np.ndarray) -> np.ndarray:
         everyones = next(whole)
         assert (counts <= everyones).all()
         return everyones
 
-    found = kth_largest(lambda: [torch.tensor(values[:cut])], k, add_up=add_up)
+    found = kth_largest(lambda: [array[:cut]], k, add_up=add_up)
     assert found == sorted(values, reverse=True)[k - 1]
 
 
 @given(st.lists(floats, min_size=2, max_size=2))
 def test_patterns_are_ordered_as_numbers_are(pair: list[float]) -> None:
-    a, b = patterns(torch.tensor(pair)).tolist()
+    a, b = patterns(np.array(pair, dtype=np.float32)).tolist()
     assert (a < b, a == b) == (pair[0] < pair[1], pair[0] == pair[1])
-    assert numbers(patterns(torch.tensor(pair))).tolist() == pair
+    assert numbers(patterns(np.array(pair, dtype=np.float32))).tolist() == pair

@@ -11,10 +11,9 @@ from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from forkpoint.errors import RunError
-from forkpoint.selection.radix import as_tensor, numbers, patterns
+from forkpoint.selection.radix import numbers, patterns
 
 Batches: TypeAlias = Callable[[], Iterable[np.ndarray]]
 """Starts a pass over all entropies: arrays of float32 >= 0, nats."""
@@ -141,7 +140,7 @@ class _Chosen:
         leading = self._bin(rank)
         before = int(self._upto[leading] - self._first.counts[leading])
         trailing = int(np.searchsorted(self._counts[leading].cumsum(), rank - before))
-        return float(_values(np.array([leading * SIZE + trailing]))[0])
+        return float(numbers(np.array([leading * SIZE + trailing]))[0])
 
     def equal(self, value: float) -> int:
         """How many are equal to a chosen value."""
@@ -156,7 +155,7 @@ class _Chosen:
         total = float(self._first.sums[leading + 1 :].sum())
         if counts.any():  # patterns beyond infinity have no number, and no count
             held = counts > 0
-            total += float(counts[held] @ _values(leading * SIZE + rest[held]))
+            total += float(counts[held] @ numbers(leading * SIZE + rest[held]))
         return int(counts.sum() + self._first.counts[leading + 1 :].sum()), total
 
     def _bin(self, rank: int) -> int:
@@ -171,11 +170,7 @@ def _patterns(values: np.ndarray) -> np.ndarray:
     """
     if not (np.isfinite(values) & (values >= 0)).all():
         raise RunError("the token store holds an entropy that is negative or not finite")
-    return patterns(as_tensor(values)).numpy()
-
-
-def _values(found: np.ndarray) -> np.ndarray:
-    return numbers(torch.from_numpy(found)).double().numpy()
+    return patterns(values)
 
 
 def _halves(value: float) -> tuple[int, int]:

@@ -237,9 +237,10 @@ class TokenBatch:
         device = self.token_ids_T.device
         chosen = torch.as_tensor(sequences, dtype=torch.int64)
         lengths = torch.from_numpy(self.lengths_B[chosen.numpy()])
-        rows = self.rows_of(sequences).to(device)
+        rows = sent(self.rows_of(sequences), device)
         streams = {name: stream[rows] for name, stream in self._streams().items()}
-        streams["sequence_T"] = torch.arange(len(chosen)).repeat_interleave(lengths).to(device)
+        sequence_T = torch.arange(len(chosen)).repeat_interleave(lengths)
+        streams["sequence_T"] = sent(sequence_T, device)
         return replace(
             self,
             prompts_B=[self.prompts_B[b] for b in sequences],
@@ -254,11 +255,20 @@ class TokenBatch:
         What the layout of a pass is planned from stays where it is: the ragged token ids of prompts
         and completions, and the sequences' ids.
         """
-        return replace(self, **{name: s.to(device) for name, s in self._streams().items()})
+        return replace(self, **{name: sent(s, device) for name, s in self._streams().items()})
 
     def _streams(self) -> "dict[str, Tensor]":
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_T")}
         return {name: stream for name, stream in found.items() if stream is not None}
+
+
+def sent(tensor: "Tensor", device: Any) -> "Tensor":
+    """The tensor on a device. A GPU gets it by the way without the host waiting for it."""
+    import torch
+
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.batching.wanted import wanted_rows
-from forkpoint.types import TokenBatch, spans
+from forkpoint.types import TokenBatch, sent, spans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class PaddedRows:
 
     def to(self, device: Any) -> "PaddedRows":
         """The same with every tensor on a device."""
-        return PaddedRows(**{n: getattr(self, n).to(device) for n in self.__slots__})
+        return PaddedRows(**{n: sent(getattr(self, n), device) for n in self.__slots__})
 
 
 def pad_rows(batch: TokenBatch, wanted_T: Tensor, *, drop_and_cut: bool) -> PaddedRows:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.batching.wanted import Wanted, wanted_rows
-from forkpoint.types import TokenBatch, spans
+from forkpoint.types import TokenBatch, sent, spans
 
 NOTHING = -1
 """The tree of padding at the end of a row."""
@@ -77,7 +77,7 @@ class TreeRows:
     def to(self, device: Any) -> "TreeRows":
         """The same with every tensor on a device."""
         tensors = {n: x for n in self.__slots__ if isinstance(x := getattr(self, n), Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        return replace(self, **{name: sent(tensor, device) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from forkpoint.batching.tree import PROMPT, TreeRows
 from forkpoint.policy.body import body_of, causal_lm, config_field
 from forkpoint.policy.flops import body_shape
+from forkpoint.types import sent
 
 ATTENTION_SHARE = 0.2
 """Scores may cost this share of what a layer's matrices cost: a dense mask saves nothing."""
@@ -70,7 +71,7 @@ def tree_blocks(rows: TreeRows) -> Any:
         mine = (branch_BL[line, key] == branch_BL[line, query]) | (branch_BL[line, key] == PROMPT)
         return (key <= query) & (tree_BL[line, key] == tree_BL[line, query]) & mine
 
-    partly, wholly = (x.to(tree_BL.device)[:, None] for x in seen_blocks(rows, BLOCK))
+    partly, wholly = (sent(x, tree_BL.device)[:, None] for x in seen_blocks(rows, BLOCK))
     counts = [x.sum(-1, dtype=torch.int32) for x in (partly, wholly)]
     first = [(~x).int().argsort(dim=-1, stable=True).int() for x in (partly, wholly)]
     width = tree_BL.shape[1]

@@ -20,7 +20,7 @@ from forkpoint.policy.lengths import check_length
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.policy.trial import settle_rows
-from forkpoint.types import TokenBatch, TokenStats
+from forkpoint.types import TokenBatch, TokenStats, sent
 
 Passes: TypeAlias = Callable[..., list[list[int]]]
 """(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
@@ -194,7 +194,7 @@ class PolicyModule(nn.Module):
             part = batch.take(sequences)
             everything_T = torch.ones(part.num_tokens, dtype=torch.bool)
             stats = self(part, everything_T, keep_keys=keep_keys)
-            rows = batch.rows_of(sequences).to(logprobs_T.device)
+            rows = sent(batch.rows_of(sequences), logprobs_T.device)
             logprobs_T[rows] = stats.logprobs_R
             entropies_T[rows] = stats.entropies_R
             tokens, flops = tokens + stats.body_tokens, flops + stats.flops

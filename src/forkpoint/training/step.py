@@ -22,7 +22,7 @@ from forkpoint.training.choose import choose, chosen_at_once
 from forkpoint.training.meter import Meter
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.update import update
-from forkpoint.types import TokenBatch
+from forkpoint.types import TokenBatch, sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ def train_step(
     totals = step_totals(batch, updates=len(mini_batches))
     fault = None
     for index, sequences in enumerate(mini_batches):
-        part, rows = batch.take(sequences), batch.rows_of(sequences).to(weights_T.device)
+        part, rows = batch.take(sequences), sent(batch.rows_of(sequences), weights_T.device)
         most, count = training.micro_batch_tokens, training.micro_batch_sequences
         micro_batches = split_microbatches(part, max_tokens=most, sequences=count)
         groups_T = scope_groups(part, config.selection.scope, micro_batches)

@@ -120,6 +120,23 @@ def test_keys_of_the_pass_without_gradient_are_used_again() -> None:
     assert own["work/nograd_tokens"] > 0
 
 
+def test_an_update_makes_keys_void() -> None:
+    training = {"gradient": "local", "mini_batches": 2}
+    config = parse_config({"selection": {"keep_fraction": 0.3}, "training": training})
+    model = tiny_model(tied=True)
+    policy = PolicyModule(model, gradient="local", temperature=1.0)
+    batch = make_batch()
+    whole = policy.annotate(batch, max_tokens=2048, keep_keys=True).cached_tokens
+    assert policy.keys is not None
+    assert len(policy.keys) == batch.num_sequences
+    result = train_step(
+        policy, Optimizer(model, config.optim), batch, config, step=1, same_weights=False
+    )
+    # log-probabilities in one pass, whose keys the first update reads; the second runs its own
+    assert whole < result.metrics["work/nograd_tokens"] < 2 * whole
+    assert policy.keys == {}
+
+
 def test_each_predicting_position_runs_once_with_gradient() -> None:
     config = parse_config({"selection": {"keep_fraction": 0.3}})
     batch = prepared(make_batch(), config)

@@ -15,7 +15,6 @@ from benchmarks.workloads import load, records, workload
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.keys import SequenceKeys
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import train_step
 from forkpoint.types import TokenBatch
@@ -72,19 +71,18 @@ def measure(
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())
     before = resident_gb()  # keys that are kept, and what the pass below leaves, count
-    keys: dict[int, SequenceKeys] | None = {} if kept else None
     if kept or not recorded:  # this model never sampled this: take what it would have said
-        stats = policy.annotate(batch, max_tokens=2048, keep=keys)
+        stats = policy.annotate(batch, max_tokens=2048, keep_keys=kept)
         batch = batch.with_streams(
             rollout_logprobs_T=stats.logprobs_R, rollout_entropies_T=stats.entropies_R
         )
     reset_peak()
     seconds, result, memory = [], None, 0.0
     for step in range(repeats):
+        if kept and step:  # an update makes the keys void
+            policy.annotate(batch, max_tokens=2048, keep_keys=True)
         started = time.perf_counter()
-        result = train_step(
-            policy, optimizer, batch, config, step=step, same_weights=True, kept=keys
-        )
+        result = train_step(policy, optimizer, batch, config, step=step, same_weights=True)
         seconds.append(time.perf_counter() - started)
         memory = memory or step_memory_gb(before, parameters)
     assert result is not None

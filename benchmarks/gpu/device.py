@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from benchmarks.memory import reset_peak, resident_gb
-from forkpoint.policy.flops import body_shape
 
 
 class Device:
@@ -66,7 +65,6 @@ class Device:
 
     def release(self) -> None:
         """Give back what no longer has an owner."""
-        body_shape.cache_clear()  # it holds on to every model that it was asked about
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()

@@ -13,7 +13,6 @@ never overwritten by an advantage. Masks come from lengths, never from comparing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -201,6 +200,15 @@ class TokenBatch:
     """float32 [T], weights over their denominator: what a token's surrogate is multiplied by."""
     penalty_coefficients_T: "Tensor | None" = None
     """float32 [T], the same for KL penalty and entropy bonus."""
+    lengths_B: np.ndarray = field(init=False, repr=False, compare=False)
+    """int64 [B], of the completions."""
+    starts_B: np.ndarray = field(init=False, repr=False, compare=False)
+    """int64 [B], where they begin in the ``_T`` streams."""
+
+    def __post_init__(self) -> None:
+        lengths_B = np.fromiter(map(len, self.completions_B), np.int64, len(self.completions_B))
+        object.__setattr__(self, "lengths_B", lengths_B)
+        object.__setattr__(self, "starts_B", lengths_B.cumsum() - lengths_B)
 
     @property
     def num_sequences(self) -> int:
@@ -215,33 +223,62 @@ class TokenBatch:
         return replace(self, **streams)
 
     def rows_of(self, sequences: Sequence[int]) -> "Tensor":
-        """Indices into the ``_T`` streams of the given sequences' tokens, one after the other."""
+        """Indices into the ``_T`` streams of the given sequences' tokens, one after the other:
+        int64 on the CPU."""
         import torch
 
-        lengths = [len(c) for c in self.completions_B]
-        ends = list(accumulate(lengths))
-        rows = [torch.arange(ends[b] - lengths[b], ends[b]) for b in sequences]
-        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+        chosen = np.asarray(sequences, dtype=np.int64)
+        return torch.from_numpy(spans(self.starts_B[chosen], self.lengths_B[chosen]))
 
     def take(self, sequences: Sequence[int]) -> "TokenBatch":
         """The given sequences, in that order, with every stream following its sequence."""
         import torch
 
-        rows = self.rows_of(sequences)
-        streams = {
-            f.name: getattr(self, f.name)[rows]
-            for f in fields(self)
-            if f.name.endswith("_T") and getattr(self, f.name) is not None
-        }
-        lengths = torch.tensor([len(self.completions_B[b]) for b in sequences], dtype=torch.int64)
-        streams["sequence_T"] = torch.repeat_interleave(torch.arange(len(sequences)), lengths)
+        device = self.token_ids_T.device
+        chosen = torch.as_tensor(sequences, dtype=torch.int64)
+        lengths = torch.from_numpy(self.lengths_B[chosen.numpy()])
+        rows = sent(self.rows_of(sequences), device)
+        streams = {name: stream[rows] for name, stream in self._streams().items()}
+        sequence_T = torch.arange(len(chosen)).repeat_interleave(lengths)
+        streams["sequence_T"] = sent(sequence_T, device)
         return replace(
             self,
             prompts_B=[self.prompts_B[b] for b in sequences],
             completions_B=[self.completions_B[b] for b in sequences],
-            sequence_ids_B=self.sequence_ids_B[list(sequences)],
+            sequence_ids_B=self.sequence_ids_B[chosen],
             **streams,
         )
+
+    def to(self, device: Any) -> "TokenBatch":
+        """The same with every stream on a device.
+
+        What the layout of a pass is planned from stays where it is: the ragged token ids of prompts
+        and completions, and the sequences' ids.
+        """
+        return replace(self, **{name: sent(s, device) for name, s in self._streams().items()})
+
+    def _streams(self) -> "dict[str, Tensor]":
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_T")}
+        return {name: stream for name, stream in found.items() if stream is not None}
+
+
+def sent(tensor: "Tensor", device: Any) -> "Tensor":
+    """The tensor on a device. A GPU gets it by the way without the host waiting for it."""
+    import torch
+
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, .. of each span, one span after the other: int64.
+
+    Example: ``spans([5, 0], [2, 3])`` is 5 6 0 1 2.
+    """
+    ends = lengths.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
 class TokenStats(NamedTuple):
@@ -263,6 +300,14 @@ class TokenStats(NamedTuple):
     flops: float = 0.0
     """Floating-point operations, backward included where there is gradient; an estimate."""
 
+    def to(self, device: Any) -> "TokenStats":
+        """The same with every tensor on a device."""
+        return self._replace(
+            rows_R=self.rows_R.to(device),
+            logprobs_R=self.logprobs_R.to(device),
+            entropies_R=self.entropies_R.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -282,17 +327,19 @@ class LossOutput:
 
     loss: "Tensor"
     """Scalar with gradient. Shares of micro-batches add up to the mini-batch's loss."""
-    shares: Mapping[str, float]
+    shares: "Mapping[str, Tensor]"
     """The terms of ``loss``; they add up over micro-batches as it does."""
     metrics: "Mapping[str, Metric]"
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A mean as (sum, count), so that it adds up over micro-batches and ranks without error."""
+    """A mean as (sum, count), so that it adds up over micro-batches and ranks without error.
 
-    sum: float
-    count: float
+    Either may be a tensor of one number: it is read when the mean is."""
+
+    sum: "float | Tensor"
+    count: "float | Tensor"
 
     def __add__(self, other: "Metric") -> "Metric":
         return Metric(self.sum + other.sum, self.count + other.count)
@@ -300,4 +347,4 @@ class Metric:
     @property
     def mean(self) -> float:
         """sum / count; nan when nothing was counted."""
-        return self.sum / self.count if self.count else float("nan")
+        return float(self.sum) / float(self.count) if self.count else float("nan")

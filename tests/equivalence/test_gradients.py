@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from forkpoint.batching import split_microbatches
+from forkpoint.batching import build_batch, split_microbatches
+from forkpoint.batching.tree import TreeRows
 from forkpoint.config import parse_config
 from forkpoint.config.run import RunConfig
 from forkpoint.errors import ModelError
@@ -16,7 +17,7 @@ from forkpoint.policy.load import enable_checkpointing
 from forkpoint.policy.sparse import tree_stats
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import TokenBatch
-from tests.conftest import make_batch, tiny_model
+from tests.conftest import make_batch, make_group, tiny_model
 
 
 def prepared(batch: TokenBatch, config: RunConfig, temperature: float = 1.0) -> TokenBatch:
@@ -188,12 +189,37 @@ def test_flex_attention_takes_tree_rows() -> None:
     # forward alone: FlexAttention has no backward on a CPU
     model = tiny_model()
     exact = PolicyModule(model, gradient="dense", temperature=1.0)
-    batch, wanted = small_wanted()
+    groups = [make_group(i, [1.0, 0.0], [150, 170], prompt_length=140) for i in range(2)]
+    batch = build_batch(groups, advantage="grpo")
+    wanted = batch.position_T % 3 == 0
     expected = exact(batch, wanted).logprobs_R[wanted]
     model.set_attn_implementation("flex_attention")
     with torch.no_grad():
-        got = tree_stats(model, batch, wanted, 1.0, width=512).logprobs_R
+        got = tree_stats(model, batch, wanted, 1.0, width=1000).logprobs_R  # 8 blocks of columns
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_of_one_sequence_need_no_mask(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    model.set_attn_implementation(attention)
+    batch, wanted = small_wanted()
+    asked: list[dict[str, Any]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, given: asked.append(given), with_kwargs=True
+    )
+    found = []
+    for plain in (True, False):
+        if not plain:
+            monkeypatch.setattr(TreeRows, "plain", False)
+        model.zero_grad()
+        stats = tree_stats(model, batch, wanted, 1.0, width=1)  # several rows, padded on the right
+        (stats.logprobs_R.sum() + stats.entropies_R.sum()).backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((stats.logprobs_R, stats.entropies_R, torch.cat(grads)))
+    assert [given.get("attention_mask") is None for given in asked] == [True, False]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_flex_attention_on_a_cpu_is_refused() -> None:

@@ -13,7 +13,7 @@ from forkpoint.config import parse_config
 from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.keys import keys_of
+from forkpoint.policy.keys import KeyStore, SequenceKeys, keys_of
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.local import fill_cache
 from forkpoint.sampling.base import SampleRequest, SamplingSettings
@@ -84,11 +84,11 @@ def test_kept_keys_and_values_give_the_same_gradient() -> None:
     for keeps in (False, True):
         model = tiny_model(tied=True)
         policy = PolicyModule(model, gradient="local", temperature=1.0)
-        kept = None
+        assert policy.keys == {}
         if keeps:  # of whole sequences, laid out in another way than the wanted tokens will be
             rows = lay_trees(batch, torch.ones_like(wanted), 24)
-            kept = keys_of(rows, batch, fill_cache(model, rows, rows.visible_BLL()))
-        stats = policy(batch, wanted, kept=kept)
+            policy.keys.update(keys_of(rows, batch, fill_cache(model, rows)))
+        stats = policy(batch, wanted)
         assert (stats.cached_tokens == 0) == keeps
         policy_loss(batch, stats, config.loss).loss.backward()
         flats.append(
@@ -120,6 +120,23 @@ def test_keys_of_the_pass_without_gradient_are_used_again() -> None:
     assert own["work/nograd_tokens"] > 0
 
 
+def test_an_update_makes_keys_void() -> None:
+    training = {"gradient": "local", "mini_batches": 2}
+    config = parse_config({"selection": {"keep_fraction": 0.3}, "training": training})
+    model = tiny_model(tied=True)
+    policy = PolicyModule(model, gradient="local", temperature=1.0)
+    batch = make_batch()
+    whole = policy.annotate(batch, max_tokens=2048, keep_keys=True).cached_tokens
+    assert policy.keys is not None
+    assert len(policy.keys) == batch.num_sequences
+    result = train_step(
+        policy, Optimizer(model, config.optim), batch, config, step=1, same_weights=False
+    )
+    # log-probabilities in one pass, whose keys the first update reads; the second runs its own
+    assert whole < result.metrics["work/nograd_tokens"] < 2 * whole
+    assert policy.keys == {}
+
+
 def test_each_predicting_position_runs_once_with_gradient() -> None:
     config = parse_config({"selection": {"keep_fraction": 0.3}})
     batch = prepared(make_batch(), config)
@@ -136,8 +153,9 @@ def test_each_predicting_position_runs_once_with_gradient() -> None:
 def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch() -> None:
     model = tiny_model(tied=True)
     loaded = LoadedModel(model=model, tokenizer=NumberTokenizer(), eos_ids=(EOS,))
-    keeper = KeyKeeper()
-    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=4, keeper=keeper)
+    kept: KeyStore = {-1: SequenceKeys(prompt=(), completion=())}  # of another step
+    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=4)
+    engine.keeper = KeyKeeper(kept, 3)
     prompts = [
         Prompt(problem=Problem(id=str(i), prompt=""), token_ids=tuple(range(5, 8 + 2 * i)))
         for i in range(2)
@@ -162,8 +180,7 @@ def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch() -> None:
     batch = build_batch(groups, advantage="grpo")
     every = torch.ones(batch.num_tokens, dtype=torch.bool)
     rows = lay_trees(batch, every, 64)
-    exact = keys_of(rows, batch, fill_cache(model, rows, rows.visible_BLL()))
-    kept = {serial * 3 + sample: keys for (serial, sample), keys in keeper.take().items()}
+    exact = keys_of(rows, batch, fill_cache(model, rows))
     assert kept.keys() == exact.keys() == set(range(6))
     for sequence, keys in kept.items():
         for part in ("prompt", "completion"):
@@ -172,6 +189,8 @@ def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch() -> None:
             ):
                 for a, b in zip(got, expected, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-    assert keeper.take() == {}
+    before = dict(kept)
     engine.sample(requests, replace(settings, purpose="evaluate"))
-    assert keeper.take() == {}  # nothing is trained on those
+    assert kept == before  # nothing is trained on those
+    engine.sample(requests[:1], replace(settings, step=2))
+    assert kept.keys() == {0}

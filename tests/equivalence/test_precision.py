@@ -72,14 +72,14 @@ def test_an_update_of_one_millionth_changes_every_weight(gradient: str) -> None:
 
 def test_no_wrapper_moves_or_copies_what_the_policy_is_asked() -> None:
     """On a GPU, FSDP moves every tensor that it finds among the arguments and copies dicts."""
-    policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    policy = PolicyModule(tiny_model(), gradient="local", temperature=1.0)
     seen: list[tuple[Any, ...]] = []
     policy.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     batch = make_batch()
-    keep: dict[int, Any] = {-1: None}
     with torch.no_grad():
-        policy(batch, torch.ones_like(batch.pool_T), keep=keep)
-    assert len(keep) == 1 + batch.num_sequences
+        policy(batch, torch.ones_like(batch.pool_T), keep_keys=True)
+    assert policy.keys is not None
+    assert len(policy.keys) == batch.num_sequences
     (moved,) = _recursive_to(seen[0], torch.device("meta"), False)
     assert all(one is other for one, other in zip(seen[0], moved, strict=True))
 

@@ -179,13 +179,13 @@ def test_a_training_step_divides_by_the_steps_tokens_per_update(
     batch = make_batch(zero_advantage_in_pool=True)
     policy = PolicyModule(loaded.model, gradient="sparse", temperature=1.0)
     parts: list[TokenBatch] = []
-    original = step_module._update
+    original = step_module.update
 
     def update(policy: Any, optimizer: Any, part: TokenBatch, *rest: Any, **named: Any) -> Any:
         parts.append(part)
         return original(policy, optimizer, part, *rest, **named)
 
-    monkeypatch.setattr(step_module, "_update", update)
+    monkeypatch.setattr(step_module, "update", update)
     optimizer = Optimizer(loaded.model, config.optim)
     step_module.train_step(policy, optimizer, batch, config, step=1, same_weights=False)
     updates = len(split_minibatches(batch, mini_batches))

@@ -47,7 +47,7 @@ def result(root: Path) -> dict[str, Any]:
             for line in lines
         ],
         "files": {p.name: p.read_bytes() for p in last.iterdir()},
-        "rollouts": {p.name: p.read_bytes() for p in (root / "rollouts").iterdir()},
+        "rollouts": {p.name: p.read_bytes() for p in (root / "completions").rglob("*.parquet")},
     }
 
 
@@ -116,7 +116,7 @@ def fail_in_step(
     [
         ("collect_groups", 2),
         ("build_batch", 2),
-        ("write_rollouts", 0),  # after the step's updates
+        ("write_completions", 0),  # after the step's updates
         ("rollout_metrics", 0),
     ],
 )

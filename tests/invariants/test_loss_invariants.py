@@ -93,7 +93,7 @@ def run(
         output = policy_loss(micro, stats, config.loss)
         total = total + output.loss
         for name, value in output.shares.items():
-            shares[name] = shares.get(name, 0.0) + value
+            shares[name] = shares.get(name, 0.0) + float(value)
         for name, metric in output.metrics.items():
             metrics[name] = metrics.get(name, Metric(0, 0)) + metric
     gradients = torch.autograd.grad(total, [logp_T, entropy_T], materialize_grads=True)
@@ -124,7 +124,7 @@ def test_any_cut_gives_the_same_loss_and_gradient(
         assert part[4].keys() == whole[4].keys()
         for name, metric in whole[4].items():
             assert part[4][name].count == metric.count
-            assert part[4][name].sum == pytest.approx(metric.sum, rel=1e-5, abs=1e-6)
+            assert part[4][name].sum == pytest.approx(float(metric.sum), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("penalties", PENALTIES, ids=lambda p: "-".join(p) or "none")

@@ -1,7 +1,7 @@
 """Exact order statistics by counting, against sorting everything."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +14,6 @@ from forkpoint.analysis.quantiles import (
     PERCENTILES,
     Batches,
     distribution,
-    kth_values,
 )
 from forkpoint.errors import RunError
 
@@ -79,26 +78,6 @@ def test_the_histogram_counts_every_token_between_its_edges(values: list[float])
     assert sum(found.counts) == len(numbers)
     assert found.counts[-1] > 0
     np.testing.assert_allclose(np.diff(found.edges), BIN_WIDTH)
-
-
-@given(
-    tokens=st.lists(st.tuples(st.integers(-1, 3), st.floats(0, 12, width=32)), max_size=60),
-    size=st.integers(1, 9),
-    share=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-)
-def test_kth_values_by_group_against_sorting(
-    tokens: list[tuple[int, float]], size: int, share: float
-) -> None:
-    groups = np.array([0, 1, 2, 3, *(g for g, _ in tokens)])
-    values = np.array([0.5, 0.25, 3.0, 0.0, *(v for _, v in tokens)], dtype=np.float32)
-    ranks = [max(1, math.ceil(share * (groups == g).sum())) for g in range(4)]
-
-    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((values[i : i + size], groups[i : i + size]) for i in range(0, len(values), size))
-
-    found = kth_values(read, np.arange(4), np.array(ranks))
-    expected = [np.sort(values[groups == g])[r - 1] for g, r in enumerate(ranks)]
-    assert found.tolist() == [float(x) for x in expected]
 
 
 def test_a_negative_zero_is_zero() -> None:

@@ -1,5 +1,7 @@
 """Heads that scale or cap their logits, heads that are refused, and the work that is counted."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ from torch import nn
 
 from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.flops import body_flops, head_flops
+from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.flops import Work, body_flops, head_flops
 from forkpoint.policy.head import head_of
 from tests.conftest import make_batch, tiny_model
 
@@ -104,3 +107,51 @@ def test_work_is_that_of_the_rectangles_that_were_run() -> None:
     assert (local.cached_tokens, local.body_tokens) == (7, 1)
     cost = body_flops(model, 7, 49) + 3 * body_flops(model, 1, 8) + 4 * head_flops(model, 1)
     assert local.flops == cost
+
+
+def test_checkpointed_layers_are_counted_once_more() -> None:
+    batch, (plain, again) = make_batch(), (tiny_model(), tiny_model())
+    enable_checkpointing(again)
+    every_T = torch.ones_like(batch.pool_T)
+    for gradient in ("dense", "sparse", "local"):
+        policies = [PolicyModule(m, gradient=gradient, temperature=1.0) for m in (plain, again)]
+        for policy in policies:
+            policy.take_work()
+        stats = [policy(batch, every_T) for policy in policies]
+        # local's queries run over keys of other positions as well, and its own pass is made once
+        pairs = 0 if gradient == "local" else stats[0].body_tokens
+        more = stats[1].flops - stats[0].flops
+        assert more >= body_flops(plain, stats[0].body_tokens, pairs)
+        assert [policy.take_work().flops for policy in policies] == [s.flops for s in stats]
+        with torch.no_grad():
+            assert policies[0](batch, every_T).flops == policies[1](batch, every_T).flops
+
+
+def test_a_policy_counts_its_work_until_it_is_asked() -> None:
+    batch = make_batch()
+    policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
+    stats = policy.annotate(batch, max_tokens=1000)
+    work = policy.take_work()
+    assert (work.nograd_tokens, work.flops) == (stats.cached_tokens, stats.flops)
+    assert (work.body_tokens, work.head_rows, work.dense_tokens) == (0, 0, 0)
+    policy.passes(batch, batch.pool_T, max_tokens=1000)
+    rows = policy(batch, batch.pool_T)
+    work = policy.take_work()
+    longest = max(
+        len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)
+    )
+    assert work.dense_tokens == batch.num_sequences * longest  # 9 sequences in one rectangle
+    assert (work.head_rows, work.body_tokens) == (len(rows.rows_R), rows.body_tokens)
+    saved = work.metrics()["work/tokens_saved_fraction"]
+    assert saved == 1 - work.body_tokens / work.dense_tokens
+    assert policy.take_work() == Work()
+
+
+def test_a_model_whose_work_was_counted_can_be_freed() -> None:
+    model = tiny_model()
+    body_flops(model, 1, 1)
+    enable_checkpointing(model)
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None

@@ -105,8 +105,6 @@ def test_entropy_bonus_by_hand() -> None:
 
 # ln pi_ref = -2 + ln 3, -7, -2, so d = ln pi_ref - ln pi = ln 2, not read, ln 2. p = 1/2, 0, 1/4.
 KL_BY_HAND = {
-    # KL = -ln 2 each; dKL/d ln pi = 1
-    "k1": (-0.75 * LN2, 1.0),
     # (ln 2)^2 / 2 each; -d = -ln 2
     "k2": (0.375 * LN2**2, -LN2),
     # 2 - ln 2 - 1 each; 1 - e^d = -1
@@ -227,7 +225,7 @@ LOSSES: list[dict[str, Any]] = [
     {"preset": "gspo", "clip_low": 0.05, "clip_high": 0.05},
     {"surrogate": "reinforce", "denominator": "all"},
     {"dual_clip": 1.5, "denominator": "sequence_selected"},
-    {"kl_coefficient": 0.3, "kl": "k1", "entropy_bonus": 0.2},
+    {"kl_coefficient": 0.3, "kl": "k2", "entropy_bonus": 0.2},
     {"kl_coefficient": 0.3, "kl": "k2", "penalties_on": "all"},
     {"kl_coefficient": 0.3, "kl": "k3", "penalties_on": "all", "denominator": "sequence"},
 ]
@@ -268,7 +266,7 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
         if c.dual_clip is not None and a < 0:
             surrogate = torch.maximum(surrogate, c.dual_clip * a)
         d = reference_T[t] - logp_T[t]
-        kl = {"k1": -d, "k2": d * d / 2, "k3": torch.expm1(d) - d}[c.kl]
+        kl = {"k2": d * d / 2, "k3": torch.expm1(d) - d}[c.kl]
         penalty = coefficient if c.penalties_on == "selected" else 1 / divisor_of_all
         total = total - coefficient * surrogate
         total = total + penalty * (c.kl_coefficient * kl - c.entropy_bonus * entropy_T[t])

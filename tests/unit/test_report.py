@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forkpoint.report.text import number, percent, script_json, three_figures, visible
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from forkpoint.errors import RunError
 from forkpoint.report import build_report
 from forkpoint.report.build import SCRIPTS
 from forkpoint.report.provenance import leaves
-from forkpoint.report.text import number, percent, script_json, three_figures, visible
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.completions import StoredCompletion
 from tests.report_page import page_of

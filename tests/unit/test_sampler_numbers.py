@@ -6,7 +6,8 @@ import torch
 from forkpoint.batching import build_batch
 from forkpoint.config import parse_config
 from forkpoint.policy import PolicyModule
-from forkpoint.training.step import Meter, annotate
+from forkpoint.training.annotate import annotate
+from forkpoint.training.meter import Meter
 from tests.conftest import make_batch, make_group, tiny_model
 
 CONFIG = parse_config({})
@@ -61,7 +62,7 @@ def test_bfloat16_numbers_may_differ_by_rounding(
 def test_an_engine_with_other_weights_is_not_even_looked_at() -> None:
     policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
     policy.row_tokens = 512
-    meter = Meter()
+    meter = Meter(policy)
     noted = annotate(policy, make_batch(), CONFIG, meter, step=1, same_weights=False)
     assert "mismatch/probe_max_nats" not in meter.means()
     assert noted.old_entropies_T is not None

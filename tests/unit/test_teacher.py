@@ -163,7 +163,7 @@ class _Capped(torch.nn.Module):
         super().__init__()
         self.inner = tiny_model()
         self.base_model, self.device = self.inner.base_model, self.inner.device
-        self.config = self.inner.config
+        self.config, self.dtype = self.inner.config, self.inner.dtype
 
     def get_output_embeddings(self) -> Any:
         return self.inner.get_output_embeddings()

@@ -7,6 +7,7 @@ from hypothesis import given
 from forkpoint.batching import build_batch
 from forkpoint.batching.split import cut_passes
 from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, pack_trees
+from forkpoint.policy.attention import seen_blocks
 from forkpoint.types import TokenBatch
 from tests.conftest import make_batch, make_group
 
@@ -153,3 +154,58 @@ def test_prompts_are_shared_in_the_batch_that_gradients_are_tested_on() -> None:
     assert len(prompts) < batch.num_sequences
     run = sum(len(p) for p in prompts) + sum(len(c) - 1 for c in batch.completions_B)
     assert rows.input_ids_BL.numel() == run
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=4), min_size=1, max_size=3),
+    width=st.sampled_from([6, 20, 60]),
+    block=st.sampled_from([1, 2, 3, 8]),
+)
+def test_blocks_hold_all_that_is_seen(lengths: list[list[int]], width: int, block: int) -> None:
+    groups = [
+        make_group(serial, [float(i % 2) for i in range(len(own))], own, prompt_length=2 + serial)
+        for serial, own in enumerate(lengths)
+    ]
+    batch = build_batch(groups, advantage="grpo")
+    rows = lay_trees(batch, torch.ones(batch.num_tokens, dtype=torch.bool), width)
+    visible_BLL = rows.visible_BLL() & (rows.tree_BL != NOTHING)[:, :, None]
+    partly_BNN, wholly_BNN = seen_blocks(rows, block)
+    assert not (partly_BNN & wholly_BNN).any()
+    count = partly_BNN.shape[1]
+    for line in range(len(visible_BLL)):
+        for query in range(count):
+            for key in range(count):
+                seen = visible_BLL[line, query * block : (query + 1) * block]
+                seen = seen[:, key * block : (key + 1) * block]
+                assert bool(seen.any()) <= bool((partly_BNN | wholly_BNN)[line, query, key])
+                assert bool(wholly_BNN[line, query, key]) <= bool(seen.all())
+
+
+def test_full_blocks_by_hand() -> None:
+    batch = build_batch([make_group(0, [1.0, 0.0], [7, 8], prompt_length=4)], advantage="grpo")
+    # a prompt of 4, then 6 and 7 tokens: in blocks of two columns PP|AAA|BBBB, one past the end
+    rows = lay_trees(batch, torch.ones(batch.num_tokens, dtype=torch.bool), 20)
+    partly, wholly = seen_blocks(rows, 2)
+    assert wholly[0].int().tolist() == [
+        [0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    # the diagonal, and what the last block's one token sees
+    last = [1, 1, 0, 0, 0, 1, 1, 1, 1]
+    assert partly[0].int().tolist() == [*torch.eye(9).int().tolist()[:8], last]
+
+
+def test_rows_of_one_sequence_each_are_plain() -> None:
+    batch = two_groups()
+    every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
+    assert lay_trees(batch, every_T, 1).plain
+    assert not lay_trees(batch, every_T, 12).plain
+    assert lay_trees(batch, wanted_at(batch, [(1, 3)]), 12).plain
+    assert lay_trees(batch, every_T & False, 12).plain

@@ -1,8 +1,6 @@
 """Exact k-th values and counts of any number of entropies, in constant memory.
 
-Non-negative float32 numbers are ordered as their bit patterns are. So the k-th smallest is found
-eight bits at a time: count how many numbers have each value of the leading bits, see in which of
-them the k-th must lie, and count again among those alone. Each count is one pass over the files.
+By the refinement of ``selection.radix``; each count is one pass over the files.
 """
 
 import math
@@ -14,12 +12,10 @@ from typing import TypeAlias
 import numpy as np
 
 from forkpoint.errors import RunError
+from forkpoint.selection.radix import kth_values
 
 Batches: TypeAlias = Callable[[], Iterable[np.ndarray]]
 """Starts a pass over all entropies: arrays of float32 >= 0, nats."""
-
-Grouped: TypeAlias = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""The same with each entropy's group, int64 >= 0, or negative: left out."""
 
 NEARLY_CERTAIN = 0.01
 """Nats; the paper: half of all tokens have less."""
@@ -95,32 +91,6 @@ def distribution(
     )
 
 
-def kth_values(read: Grouped, groups_K: np.ndarray, ranks_K: np.ndarray) -> np.ndarray:
-    """The ranks_K[i]-th smallest entropy of the group groups_K[i], from 1: float64 [K].
-
-    Memory is 256 counts for each of the K.
-    """
-    prefix_K, left_K = np.zeros(len(ranks_K), np.int64), ranks_K.astype(np.int64)
-    if not len(ranks_K):
-        return np.zeros(0)
-    for shift in (24, 16, 8, 0):
-        cells, cell_K = np.unique(groups_K << 32 | prefix_K, return_inverse=True)
-        counts = np.zeros(len(cells) * 256, np.int64)
-        for values, group in read():
-            patterns = _checked(values).view(np.uint32).astype(np.int64)
-            keys = group << 32 | patterns >> (shift + 8)
-            cell = np.minimum(np.searchsorted(cells, keys), len(cells) - 1)
-            inside = cells[cell] == keys
-            digits = (patterns[inside] >> shift) & 255
-            counts += np.bincount(cell[inside] * 256 + digits, minlength=len(counts))
-        upto_KD = counts.reshape(-1, 256).cumsum(1)[cell_K]
-        digit_K = (upto_KD < left_K[:, None]).sum(1)
-        before_K = np.where(digit_K > 0, upto_KD[np.arange(len(digit_K)), digit_K - 1], 0)
-        left_K -= before_K
-        prefix_K = prefix_K * 256 + digit_K
-    return prefix_K.astype(np.uint32).view(np.float32).astype(np.float64)
-
-
 def _bins(values: np.ndarray, width: float) -> np.ndarray:
     """The i with edges[i] <= value < edges[i + 1], edges[i] = i * width as it is rounded."""
     guess = np.floor(values / width).astype(np.int64)
@@ -129,12 +99,11 @@ def _bins(values: np.ndarray, width: float) -> np.ndarray:
 
 
 def _checked(values: np.ndarray) -> np.ndarray:
-    """float32, without negative zeros.
+    """The same.
 
     Raises:
-        RunError: a number without the order of its bits: negative or not finite.
+        RunError: a number that is negative or not finite.
     """
-    values = values.astype(np.float32) + np.float32(0)  # -0 + 0 = 0
     if not (np.isfinite(values) & (values >= 0)).all():
         raise RunError("the stored completions hold an entropy that is negative or not finite")
     return values

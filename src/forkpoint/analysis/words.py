@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forkpoint.analysis.quantiles import kth_values
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import write_atomically
 from forkpoint.runs.completions import read_columns
+from forkpoint.selection.radix import kth_values
 
 SCHEMA = pa.schema(
     [

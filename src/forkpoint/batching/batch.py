@@ -44,14 +44,15 @@ def build_batch(
 
     lengths_B = torch.tensor([len(c) for c in completions], dtype=torch.int64)
     sequence_T = torch.repeat_interleave(torch.arange(len(completions)), lengths_B)
+    token_ids_T = _flat([c.token_ids for c in completions], torch.int64)
     advantages_T = torch.tensor(advantages, dtype=torch.float32)[sequence_T]
     mask_T = torch.tensor(counted, dtype=torch.bool)[sequence_T]
     captured = all(c.entropies is not None for c in completions)
     return TokenBatch(
         prompts_B=prompts,
-        completions_B=[torch.from_numpy(c.token_ids).long() for c in completions],
+        completions_B=list(token_ids_T.split(lengths_B.tolist())) if completions else [],
         sequence_ids_B=torch.tensor(ids, dtype=torch.int64),
-        token_ids_T=_flat([c.token_ids for c in completions], torch.int64),
+        token_ids_T=token_ids_T,
         sequence_T=sequence_T,
         position_T=_positions(lengths_B),
         advantages_T=advantages_T,

@@ -6,11 +6,14 @@ completion is predicted at column ``len(prompt) + t - 1``.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.types import TokenBatch
+from forkpoint.batching.wanted import wanted_rows
+from forkpoint.types import TokenBatch, sent, spans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,10 @@ class PaddedRows:
     rows_R: Tensor
     """int64 [R], the wanted rows: indices into the batch's ``_T`` streams, ascending."""
 
+    def to(self, device: Any) -> "PaddedRows":
+        """The same with every tensor on a device."""
+        return PaddedRows(**{n: sent(getattr(self, n), device) for n in self.__slots__})
+
 
 def pad_rows(batch: TokenBatch, wanted_T: Tensor, *, drop_and_cut: bool) -> PaddedRows:
     """Lay a batch out for a forward pass that predicts the tokens ``wanted_T``.
@@ -35,29 +42,28 @@ def pad_rows(batch: TokenBatch, wanted_T: Tensor, *, drop_and_cut: bool) -> Padd
         drop_and_cut: leave out sequences without a wanted token, and everything from a sequence's
             last wanted token on: that token is predicted from what stands before it, never read.
     """
-    rows_R = wanted_T.nonzero().flatten()
-    kept_B = torch.arange(batch.num_sequences)
-    ends_B = torch.tensor([len(c) for c in batch.completions_B], dtype=torch.int64)
+    wanted = wanted_rows(batch, wanted_T)
+    kept_B, ends_B = np.arange(batch.num_sequences), batch.lengths_B
     if drop_and_cut:
-        kept_B = batch.sequence_T[rows_R].unique()
-        ends_B = torch.zeros_like(ends_B).scatter_reduce(
-            0, batch.sequence_T[rows_R], batch.position_T[rows_R], reduce="amax"
-        )
+        kept_B, ends_B = (wanted.ends_B >= 0).nonzero()[0], wanted.ends_B
     pieces = [
-        torch.cat([batch.prompts_B[b], batch.completions_B[b][: int(ends_B[b])]])
+        piece
         for b in kept_B.tolist()
+        for piece in (batch.prompts_B[b], batch.completions_B[b][: int(ends_B[b])])
     ]
-    width = max((len(p) for p in pieces), default=0)
-    input_ids_BL = torch.zeros(len(pieces), width, dtype=torch.int64)
-    for line, piece in enumerate(pieces):
-        input_ids_BL[line, : len(piece)] = piece
-    line_of_B = torch.zeros(batch.num_sequences, dtype=torch.int64)
-    line_of_B[kept_B] = torch.arange(len(kept_B))
-    prompt_lengths_B = torch.tensor([len(p) for p in batch.prompts_B], dtype=torch.int64)
-    sequence_R = batch.sequence_T[rows_R]
+    prompt_lengths_B = np.array([len(p) for p in batch.prompts_B], dtype=np.int64)
+    lengths = prompt_lengths_B[kept_B] + ends_B[kept_B]
+    width = int(lengths.max(initial=0))
+    input_ids_BL = torch.zeros(len(kept_B), width, dtype=torch.int64)
+    if pieces:
+        places = spans(np.arange(len(kept_B)) * width, lengths)
+        input_ids_BL.view(-1)[torch.from_numpy(places)] = torch.cat(pieces)
+    line_of_B = np.zeros(batch.num_sequences, dtype=np.int64)
+    line_of_B[kept_B] = np.arange(len(kept_B))
+    column_R = prompt_lengths_B[wanted.sequence_R] + wanted.position_R - 1
     return PaddedRows(
         input_ids_BL=input_ids_BL,
-        line_R=line_of_B[sequence_R],
-        column_R=prompt_lengths_B[sequence_R] + batch.position_T[rows_R] - 1,
-        rows_R=rows_R,
+        line_R=torch.from_numpy(line_of_B[wanted.sequence_R]),
+        column_R=torch.from_numpy(column_R),
+        rows_R=torch.from_numpy(wanted.rows_R),
     )

@@ -7,15 +7,18 @@ prompt. So each completion is predicted exactly as if it stood alone behind its 
 prompt is run once. Several such trees share a row, and rows are filled to a length.
 """
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.types import TokenBatch
+from forkpoint.batching.wanted import Wanted, wanted_rows
+from forkpoint.types import TokenBatch, sent, spans
 
 NOTHING = -1
 """The tree of padding at the end of a row."""
@@ -23,10 +26,9 @@ NOTHING = -1
 PROMPT = -1
 """The branch of a prompt's tokens."""
 
-
 Piece: TypeAlias = tuple[int, int, int, int, int]
-"""(line, first column, sequence, first token, tokens) of a stretch of a sequence; its first token
-counts from the prompt's beginning."""
+"""(line, tree, sequence, first token, tokens) of a stretch of a sequence; its first token counts
+from the prompt's beginning, so it is 0 for a prompt and not 0 for a completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +43,10 @@ class TreeRows:
     """int64 [lines, L], which tree of its row a token belongs to; ``NOTHING``."""
     branch_BL: Tensor
     """int64 [lines, L], the sequence it belongs to; ``PROMPT``: to all of its tree."""
-    pieces: tuple[Piece, ...]
-    """Every stretch laid out. A prompt is under the first sequence that uses it."""
+    pieces_N5: np.ndarray
+    """int64 [N, 5], every stretch laid out: line, first column, sequence, first token, tokens. The
+    first token counts from the prompt's beginning. A prompt is under the first sequence that uses
+    it, and its completions follow it."""
     line_R: Tensor
     """int64 [R], the line of the rectangle where each wanted row is predicted."""
     column_R: Tensor
@@ -50,13 +54,116 @@ class TreeRows:
     rows_R: Tensor
     """int64 [R], the wanted rows: indices into the batch's ``_T`` streams, ascending."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether each row is one prompt and one completion: causal attention is all it needs."""
+        return len(self.pieces_N5) == 2 * len(np.unique(self.pieces_N5[:, 0]))
+
     def visible_BLL(self) -> Tensor:
         """bool [lines, L, L]: whether a token (row) attends to another (column)."""
         width = self.input_ids_BL.shape[1]
-        before_LL = torch.ones(width, width, dtype=torch.bool).tril()
-        same_BLL = self.tree_BL[:, :, None] == self.tree_BL[:, None, :]
-        branch_BLL = self.branch_BL[:, :, None] == self.branch_BL[:, None, :]
-        return before_LL & same_BLL & (branch_BLL | (self.branch_BL == PROMPT)[:, None, :])
+        everything = torch.arange(width, device=self.tree_BL.device).expand(self.tree_BL.shape)
+        return self.visible_BSL(everything)
+
+    def visible_BSL(self, columns_BS: Tensor) -> Tensor:
+        """bool [lines, S, L]: whether the token in a column attends to another."""
+        tree_BS, branch_BS = (x.gather(1, columns_BS) for x in (self.tree_BL, self.branch_BL))
+        columns_L = torch.arange(self.tree_BL.shape[1], device=self.tree_BL.device)
+        before_BSL = columns_L <= columns_BS[:, :, None]
+        same_BSL = tree_BS[:, :, None] == self.tree_BL[:, None, :]
+        branch_BSL = branch_BS[:, :, None] == self.branch_BL[:, None, :]
+        return before_BSL & same_BSL & (branch_BSL | (self.branch_BL == PROMPT)[:, None, :])
+
+    def to(self, device: Any) -> "TreeRows":
+        """The same with every tensor on a device."""
+        tensors = {n: x for n in self.__slots__ if isinstance(x := getattr(self, n), Tensor)}
+        return replace(self, **{name: sent(tensor, device) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What packing goes by, of B sequences."""
+
+    prompts: list[bytes]
+    """The token ids of each prompt; equal ones are one prompt."""
+    prompt_lengths: list[int]
+    ends: list[int]
+    """Tokens of each completion that are run; -1: nothing of the sequence is."""
+
+    def take(self, sequences: Sequence[int]) -> "Sizes":
+        """Of these sequences, numbered anew."""
+        fields = {name: [getattr(self, name)[b] for b in sequences] for name in self.__slots__}
+        return Sizes(**fields)
+
+    def pack(self, width: int) -> list[list[int]]:
+        """The sequences of each row: see ``pack_trees``."""
+        trees = [tree for group in self._by_prompt() for tree in self._split(group, width)]
+        sizes = [self._tree_length(tree) for tree in trees]
+        rows: list[list[int]] = []
+        room = np.empty(len(trees), dtype=np.int64)  # of each row
+        for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], trees[i][0])):
+            fits = room[: len(rows)] >= sizes[index]
+            row = int(fits.argmax()) if fits.any() else len(rows)
+            if row == len(rows):
+                rows.append([])
+                room[row] = width
+            rows[row] += trees[index]
+            room[row] -= sizes[index]
+        return rows
+
+    def row_length(self, row: Sequence[int]) -> int:
+        """Tokens that a row lays out."""
+        return sum(size for *_, size in self.pieces(0, row))
+
+    def pieces(self, line: int, row: Sequence[int]) -> Iterator[Piece]:
+        """The stretches of a row, from left to right."""
+        tree, prompt = NOTHING, b""
+        for b in row:
+            if self.prompts[b] != prompt:
+                prompt, tree = self.prompts[b], tree + 1
+                yield line, tree, b, 0, self.prompt_lengths[b]
+            yield line, tree, b, self.prompt_lengths[b], self.ends[b]
+
+    def _by_prompt(self) -> list[list[int]]:
+        """The sequences to run, those of one prompt together, by rising length."""
+        groups: defaultdict[bytes, list[int]] = defaultdict(list)
+        running = (b for b, end in enumerate(self.ends) if end >= 0)
+        for b in sorted(running, key=lambda b: (self.ends[b], b)):
+            groups[self.prompts[b]].append(b)
+        return list(groups.values())
+
+    def _split(self, group: Sequence[int], width: int) -> list[list[int]]:
+        """The fewest trees of a group that fit in ``width``, about equally long.
+
+        Equally long, because a pass is as wide as its longest row, and because the attention of a
+        row grows with the square of its length. Each sequence, longest first, goes to the shortest
+        tree.
+        """
+        space = width - self.prompt_lengths[group[0]]
+        fewest = -(-sum(self.ends[b] for b in group) // max(1, space))
+        count = min(len(group), max(1, fewest))
+        while True:
+            trees: list[list[int]] = [[] for _ in range(count)]
+            heap = [(0, 0, tree) for tree in range(count)]  # tokens, sequences, which
+            for b in reversed(group):
+                tokens, sequences, tree = heap[0]
+                trees[tree].append(b)
+                heapq.heapreplace(heap, (tokens + self.ends[b], sequences + 1, tree))
+            if count == len(group) or max(heap)[0] <= space:
+                return [tree[::-1] for tree in trees]  # by rising length
+            count += 1
+
+    def _tree_length(self, tree: Sequence[int]) -> int:
+        return self.prompt_lengths[tree[0]] + sum(self.ends[b] for b in tree)
+
+
+def sizes_of(batch: TokenBatch, wanted: Wanted) -> Sizes:
+    """Of a pass that predicts the wanted tokens."""
+    return Sizes(
+        prompts=[p.numpy().tobytes() for p in batch.prompts_B],
+        prompt_lengths=[len(p) for p in batch.prompts_B],
+        ends=wanted.ends_B.tolist(),
+    )
 
 
 def pack_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> list[list[int]]:
@@ -66,134 +173,48 @@ def pack_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> list[list[int
     each into the first row with room. A tree longer than ``width`` has a row of its own. A pass of
     some rows is packed once more, by itself, when it is laid out: nearly always into these rows.
     """
-    ends = _ends(batch, wanted_T)
-    trees = [
-        tree for group in _by_prompt(batch, ends) for tree in _split(batch, group, ends, width)
-    ]
-    sizes = [_tree_size(batch, tree, ends) for tree in trees]
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], trees[i][0])):
-        for row, left in enumerate(room):
-            if sizes[index] <= left:
-                rows[row] += trees[index]
-                room[row] -= sizes[index]
-                break
-        else:
-            rows.append(list(trees[index]))
-            room.append(width - sizes[index])
-    return rows
-
-
-def row_lengths(batch: TokenBatch, wanted_T: Tensor, rows: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens that each of these rows lays out."""
-    ends = _ends(batch, wanted_T)
-    return [_row_length(list(_lay_line(batch, ends, 0, row))) for row in rows]
+    return sizes_of(batch, wanted_rows(batch, wanted_T)).pack(width)
 
 
 def lay_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> TreeRows:
     """Lay a batch out for a forward pass that predicts the tokens ``wanted_T`` (bool [T])."""
-    ends = _ends(batch, wanted_T)
-    lines = [
-        list(_lay_line(batch, ends, line, row))
-        for line, row in enumerate(pack_trees(batch, wanted_T, width))
+    wanted = wanted_rows(batch, wanted_T)
+    sizes = sizes_of(batch, wanted)
+    rows = sizes.pack(width)
+    found = [piece for line, row in enumerate(rows) for piece in sizes.pieces(line, row)]
+    line_N, tree_N, sequence_N, first_N, size_N = np.array(found, dtype=np.int64).reshape(-1, 5).T
+    begin_N = size_N.cumsum() - size_N
+    column_N = begin_N - begin_N[np.searchsorted(line_N, line_N)]  # of a line's first piece: 0
+    # A model cannot run on nothing, so there is one token at least.
+    lines, longest = max(1, len(rows)), int((column_N + size_N).max(initial=1))
+    places = torch.from_numpy(spans(line_N * longest + column_N, size_N))
+
+    def rectangle(values: np.ndarray | Tensor, empty: int) -> Tensor:
+        filled = torch.full((lines * longest,), empty)
+        filled[places] = torch.as_tensor(values)
+        return filled.view(lines, longest)
+
+    tokens = [
+        (batch.completions_B if first else batch.prompts_B)[sequence][:size]
+        for _, _, sequence, first, size in found
     ]
-    longest = max(map(_row_length, lines), default=1)
-    shape = (max(1, len(lines)), longest)  # a model cannot run on nothing
-    ids, positions, trees, branches = (torch.full(shape, x) for x in (0, 0, NOTHING, PROMPT))
-    read_at: dict[int, tuple[int, int, int]] = {}
-    pieces = []
-    for line, laid in enumerate(lines):
-        prompt_end = 0
-        for piece, tree in laid:
-            _, column, sequence, first, size = piece
-            pieces.append(piece)
-            here = slice(column, column + size)
-            tokens = torch.cat([batch.prompts_B[sequence], batch.completions_B[sequence]])
-            ids[line, here] = tokens[first : first + size]
-            positions[line, here] = torch.arange(first, first + size)
-            trees[line, here] = tree
-            if first:
-                branches[line, here] = sequence
-                read_at[sequence] = (line, prompt_end, column)
-            else:
-                prompt_end = column + size - 1
-    line_B, prompt_B, column_B = (
-        torch.tensor(
-            [read_at.get(b, (0, 0, 0)) for b in range(batch.num_sequences)], dtype=torch.int64
-        )
-        .reshape(-1, 3)
-        .T
-    )
-    rows_R = wanted_T.nonzero().flatten()
-    sequence_R, position_R = batch.sequence_T[rows_R], batch.position_T[rows_R]
+    ids = torch.cat(tokens) if tokens else torch.zeros(0, dtype=torch.int64)
+    branch_N = np.where(first_N > 0, sequence_N, PROMPT)
+    # Where each sequence's first token is predicted, and where its completion begins.
+    prompt_N = np.maximum.accumulate(np.where(first_N == 0, np.arange(len(found)), 0))
+    ends_N = (column_N + size_N - 1)[prompt_N]
+    place_B3 = np.zeros((batch.num_sequences, 3), dtype=np.int64)
+    behind = first_N > 0
+    place_B3[sequence_N[behind]] = np.stack([line_N, ends_N, column_N], axis=1)[behind]
+    line_R, prompt_R, column_R = place_B3[wanted.sequence_R].T
+    after_R = column_R + wanted.position_R - 1
     return TreeRows(
-        input_ids_BL=ids,
-        position_ids_BL=positions,
-        tree_BL=trees,
-        branch_BL=branches,
-        pieces=tuple(pieces),
-        line_R=line_B[sequence_R],
-        column_R=torch.where(
-            position_R == 0, prompt_B[sequence_R], column_B[sequence_R] + position_R - 1
-        ),
-        rows_R=rows_R,
+        input_ids_BL=rectangle(ids, 0),
+        position_ids_BL=rectangle(spans(first_N, size_N), 0),
+        tree_BL=rectangle(np.repeat(tree_N, size_N), NOTHING),
+        branch_BL=rectangle(np.repeat(branch_N, size_N), PROMPT),
+        pieces_N5=np.stack([line_N, column_N, sequence_N, first_N, size_N], axis=1),
+        line_R=torch.from_numpy(line_R.copy()),
+        column_R=torch.from_numpy(np.where(wanted.position_R == 0, prompt_R, after_R)),
+        rows_R=torch.from_numpy(wanted.rows_R),
     )
-
-
-def _ends(batch: TokenBatch, wanted_T: Tensor) -> dict[int, int]:
-    """Sequence -> completion tokens to run: those before its last wanted one."""
-    rows = wanted_T.nonzero().flatten()
-    ends_B = torch.full((batch.num_sequences,), -1).scatter_reduce(
-        0, batch.sequence_T[rows], batch.position_T[rows], reduce="amax"
-    )
-    return {b: end for b, end in enumerate(ends_B.tolist()) if end >= 0}
-
-
-def _by_prompt(batch: TokenBatch, ends: dict[int, int]) -> list[list[int]]:
-    """The sequences to run, those of one prompt together, by rising length."""
-    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for b in sorted(ends, key=lambda b: (ends[b], b)):
-        groups[tuple(batch.prompts_B[b].tolist())].append(b)
-    return list(groups.values())
-
-
-def _split(
-    batch: TokenBatch, group: Sequence[int], ends: dict[int, int], width: int
-) -> list[list[int]]:
-    """The fewest trees of a group that fit in ``width``, about equally long.
-
-    Equally long, because a pass is as wide as its longest row, and because the attention of a row
-    grows with the square of its length. Each sequence, longest first, goes to the shortest tree.
-    """
-    count = 0
-    while True:
-        count += 1
-        trees: list[list[int]] = [[] for _ in range(count)]
-        for b in reversed(group):
-            min(trees, key=lambda tree: (sum(ends[x] for x in tree), len(tree))).append(b)
-        if count == len(group) or all(_tree_size(batch, t, ends) <= width for t in trees):
-            return [tree[::-1] for tree in trees]  # by rising length
-
-
-def _tree_size(batch: TokenBatch, tree: Sequence[int], ends: dict[int, int]) -> int:
-    return len(batch.prompts_B[tree[0]]) + sum(ends[b] for b in tree)
-
-
-def _row_length(laid: Sequence[tuple[Piece, int]]) -> int:
-    return sum(size for (*_, size), _ in laid)
-
-
-def _lay_line(
-    batch: TokenBatch, ends: dict[int, int], line: int, row: Sequence[int]
-) -> Iterator[tuple[Piece, int]]:
-    """The pieces of a row, each with the number of its tree."""
-    column, tree, prompt = 0, NOTHING, ()
-    for b in row:
-        tokens = tuple(batch.prompts_B[b].tolist())
-        if tokens != prompt:
-            prompt, tree = tokens, tree + 1
-            yield (line, column, b, 0, len(prompt)), tree
-            column += len(prompt)
-        yield (line, column, b, len(prompt), ends[b]), tree
-        column += ends[b]

@@ -252,7 +252,7 @@ class LossConfig(Stage):
     ] = "selected"
     constant_tokens: int | None = Field(default=None, ge=1)
     """Per sequence, for ``constant``; default ``rollout.max_new_tokens`` (Dr. GRPO)."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl: Literal["k2", "k3"] = "k3"
     kl_coefficient: float = Field(default=0.0, ge=0)
     """> 0 loads a frozen copy of the first weights as the reference."""
     entropy_bonus: float = Field(default=0.0, ge=0)

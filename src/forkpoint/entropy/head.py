@@ -92,22 +92,33 @@ class _HeadStats(torch.autograd.Function):
         logprobs_R, entropies_R, normalizers_R = (one.clone() for one in stats)
         ctx.save_for_backward(hidden_RD, weight_VD, bias_V, token_ids_R, entropies_R, normalizers_R)
         ctx.temperature, ctx.shape = temperature, shape
+        ctx.set_materialize_grads(False)  # most losses leave the entropy alone
         return logprobs_R, entropies_R
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_RD, weight_VD, bias_V, token_ids_R, *kept = ctx.saved_tensors
+        grad_logprobs_R, grad_entropies_R = grad_outputs
+        if grad_logprobs_R is None:
+            grad_logprobs_R = torch.zeros_like(kept[0])
         # Sums over chunks are kept in float32: a bfloat16 running sum would lose small terms.
         grad_hidden_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
         trained = ctx.needs_input_grad[1]
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trained else None
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         for rows in _row_blocks(hidden_RD):
-            per_row = (token_ids_R[rows], *(x[rows] for x in (*kept, *grad_outputs)))
+            per_row = (token_ids_R[rows], *(x[rows] for x in (*kept, grad_logprobs_R)))
+            grad_entropies = None if grad_entropies_R is None else grad_entropies_R[rows]
             for words in _chunks(hidden_RD[rows], weight_VD):
                 bias = None if bias_V is None else bias_V[words]
                 grad_z = _logits_gradient(
-                    hidden_RD[rows], weight_VD[words], bias, words.start, per_row, ctx
+                    hidden_RD[rows],
+                    weight_VD[words],
+                    bias,
+                    words.start,
+                    per_row,
+                    grad_entropies,
+                    ctx,
                 )
                 grad_hidden_RD[rows] += product(grad_z, weight_VD[words])
                 if grad_weight_VD is not None:
@@ -139,7 +150,8 @@ def _online_stats(
     for words in _chunks(hidden_RD, weight_VD):
         bias = None if bias_V is None else bias_V[words]
         z, _ = _logits(hidden_RD, weight_VD[words], bias, temperature, shape)
-        _take(chosen_R, z, token_ids_R, words.start)
+        inside_R, places_R = _inside(token_ids_R, words.start, z.shape[1])
+        chosen_R = torch.where(inside_R, z.gather(1, places_R[:, None])[:, 0], chosen_R)
         previous_R, largest_R = largest_R, torch.maximum(largest_R, z.amax(1))
         shift_R = previous_R - largest_R
         decay_R = shift_R.exp()
@@ -162,6 +174,7 @@ def _logits_gradient(
     bias_C: Tensor | None,
     first: int,
     per_row: tuple[Tensor, ...],
+    grad_entropies_R: Tensor | None,
     ctx: Any,
 ) -> Tensor:
     """d loss / d (h W^T + b) of one chunk, in the head's dtype.
@@ -169,19 +182,20 @@ def _logits_gradient(
     With g, e the gradients of a row's two results: g (onehot - p) - e p (ln p + H), times what
     scale, cap and temperature add to the chain.
     """
-    token_ids_R, entropies_R, normalizers_R, grad_logprobs_R, grad_entropies_R = per_row
+    token_ids_R, entropies_R, normalizers_R, grad_logprobs_R = per_row
     z, slope = _logits(hidden_RD, weight_CD, bias_C, ctx.temperature, ctx.shape)
     factor = ctx.shape.scale / ctx.temperature
-    g_R, e_R = factor * grad_logprobs_R, factor * grad_entropies_R
+    g_R = factor * grad_logprobs_R
     z -= normalizers_R[:, None]  # ln p
-    if e_R.count_nonzero():  # most losses leave the entropy alone
+    if grad_entropies_R is not None:
+        e_R = factor * grad_entropies_R
         p = z.exp()
         z.clamp_(min=torch.finfo(torch.float32).min)
         grad_z = p.mul_(-(g_R[:, None] + e_R[:, None] * (z + entropies_R[:, None])))
     else:
         grad_z = z.exp_().mul_(-g_R[:, None])
-    inside = _inside(token_ids_R, first, grad_z.shape[1])
-    grad_z[inside, token_ids_R[inside] - first] += g_R[inside]
+    inside_R, places_R = _inside(token_ids_R, first, grad_z.shape[1])
+    grad_z.scatter_add_(1, places_R[:, None], torch.where(inside_R, g_R, 0.0)[:, None])
     if slope is not None:
         grad_z *= slope
     return grad_z.to(hidden_RD.dtype)
@@ -221,14 +235,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _take(chosen_R: Tensor, z: Tensor, token_ids_R: Tensor, first: int) -> None:
-    """Write down the logits of the tokens that lie in this chunk."""
-    inside = _inside(token_ids_R, first, z.shape[1])
-    chosen_R[inside] = z[inside, token_ids_R[inside] - first]
-
-
-def _inside(token_ids_R: Tensor, first: int, size: int) -> Tensor:
-    return ((token_ids_R >= first) & (token_ids_R < first + size)).nonzero()[:, 0]
+def _inside(token_ids_R: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
+    """Whether a row's token lies in this chunk, and its place in it (any place if it does not)."""
+    places_R = token_ids_R - first
+    return (places_R >= 0) & (places_R < size), places_R.clamp(0, size - 1)
 
 
 def _row_blocks(hidden_RD: Tensor) -> Iterator[slice]:

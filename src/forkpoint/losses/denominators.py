@@ -158,4 +158,5 @@ def _divide(weights_T: Tensor, denominator: Tensor | float) -> Tensor:
 
 
 def _sum_by(index_T: Tensor, values_T: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.float64).index_add(0, index_T, values_T.double())
+    zeros = torch.zeros(size, dtype=torch.float64, device=index_T.device)
+    return zeros.index_add(0, index_T, values_T.double())

@@ -2,7 +2,6 @@
 
 With d = ln pi_ref - ln pi, for tokens sampled from pi (http://joschu.net/blog/kl-approx.html):
 
-    k1 = -d                 unbiased value; its gradient has mean zero, so it regularises nothing
     k2 = d^2 / 2            biased value, unbiased gradient of KL(pi, pi_ref)
     k3 = exp(d) - d - 1     unbiased value, >= 0; the field's default
 """
@@ -15,10 +14,6 @@ from torch import Tensor
 KlEstimator: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def k1(difference_R: Tensor) -> Tensor:
-    return -difference_R
-
-
 def k2(difference_R: Tensor) -> Tensor:
     return difference_R.square() / 2
 
@@ -27,4 +22,4 @@ def k3(difference_R: Tensor) -> Tensor:
     return difference_R.exp() - difference_R - 1
 
 
-KL_ESTIMATORS: dict[str, KlEstimator] = {"k1": k1, "k2": k2, "k3": k3}
+KL_ESTIMATORS: dict[str, KlEstimator] = {"k2": k2, "k3": k3}

@@ -14,7 +14,7 @@ def needed_rows(batch: TokenBatch, config: LossConfig) -> Tensor:
     assert batch.coefficients_T is not None
     needed_T = batch.coefficients_T != 0
     if config.surrogate in NEEDS_WHOLE_SEQUENCES:
-        touched_B = torch.zeros(batch.num_sequences, dtype=torch.bool)
+        touched_B = torch.zeros(batch.num_sequences, dtype=torch.bool, device=needed_T.device)
         touched_B[batch.sequence_T[needed_T]] = True
         needed_T = touched_B[batch.sequence_T]
     if batch.penalty_coefficients_T is not None:
@@ -49,38 +49,39 @@ def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Los
     kept_R = coefficients_R != 0
     # where() and not a plain product: 0 * inf of a row that does not count would be nan.
     policy = -torch.where(kept_R, coefficients_R * surrogate.values_R, 0.0).sum()
-    loss, shares = policy, {"loss/policy": policy.item()}
+    loss, shares = policy, {"loss/policy": policy.detach().double()}
     if batch.penalty_coefficients_T is not None:
         penalty, penalty_shares = _penalties(batch, stats, config)
         loss, shares = loss + penalty, shares | penalty_shares
-    log_ratio_R = (stats.logprobs_R.detach() - batch.old_logprobs_T[rows_R])[kept_R]
-    count = float(kept_R.sum())
+    log_ratio_R = stats.logprobs_R.detach() - batch.old_logprobs_T[rows_R]
+    ratio_R = log_ratio_R.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     metrics = {
-        "loss/clip_fraction_kept": float(surrogate.clipped_R[kept_R].sum()),
-        "loss/ratio_mean_kept": float(
-            log_ratio_R.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().sum()
-        ),
-        "loss/entropy_mean_kept": float(stats.entropies_R.detach()[kept_R].sum()),
+        "loss/clip_fraction_kept": surrogate.clipped_R & kept_R,
+        "loss/ratio_mean_kept": torch.where(kept_R, ratio_R, 0.0),
+        "loss/entropy_mean_kept": torch.where(kept_R, stats.entropies_R.detach(), 0.0),
     }
+    count = kept_R.sum()
     return LossOutput(
         loss=loss,
         shares=shares,
-        metrics={name: Metric(total, count) for name, total in metrics.items()},
+        metrics={
+            name: Metric(values_R.double().sum(), count) for name, values_R in metrics.items()
+        },
     )
 
 
 def _penalties(
     batch: TokenBatch, stats: TokenStats, config: LossConfig
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     assert batch.penalty_coefficients_T is not None
     coefficients_R = batch.penalty_coefficients_T[stats.rows_R]
     counts_R = coefficients_R != 0
-    penalty = torch.zeros(())
-    shares: dict[str, float] = {}
+    penalty = torch.zeros((), device=coefficients_R.device)
+    shares: dict[str, Tensor] = {}
     if config.entropy_bonus:
         bonus = torch.where(counts_R, coefficients_R * stats.entropies_R, 0.0).sum()
         penalty = penalty - config.entropy_bonus * bonus
-        shares["loss/entropy_bonus"] = bonus.item()
+        shares["loss/entropy_bonus"] = bonus.detach().double()
     if config.kl_coefficient:
         assert batch.reference_logprobs_T is not None
         difference_R = batch.reference_logprobs_T[stats.rows_R] - stats.logprobs_R
@@ -89,5 +90,5 @@ def _penalties(
         kl_R = KL_ESTIMATORS[config.kl](difference_R)
         kl = torch.where(counts_R, coefficients_R * kl_R, 0.0).sum()
         penalty = penalty + config.kl_coefficient * kl
-        shares["loss/kl"] = kl.item()
+        shares["loss/kl"] = kl.detach().double()
     return penalty, shares

@@ -55,7 +55,7 @@ def gspo(
     """Needs every token of a sequence among the rows: see ``NEEDS_WHOLE_SEQUENCES``."""
     _, index_R, count_S = sequence_R.unique(return_inverse=True, return_counts=True)
     log_ratio_R = (logprobs_R - old_R).detach()
-    sum_S = torch.zeros(len(count_S)).index_add(0, index_R, log_ratio_R)
+    sum_S = torch.zeros(len(count_S), device=index_R.device).index_add(0, index_R, log_ratio_R)
     sequence_log_ratio_R = (sum_S / count_S)[index_R]
     own_R = logprobs_R - logprobs_R.detach()  # 0, with the token's gradient
     return _clip(_ratio(sequence_log_ratio_R + own_R), advantages_R, config)

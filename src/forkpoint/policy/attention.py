@@ -2,17 +2,23 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.batching.tree import PROMPT, TreeRows
 from forkpoint.policy.body import body_of, causal_lm, config_field
 from forkpoint.policy.flops import body_shape
+from forkpoint.types import sent
 
 ATTENTION_SHARE = 0.2
 """Scores may cost this share of what a layer's matrices cost: a dense mask saves nothing."""
 
 BLOCK_MASK_WIDTH = 8192
 """Width of a tree row where the mask's empty blocks are skipped."""
+
+BLOCK = 128
+"""Columns of a block of FlexAttention's mask."""
 
 TREE_ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of their caller's."""
@@ -22,19 +28,78 @@ KNOWN_WINDOWS = ("sliding_window", "max_window_layers", "keep_window_size")
 are no longer than ``exact_length``."""
 
 
+def tree_arguments(model: Any, rows: TreeRows) -> dict[str, Any]:
+    """What a model is called with to run tree rows that lie on its device.
+
+    Rows of one prompt and one completion each are plain causal rows, and padding on their right is
+    seen by nothing: without a mask and positions attention runs its fastest kernel.
+    """
+    if _flexible(model):
+        mask = tree_blocks(rows)
+    elif rows.plain:
+        return {"input_ids": rows.input_ids_BL}
+    else:
+        mask = attention_mask(model, rows.visible_BLL())
+    return {
+        "input_ids": rows.input_ids_BL,
+        "position_ids": rows.position_ids_BL,
+        "attention_mask": mask,
+    }
+
+
 def attention_mask(model: Any, visible_BQK: Tensor) -> Any:
     """A 4-D mask for ``attention_mask=``: additive, or a block mask under FlexAttention.
 
     Args:
-        visible_BQK: bool [lines, queries, keys].
+        visible_BQK: bool [lines, queries, keys], on the model's device.
     """
-    device = model.device
-    visible_BQK = visible_BQK.to(device)
-    if model.config._attn_implementation == "flex_attention":
+    if _flexible(model):
         return _block_mask(visible_BQK)
     hidden = torch.finfo(model.dtype).min
-    mask = torch.zeros(visible_BQK.shape, dtype=model.dtype, device=device)
+    mask = torch.zeros(visible_BQK.shape, dtype=model.dtype, device=visible_BQK.device)
     return mask.masked_fill_(~visible_BQK, hidden)[:, None]
+
+
+def tree_blocks(rows: TreeRows) -> Any:
+    """FlexAttention's mask of tree rows: which blocks are seen in part, which as a whole, and for
+    the former who sees whom by tree and branch. No dense mask is made."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tree_BL, branch_BL = rows.tree_BL, rows.branch_BL
+
+    def sees(line: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        mine = (branch_BL[line, key] == branch_BL[line, query]) | (branch_BL[line, key] == PROMPT)
+        return (key <= query) & (tree_BL[line, key] == tree_BL[line, query]) & mine
+
+    partly, wholly = (sent(x, tree_BL.device)[:, None] for x in seen_blocks(rows, BLOCK))
+    counts = [x.sum(-1, dtype=torch.int32) for x in (partly, wholly)]
+    first = [(~x).int().argsort(dim=-1, stable=True).int() for x in (partly, wholly)]
+    width = tree_BL.shape[1]
+    return BlockMask.from_kv_blocks(
+        *(counts[0], first[0], counts[1], first[1]),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(width, width),
+    )
+
+
+def seen_blocks(rows: TreeRows, block: int) -> tuple[Tensor, Tensor]:
+    """bool [lines, N, N] twice, of blocks of queries by blocks of keys: those that may be seen in
+    part, and those of which every query sees every key."""
+    lines, width = rows.input_ids_BL.shape
+    count = -(-width // block)
+    some_BNN = np.zeros((lines, count, count), dtype=bool)
+    every_BNN = np.zeros_like(some_BNN)
+    prompt = (0, 0)
+    for line, begin, _, first, size in rows.pieces_N5.tolist():
+        own = (begin, begin + size)
+        prompt = prompt if first else own
+        for seen in (prompt, own):
+            some_BNN[line, _touched(own, block), _touched(seen, block)] = True
+            every_BNN[line, _filled(own, block), _filled(seen, block)] = True
+    some_BNN |= np.eye(count, dtype=bool)  # padding sees itself
+    every_BNN = np.tril(every_BNN, -1)
+    return torch.from_numpy(np.tril(some_BNN) & ~every_BNN), torch.from_numpy(every_BNN)
 
 
 def row_width(model: Any) -> int:
@@ -42,7 +107,7 @@ def row_width(model: Any) -> int:
 
     4 W A = ATTENTION_SHARE x 2 M,    M weights of a layer's matrices, A attention width
     """
-    if model.config._attn_implementation == "flex_attention":
+    if _flexible(model):
         return BLOCK_MASK_WIDTH
     matrices, attention = body_shape(body_of(model))
     return max(1, round(ATTENTION_SHARE * matrices / (2 * attention)))
@@ -77,6 +142,20 @@ def hidden_windows(model: Any) -> list[int]:
         if name not in KNOWN_WINDOWS
         if "window" in name or name in ("attention_chunk_size", "index_topk")
     ]
+
+
+def _flexible(model: Any) -> bool:
+    return model.config._attn_implementation == "flex_attention"
+
+
+def _touched(span: tuple[int, int], block: int) -> slice:
+    """The blocks that hold a part of a span of columns."""
+    return slice(span[0] // block, -(-span[1] // block))
+
+
+def _filled(span: tuple[int, int], block: int) -> slice:
+    """The blocks that a span of columns fills."""
+    return slice(-(-span[0] // block), span[1] // block)
 
 
 def _block_mask(visible_BQK: Tensor) -> Any:

@@ -7,12 +7,16 @@ layers strike: the policy would not be the model that sampled. Here the model st
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import body_of, name_of
+
+_CHECKPOINTED: WeakSet[Any] = WeakSet()
+"""Bodies of models."""
 
 
 def enable_checkpointing(model: Any) -> None:
@@ -31,6 +35,12 @@ def enable_checkpointing(model: Any) -> None:
         )
     for layer in layers:
         layer.forward = _run_again(layer.forward)
+    _CHECKPOINTED.add(body_of(model))
+
+
+def runs_again(model: Any) -> bool:
+    """Whether the layers of a model run once more in the backward pass."""
+    return body_of(model) in _CHECKPOINTED
 
 
 def _run_again(forward: Callable[..., Any]) -> Callable[..., Any]:

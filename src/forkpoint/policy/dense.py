@@ -24,23 +24,29 @@ def dense_stats(
     model: nn.Module, batch: TokenBatch, wanted_T: Tensor, temperature: float
 ) -> TokenStats:
     """Statistics of every token of the batch, whatever ``wanted_T`` says."""
-    padded = pad_rows(batch, torch.ones_like(batch.pool_T), drop_and_cut=False)
-    device = next(model.parameters()).device
-    logits_BLV = model(input_ids=padded.input_ids_BL.to(device), use_cache=False).logits
-    logits_RV = logits_BLV[padded.line_R.to(device), padded.column_R.to(device)]
-    token_ids_R = batch.token_ids_T[padded.rows_R].to(device)
+    everything_T = torch.ones(batch.num_tokens, dtype=torch.bool)
+    padded = pad_rows(batch, everything_T, drop_and_cut=False)
+    padded = padded.to(next(model.parameters()).device)
+    logits_BLV = model(input_ids=padded.input_ids_BL, use_cache=False).logits
+    logits_RV = logits_BLV[padded.line_R, padded.column_R]
+    token_ids_R = batch.token_ids_T.to(logits_RV.device)
     logprobs_R, entropies_R = logits_stats(logits_RV, token_ids_R, temperature)
     lines, width = padded.input_ids_BL.shape
     return TokenStats(
         rows_R=padded.rows_R,
-        logprobs_R=logprobs_R.cpu(),
-        entropies_R=entropies_R.cpu(),
+        logprobs_R=logprobs_R,
+        entropies_R=entropies_R,
         body_tokens=lines * width,
-        flops=(3 if torch.is_grad_enabled() else 1) * dense_flops(model, lines, width),
-    )
+        flops=dense_flops(model, lines, width, learns=torch.is_grad_enabled()),
+    ).to(batch.token_ids_T.device)
 
 
-def dense_flops(model: nn.Module, lines: int, width: int) -> float:
-    """Of one forward pass over a padded rectangle, every logit computed."""
+def dense_flops(model: nn.Module, lines: int, width: int, *, learns: bool) -> float:
+    """Of a pass over a padded rectangle, every logit computed.
+
+    Args:
+        learns: with its backward pass.
+    """
     tokens = lines * width
-    return body_flops(model, tokens, tokens * width) + head_flops(model, tokens)
+    head = (3 if learns else 1) * head_flops(model, tokens)
+    return body_flops(model, tokens, tokens * width, learns=learns) + head

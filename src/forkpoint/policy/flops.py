@@ -4,15 +4,18 @@
     forward of R head rows  2 R V D             attention width, P query-key pairs computed
 
 Of a mixture of experts M counts the experts a token is sent to. A backward pass costs twice its
-forward. Norms, activations, convolutions and softmax are left out.
+forward, and checkpointed layers run theirs once more in it. Norms, activations, convolutions and
+softmax are left out.
 """
 
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from forkpoint.policy.body import body_of, config_field
+from forkpoint.policy.checkpointing import runs_again
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Fields of a config: experts of a layer."""
@@ -24,15 +27,47 @@ EXPERTS_PER_TOKEN = (
 """Fields of a config: how many of them a token is sent to."""
 
 
-def body_flops(model: Any, tokens: int, pairs: int) -> float:
-    """Of one forward pass of the layers.
+@dataclass(slots=True)
+class Work:
+    """What a policy has run since it was last asked. Made by ``PolicyModule``."""
+
+    body_tokens: int = 0
+    """Tokens the layers ran on with gradient, padding included."""
+    nograd_tokens: int = 0
+    """Tokens they ran on without."""
+    head_rows: int = 0
+    """Rows of the head with gradient."""
+    flops: float = 0.0
+    dense_tokens: int = 0
+    """What the dense way would have run with gradient: every sequence in padded rectangles."""
+    dense_flops: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
+
+    def metrics(self) -> dict[str, float]:
+        """``work/..``, and the shares of the dense way's work that were not done."""
+        return {f"work/{name}": getattr(self, name) for name in self.__slots__} | {
+            "work/tokens_saved_fraction": _saved(self.body_tokens, self.dense_tokens),
+            "work/flops_saved_fraction": _saved(self.flops, self.dense_flops),
+        }
+
+
+def _saved(run: float, dense: float) -> float:
+    return 1 - run / dense if dense else 0.0
+
+
+def body_flops(model: Any, tokens: int, pairs: int, *, learns: bool = False) -> float:
+    """Of a pass of the layers.
 
     Args:
         tokens: padding included.
         pairs: query-key pairs the attention computes, masked ones included.
+        learns: with its backward pass, and what checkpointed layers run again in it.
     """
     matrices, attention = body_shape(body_of(model))
-    return 2.0 * tokens * matrices + 4.0 * pairs * attention
+    forward = 2.0 * tokens * matrices + 4.0 * pairs * attention
+    return ((4 if runs_again(model) else 3) if learns else 1) * forward
 
 
 def head_flops(model: Any, rows: int) -> float:
@@ -41,9 +76,17 @@ def head_flops(model: Any, rows: int) -> float:
     return 2.0 * rows * vocabulary * width
 
 
-@cache
+_SHAPES: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+
+
 def body_shape(body: Any) -> tuple[int, int]:
     """Weights of the layers' matrices that one token meets, and layers x attention width."""
+    if body not in _SHAPES:
+        _SHAPES[body] = _shape(body)
+    return _SHAPES[body]
+
+
+def _shape(body: Any) -> tuple[int, int]:
     config = body.config.get_text_config()
     share = _active_share(config)
     matrices = 0.0

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forkpoint.entropy.head import HeadShape, head_logits, head_stats
+from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
-from forkpoint.policy.body import causal_lm, config_field, name_of
+from forkpoint.policy.body import body_of, causal_lm, config_field, name_of
+from forkpoint.policy.checks import FAULTS, gap_nats, plain_stats, same_nats, some_ids
 
 SCALES = {
     "logit_scale": lambda value: value,  # Cohere
@@ -64,3 +67,19 @@ def head_of(model: Any) -> Head:
         bias_V=getattr(layer, "bias", None),
         shape=HeadShape(scale=scale, softcap=config_field(config, SOFTCAP)),
     )
+
+
+@torch.no_grad()
+def known_head(model: Any) -> Head | None:
+    """The head, if on a few tokens it makes the model's own log-probabilities of its hidden states;
+    None for a model that must be asked for the logits themselves."""
+    ids_BL = some_ids(model, 1, 12)
+    tokens_R = ids_BL[0, 1:].to(model.device)
+    try:
+        output = body_of(model)(input_ids=ids_BL.to(model.device), use_cache=False)
+        head = head_of(model)
+        found = logits_stats(head.logits(output.last_hidden_state[0, :-1]), tokens_R, 1.0)
+    except (*FAULTS, ModelError):
+        return None
+    plain = tuple(x_BL[0] for x_BL in plain_stats(model, ids_BL))
+    return head if gap_nats(found, plain) <= same_nats(model) else None

@@ -1,6 +1,5 @@
 """Keys and values that were computed once with the policy's weights, kept to be read again."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,8 +23,8 @@ class SequenceKeys:
     """Of at least all tokens but the last, which nothing is predicted from."""
 
 
-KeptKeys: TypeAlias = Mapping[int, SequenceKeys]
-"""By sequence id (``TokenBatch.sequence_ids_B``)."""
+KeyStore: TypeAlias = dict[int, SequenceKeys]
+"""By sequence id (``TokenBatch.sequence_ids_B``), of the present weights."""
 
 
 def new_cache() -> Any:
@@ -35,7 +34,7 @@ def new_cache() -> Any:
     return DynamicCache()
 
 
-def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeptKeys) -> Any:
+def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeyStore) -> Any:
     """A cache of transformers that holds what running ``rows`` would put there."""
     lines, width = rows.input_ids_BL.shape
     ids = batch.sequence_ids_B.tolist()
@@ -43,7 +42,7 @@ def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeptKeys) -> Any:
     for layer, (keys, _) in enumerate(next(iter(kept.values())).prompt):
         heads, _, depth = keys.shape
         pair = torch.zeros(2, lines, heads, width, depth, dtype=keys.dtype, device=keys.device)
-        for line, column, sequence, first, size in rows.pieces:
+        for line, column, sequence, first, size in rows.pieces_N5.tolist():
             source = kept[ids[sequence]]
             part = source.completion[layer] if first else source.prompt[layer]
             for which in (0, 1):
@@ -52,12 +51,12 @@ def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeptKeys) -> Any:
     return cache
 
 
-def keys_of(rows: TreeRows, batch: TokenBatch, cache: Any) -> dict[int, SequenceKeys]:
+def keys_of(rows: TreeRows, batch: TokenBatch, cache: Any) -> KeyStore:
     """What a pass over tree rows left in its cache, cut apart by sequence."""
     ids = batch.sequence_ids_B.tolist()
-    found: dict[int, SequenceKeys] = {}
+    found: KeyStore = {}
     prompt: Layers = ()
-    for line, column, sequence, first, size in rows.pieces:
+    for line, column, sequence, first, size in rows.pieces_N5.tolist():
         here = slice(column, column + size)
         part = tuple((x.keys[line, :, here], x.values[line, :, here]) for x in cache.layers)
         if first:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.policy.attention import row_width
-from forkpoint.policy.dense import dense_passes, dense_stats
-from forkpoint.policy.keys import KeptKeys, SequenceKeys
+from forkpoint.policy.dense import dense_flops, dense_passes, dense_stats
+from forkpoint.policy.flops import Work
+from forkpoint.policy.keys import KeyStore
 from forkpoint.policy.lengths import check_length
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.policy.trial import settle_rows
-from forkpoint.types import TokenBatch, TokenStats
+from forkpoint.types import TokenBatch, TokenStats, sent
 
 Passes: TypeAlias = Callable[..., list[list[int]]]
 """(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
@@ -49,14 +50,13 @@ GRADIENTS: dict[tuple[str, str], Gradient] = {
 class _Asked:
     """The arguments of a call, in one object that no wrapper looks into.
 
-    FSDP moves each tensor among a forward's arguments to its device and copies each dict: the mask
-    of wanted tokens would leave the batch's side, and keys would be kept in a copy.
+    FSDP moves each tensor among a forward's arguments to its device: the mask of wanted tokens,
+    from which the host plans a layout, would leave the host.
     """
 
     batch: TokenBatch
     wanted_T: Tensor
-    kept: KeptKeys | None
-    keep: dict[int, SequenceKeys] | None
+    keep_keys: bool
 
 
 class PolicyModule(nn.Module):
@@ -89,6 +89,26 @@ class PolicyModule(nn.Module):
         self._gradient = GRADIENTS[gradient, self.rows]
         self.row_tokens = min(row_width(model), row_tokens or sys.maxsize)
         """Width of a tree row."""
+        self.keys: KeyStore | None = {} if gradient == "local" else None
+        """Keys and values of the present weights, which ``local`` reads instead of running their
+        sequences once more. Whoever runs the model may leave some here."""
+        self._work = Work()
+
+    @property
+    def device(self) -> torch.device:
+        """Where a batch's streams should lie: the model's device, if it knows float64."""
+        device = next(self.model.parameters()).device
+        return torch.device("cpu") if device.type == "mps" else device
+
+    def weights_changed(self) -> None:
+        """To be called after every update: what was computed with the old weights is void."""
+        if self.keys is not None:
+            self.keys.clear()
+
+    def take_work(self) -> Work:
+        """What was run since the last call."""
+        work, self._work = self._work, Work()
+        return work
 
     def passes(
         self,
@@ -105,36 +125,49 @@ class PolicyModule(nn.Module):
         """
         lengths = map(len, batch.prompts_B), map(len, batch.completions_B)
         check_length(self.model, max(map(sum, zip(*lengths, strict=True)), default=0))
+        if torch.is_grad_enabled():
+            self._count_dense(batch, dense_passes(batch, wanted_T, max_tokens, max_sequences))
         layout = self._layout()
         return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 
     def __call__(
-        self,
-        batch: TokenBatch,
-        wanted_T: Tensor,
-        *,
-        kept: KeptKeys | None = None,
-        keep: dict[int, SequenceKeys] | None = None,
+        self, batch: TokenBatch, wanted_T: Tensor, *, keep_keys: bool = False
     ) -> TokenStats:
-        """Statistics of at least the tokens ``wanted_T`` (bool [T]), differentiable, on the CPU.
+        """Statistics of at least the tokens ``wanted_T``, differentiable, on the batch's device.
 
         Args:
-            kept: keys and values of these weights, by sequence id, which ``local`` reads instead of
-                running the sequences once more; with gradient only.
-            keep: filled with this pass's keys and values, by sequence id; tree rows without
-                gradient only.
+            wanted_T: bool [T], best on the CPU, where the layout is planned.
+            keep_keys: leave this pass's keys and values in ``keys``; without gradient only.
         """
-        return super().__call__(_Asked(batch=batch, wanted_T=wanted_T, kept=kept, keep=keep))
+        stats = super().__call__(_Asked(batch=batch, wanted_T=wanted_T, keep_keys=keep_keys))
+        learns = torch.is_grad_enabled()
+        self._work += Work(
+            body_tokens=stats.body_tokens if learns else 0,
+            nograd_tokens=stats.cached_tokens if learns else stats.body_tokens,
+            head_rows=len(stats.rows_R) if learns else 0,
+            flops=stats.flops,
+        )
+        return stats
 
     def forward(self, asked: _Asked) -> TokenStats:
         """What ``__call__`` says; wrappers hook in here."""
-        given = {"kept": asked.kept, "keep": asked.keep}
-        extra = self._layout() | {k: v for k, v in given.items() if v is not None}
-        stats = self._gradient.stats if torch.is_grad_enabled() else self._gradient.look
+        extra = self._layout()
+        learns, ids = torch.is_grad_enabled(), asked.batch.sequence_ids_B.tolist()
+        if self.keys is not None and learns and all(i in self.keys for i in ids):
+            extra["kept"] = self.keys
+        if self.keys is not None and asked.keep_keys and not learns:
+            extra["keep"] = self.keys
+        stats = self._gradient.stats if learns else self._gradient.look
         return stats(self.model, asked.batch, asked.wanted_T, self.temperature, **extra)
 
     def _layout(self) -> dict[str, Any]:
         return {"width": self.row_tokens} if self.rows == "tree" else {}
+
+    def _count_dense(self, batch: TokenBatch, passes: list[list[int]]) -> None:
+        for sequences in passes:
+            width = max(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in sequences)
+            self._work.dense_tokens += len(sequences) * width
+            self._work.dense_flops += dense_flops(self.model, len(sequences), width, learns=True)
 
     @torch.no_grad()
     def annotate(
@@ -143,27 +176,30 @@ class PolicyModule(nn.Module):
         *,
         max_tokens: int,
         max_sequences: int | None = None,
-        keep: dict[int, SequenceKeys] | None = None,
+        keep_keys: bool = False,
     ) -> TokenStats:
         """Statistics of every token, without gradient.
 
         Args:
-            keep: gets every sequence's keys and values, for ``local`` gradients.
+            keep_keys: the keys and values of these passes replace those in ``keys``.
         """
+        if keep_keys and self.keys is not None:
+            self.keys.clear()
         every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
-        logprobs_T, entropies_T = torch.empty(2, batch.num_tokens)
+        logprobs_T, entropies_T = torch.empty(2, batch.num_tokens, device=batch.token_ids_T.device)
         tokens, flops = 0, 0.0
         for sequences in self.passes(
             batch, every_T, max_tokens=max_tokens, max_sequences=max_sequences
         ):
             part = batch.take(sequences)
-            stats = self(part, torch.ones(part.num_tokens, dtype=torch.bool), keep=keep)
-            rows = batch.rows_of(sequences)
+            everything_T = torch.ones(part.num_tokens, dtype=torch.bool)
+            stats = self(part, everything_T, keep_keys=keep_keys)
+            rows = sent(batch.rows_of(sequences), logprobs_T.device)
             logprobs_T[rows] = stats.logprobs_R
             entropies_T[rows] = stats.entropies_R
             tokens, flops = tokens + stats.body_tokens, flops + stats.flops
         return TokenStats(
-            rows_R=torch.arange(batch.num_tokens),
+            rows_R=torch.arange(batch.num_tokens, device=logprobs_T.device),
             logprobs_R=logprobs_T,
             entropies_R=entropies_T,
             body_tokens=0,

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.batching.padding import pad_rows
+from forkpoint.batching.padding import PaddedRows, pad_rows
 from forkpoint.batching.split import cut_passes, longest_first
-from forkpoint.batching.tree import lay_trees, pack_trees, row_lengths
-from forkpoint.policy.attention import attention_mask
+from forkpoint.batching.tree import Sizes, TreeRows, lay_trees, sizes_of
+from forkpoint.batching.wanted import wanted_rows
+from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import SequenceKeys, keys_of, new_cache
+from forkpoint.policy.keys import KeyStore, keys_of, new_cache
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -29,22 +30,22 @@ def tree_passes(
     batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None, *, width: int
 ) -> list[list[int]]:
     """Which sequences share a forward pass: tree rows of similar lengths, up to ``max_tokens``."""
-    rows = pack_trees(batch, wanted_T, width)
-    lengths = dict(enumerate(row_lengths(batch, wanted_T, rows)))
+    sizes = sizes_of(batch, wanted_rows(batch, wanted_T))
+    rows = sizes.pack(width)
+    lengths = dict(enumerate(map(sizes.row_length, rows)))
     passes: list[list[int]] = []
     for one in longest_first(lengths, max_tokens):
         sequences = [b for row in one for b in rows[row]]
         # Packed once more by itself, a pass may come out larger; a row alone never does.
-        fits = len(one) == 1 or _laid_tokens(batch, wanted_T, sequences, width) <= max_tokens
+        fits = len(one) == 1 or _laid_tokens(sizes.take(sequences), width) <= max_tokens
         passes += [sequences] if fits else [rows[row] for row in one]
     return cut_passes(passes, max_sequences)
 
 
-def _laid_tokens(batch: TokenBatch, wanted_T: Tensor, sequences: list[int], width: int) -> int:
+def _laid_tokens(sizes: Sizes, width: int) -> int:
     """Tokens in the rectangle that ``lay_trees`` makes of some sequences, padding included."""
-    part, wanted_T = batch.take(sequences), wanted_T[batch.rows_of(sequences)]
-    rows = pack_trees(part, wanted_T, width)
-    return len(rows) * max(row_lengths(part, wanted_T, rows))
+    rows = sizes.pack(width)
+    return len(rows) * max(map(sizes.row_length, rows))
 
 
 def tree_stats(
@@ -52,24 +53,19 @@ def tree_stats(
     batch: TokenBatch,
     wanted_T: Tensor,
     temperature: float,
-    keep: dict[int, SequenceKeys] | None = None,
+    keep: KeyStore | None = None,
     *,
     width: int,
 ) -> TokenStats:
-    """Statistics of the tokens ``wanted_T`` (bool [T]), in tree rows.
+    """Statistics of the tokens ``wanted_T``, in tree rows.
 
     Args:
         keep: gets the keys and values of the sequences that were run; without gradient only.
     """
-    rows = lay_trees(batch, wanted_T, width)
+    rows = lay_trees(batch, wanted_T, width).to(model.device)
     cache = None if keep is None else new_cache()
-    body = body_of(model)
-    hidden_BLD = body(
-        input_ids=rows.input_ids_BL.to(model.device),
-        position_ids=rows.position_ids_BL.to(model.device),
-        attention_mask=attention_mask(model, rows.visible_BLL()),
-        past_key_values=cache,
-        use_cache=cache is not None,
+    hidden_BLD = body_of(model)(
+        **tree_arguments(model, rows), past_key_values=cache, use_cache=cache is not None
     ).last_hidden_state
     if keep is not None:
         keep.update(keys_of(rows, batch, cache))
@@ -80,38 +76,36 @@ def padded_passes(
     batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None
 ) -> list[list[int]]:
     """Which sequences share a padded rectangle of ``max_tokens``."""
-    ends: dict[int, int] = {}
-    for row in wanted_T.nonzero().flatten().tolist():
-        b = int(batch.sequence_T[row])
-        ends[b] = len(batch.prompts_B[b]) + int(batch.position_T[row])
-    return cut_passes(longest_first(ends, max_tokens), max_sequences)
+    ends = wanted_rows(batch, wanted_T).ends_B.tolist()
+    lengths = {b: len(batch.prompts_B[b]) + end for b, end in enumerate(ends) if end >= 0}
+    return cut_passes(longest_first(lengths, max_tokens), max_sequences)
 
 
 def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
     """The same in padded rows, each with its own prompt: for models that take no mask."""
-    rows = pad_rows(batch, wanted_T, drop_and_cut=True)
-    body = body_of(model)
-    hidden_BLD = body(
-        input_ids=rows.input_ids_BL.to(model.device), use_cache=False
-    ).last_hidden_state
+    rows = pad_rows(batch, wanted_T, drop_and_cut=True).to(model.device)
+    hidden_BLD = body_of(model)(input_ids=rows.input_ids_BL, use_cache=False).last_hidden_state
     return _stats(model, batch, rows, hidden_BLD, temperature)
 
 
 def _stats(
-    model: Any, batch: TokenBatch, rows: Any, hidden_BLD: Tensor, temperature: float
+    model: Any,
+    batch: TokenBatch,
+    rows: TreeRows | PaddedRows,
+    hidden_BLD: Tensor,
+    temperature: float,
 ) -> TokenStats:
-    device = hidden_BLD.device
-    hidden_RD = hidden_BLD[rows.line_R.to(device), rows.column_R.to(device)]
-    token_ids_R = batch.token_ids_T[rows.rows_R].to(device)
+    hidden_RD = hidden_BLD[rows.line_R, rows.column_R]
+    token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
     logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
     lines, width = rows.input_ids_BL.shape
-    body = body_flops(model, lines * width, lines * width * width)
-    head = head_flops(model, len(token_ids_R))
-    learns = torch.is_grad_enabled()  # backward computes the head's logits once more
+    learns = torch.is_grad_enabled()
+    body = body_flops(model, lines * width, lines * width * width, learns=learns)
+    head = head_flops(model, len(token_ids_R))  # backward computes its logits once more
     return TokenStats(
         rows_R=rows.rows_R,
-        logprobs_R=logprobs_R.cpu(),
-        entropies_R=entropies_R.cpu(),
+        logprobs_R=logprobs_R,
+        entropies_R=entropies_R,
         body_tokens=lines * width,
-        flops=(3 if learns else 1) * body + (4 if learns else 1) * head,
-    )
+        flops=body + (4 if learns else 1) * head,
+    ).to(batch.token_ids_T.device)

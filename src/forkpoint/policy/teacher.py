@@ -5,7 +5,7 @@ softmax, on the completions' rows alone and a chunk of rows at a time, so that t
 micro-batch never exist at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from forkpoint.batching.split import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
 from forkpoint.policy.body import body_of
+from forkpoint.policy.head import known_head
 from forkpoint.policy.lengths import check_length
 from forkpoint.types import Completion
 
@@ -63,7 +64,7 @@ class _Teacher:
 
     def __init__(self, model: Any, *, temperature: float, top_k: int) -> None:
         self._model = model
-        self._head = _head(model)
+        self._head = known_head(model)
         self._temperature = temperature
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
         self._top_k = min(top_k, self._vocabulary)
@@ -114,7 +115,7 @@ class _Teacher:
 
     def _chunk(self, states_RX: Tensor, token_ids_R: Tensor) -> tuple[Tensor, ...]:
         """The four streams of some rows, whose logits are held."""
-        logits_RV = states_RX if self._head is None else self._head(states_RX)
+        logits_RV = states_RX if self._head is None else self._head.logits(states_RX)
         step = max(1, CACHE_ELEMENTS // self._vocabulary)
         parts = [
             self._statistics(*x)
@@ -144,21 +145,6 @@ def _scored(
         top_ids=top_ids_TK,
         top_logprobs=top_logprobs_TK,
     )
-
-
-@torch.no_grad()
-def _head(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """The head, or None if the model changes its logits after it (a scale, a cap): such a model
-    must be asked for the logits themselves."""
-    head = model.get_output_embeddings()
-    if head is None or body_of(model) is model:
-        return None
-    # Several ids: the padding's embedding is zero, and so is everything made of it.
-    ids = torch.arange(min(8, model.get_input_embeddings().weight.shape[0]), device=model.device)
-    ids = ids[None]
-    hidden_BLD = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
-    logits_BLV = model(input_ids=ids, use_cache=False).logits
-    return head if torch.equal(head(hidden_BLD), logits_BLV) else None
 
 
 def _window(pairs: Iterator[Pair], max_tokens: int) -> Iterator[Pair]:

@@ -10,7 +10,6 @@ from forkpoint.policy.lengths import check_length, context_length
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.sampling.base import Engine
-from forkpoint.sampling.key_keeper import KeyKeeper
 from forkpoint.sampling.prompting import Prompter
 from forkpoint.sampling.rows import settle_decoding
 from forkpoint.sampling.transformers import TransformersEngine
@@ -54,7 +53,7 @@ def build_sampling(config: RunConfig, loaded: LoadedModel | None = None) -> Samp
             max_positions=context_length(loaded.model),
             max_new_tokens=config.rollout.max_new_tokens,
         ),
-        engine=build_engine(loaded, config.rollout, keeps_keys=config.training.gradient == "local"),
+        engine=build_engine(loaded, config.rollout),
         scorer=build_scorer(config, task),
     )
 
@@ -83,11 +82,8 @@ def check_engine(engine: Engine, config: RunConfig, *, splits_temperatures: bool
         )
 
 
-def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool = False) -> Engine:
+def build_engine(loaded: LoadedModel, config: RolloutConfig) -> Engine:
     """The engine a recipe names, drawing from ``loaded``.
-
-    Args:
-        keeps_keys: the in-process engine keeps keys and values for local gradients.
 
     Raises:
         ModelError: the in-process engine would sample this model wrong.
@@ -98,7 +94,6 @@ def build_engine(loaded: LoadedModel, config: RolloutConfig, *, keeps_keys: bool
             loaded,
             decoding=settle_decoding(loaded.model),
             batch_sequences=config.batch_sequences,
-            keeper=KeyKeeper() if keeps_keys else None,
         )
     setting = f"rollout.engine = {config.engine!r}"
     factory = resolve(config.engine, key="rollout.engine")

@@ -5,34 +5,44 @@ from typing import Any
 
 from torch import Tensor
 
-from forkpoint.policy.keys import Layers, SequenceKeys
+from forkpoint.policy.keys import KeyStore, Layers, SequenceKeys
 from forkpoint.sampling.base import SampleRequest
+from forkpoint.types import sequence_id
 
 
 class KeyKeeper:
     """Copies a completion's keys and values out of the sampling cache as it leaves the batch."""
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], SequenceKeys] = {}
+    def __init__(self, store: KeyStore, group_size: int) -> None:
+        """
+        Args:
+            store: the policy's; it holds one step's keys at most.
+        """
+        self._store, self._group_size = store, group_size
         self._prompts: dict[tuple[int, ...], Layers] = {}
+        self._step: int | None = None
 
     def keep(
-        self, requests: Sequence[SampleRequest], lines: Sequence[int], cache: Any, width: int
+        self,
+        step: int,
+        requests: Sequence[SampleRequest],
+        lines: Sequence[int],
+        cache: Any,
+        width: int,
     ) -> None:
         """Copy what stands in the given lines of a cache whose prompts end at column ``width``."""
+        if step != self._step:
+            self._step, self._prompts = step, {}
+            self._store.clear()
         for request, line in zip(requests, lines, strict=True):
             prompt = request.prompt.token_ids
             if prompt not in self._prompts:
                 self._prompts[prompt] = _cut(cache, line, slice(width - len(prompt), width))
-            self._kept[request.serial, request.sample] = SequenceKeys(
+            sequence = sequence_id(request.serial, request.sample, self._group_size)
+            self._store[sequence] = SequenceKeys(
                 prompt=self._prompts[prompt],
                 completion=_cut(cache, line, slice(width, None)),
             )
-
-    def take(self) -> dict[tuple[int, int], SequenceKeys]:
-        """All that was kept since the last call, by (serial, sample)."""
-        kept, self._kept, self._prompts = self._kept, {}, {}
-        return kept
 
 
 def _cut(cache: Any, line: int, columns: slice) -> Layers:

@@ -17,7 +17,7 @@ from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import body_of, causal_lm, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, plain_stats, same_nats, some_ids
-from forkpoint.policy.head import head_of
+from forkpoint.policy.head import head_of, known_head
 from forkpoint.sampling.decoding import growing_cache, shared_heads
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
@@ -189,25 +189,11 @@ def _ways(model: Any) -> Iterator[Decoding]:
         kinds = {type(layer) for layer in own_cache().layers}
     except FAULTS:
         kinds = {DynamicLayer}
-    known = _knows_head(model)
+    known = known_head(model) is not None
     if argument == PLAIN.argument and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         yield PLAIN if known else replace(PLAIN, knows_head=False)
     for pads in (True, False):
         yield Decoding(argument=argument, new_cache=own_cache, pads=pads, knows_head=known)
-
-
-@torch.no_grad()
-def _knows_head(model: Any) -> bool:
-    """Whether ``policy.head`` makes the model's own log-probabilities of its hidden states."""
-    ids_BL = some_ids(model, 1, 12)
-    tokens_R = ids_BL[0, 1:].to(model.device)
-    try:
-        output = body_of(model)(input_ids=ids_BL.to(model.device), use_cache=False)
-        logits_RV = head_of(model).logits(output.last_hidden_state[0, :-1])
-    except (*FAULTS, ModelError):
-        return False
-    plain = tuple(x_BL[0] for x_BL in plain_stats(model, ids_BL))
-    return gap_nats(logits_stats(logits_RV, tokens_R, 1.0), plain) <= same_nats(model)
 
 
 def _parameters(model: Any) -> set[str]:

@@ -45,17 +45,16 @@ class TransformersEngine:
         *,
         decoding: Decoding,
         batch_sequences: int,
-        keeper: KeyKeeper | None = None,
     ) -> None:
         """
         Args:
             decoding: how this model is run, from ``settle_decoding``.
             batch_sequences: most rows side by side; bounds the cache's memory.
-            keeper: gets the keys and values of what is sampled to train on.
         """
         self._loaded = loaded
         self._decoding = decoding
-        self.keeper = keeper
+        self.keeper: KeyKeeper | None = None
+        """Gets the keys and values of what is sampled to train on."""
         self._batch_sequences = batch_sequences
 
     @torch.no_grad()
@@ -113,7 +112,7 @@ class TransformersEngine:
             if self.keeper is not None and settings.purpose == "sample":
                 leaving = (~going_B).nonzero().flatten().tolist()
                 gone = [requests[i] for i in alive_B[~going_B].tolist()]
-                self.keeper.keep(gone, leaving, rows.cache, prompt_width)
+                self.keeper.keep(settings.step, gone, leaving, rows.cache, prompt_width)
             if not going_B.any():
                 break
             if not going_B.all():

@@ -1,6 +1,20 @@
-"""Which tokens get a policy gradient: a rule applied within a scope."""
+"""Which tokens get a policy gradient: a rule applied within a scope.
 
-from forkpoint.selection.rules import RULES, Candidates, Rule
-from forkpoint.selection.select import scope_groups, select
+What is named here is imported when it is first used: ``selection.radix`` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forkpoint.selection.rules import RULES, Candidates, Rule
+    from forkpoint.selection.scopes import scope_groups, select
 
 __all__ = ["RULES", "Candidates", "Rule", "scope_groups", "select"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "scopes" if name in ("scope_groups", "select") else "rules"
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -23,7 +23,8 @@ class Candidates:
     """The N pool tokens of one scope group, and what a rule may decide by.
 
     Their order carries no meaning: a rule must give each token the same weight whatever the order,
-    which is what makes a selection independent of how the batch was cut.
+    which is what makes a selection independent of how the batch was cut. The tensors lie where the
+    step is computed, and the weights belong there, too.
     """
 
     entropies_N: Tensor
@@ -66,7 +67,7 @@ def top(candidates: Candidates) -> Tensor:
     (1 - keep_fraction) quantile.
     """
     if candidates.ties == "order":
-        return _exactly_k(candidates, candidates.entropies_N.numpy())
+        return _exactly_k(candidates, candidates.entropies_N)
     if candidates.ties == "keep":
         ranked_N = torch.sort(candidates.entropies_N, descending=True).values
         edge = ranked_N[candidates.num_kept - 1]
@@ -89,13 +90,17 @@ def bottom(candidates: Candidates) -> Tensor:
 
 def random(candidates: Candidates) -> Tensor:
     """The other control: k tokens drawn evenly, each by (seed, step, sequence id, position)."""
-    scores_N = np.empty(len(candidates.entropies_N))
-    ids_N, positions_N = candidates.sequence_ids_N.numpy(), candidates.positions_N.numpy()
-    for sequence in np.unique(ids_N):
-        here = ids_N == sequence
-        draw = stream(candidates.seed, "random rule", candidates.step, int(sequence))
+    ids_N, positions_N = (
+        candidates.sequence_ids_N.cpu().numpy(),
+        candidates.positions_N.cpu().numpy(),
+    )
+    order_N = ids_N.argsort(kind="stable")
+    ids, starts = np.unique(ids_N[order_N], return_index=True)
+    scores_N = np.empty(len(ids_N))
+    for sequence, here in zip(ids.tolist(), np.split(order_N, starts[1:]), strict=True):
+        draw = stream(candidates.seed, "random rule", candidates.step, sequence)
         scores_N[here] = draw.random(int(positions_N[here].max()) + 1)[positions_N[here]]
-    return _exactly_k(candidates, scores_N)
+    return _exactly_k(candidates, torch.from_numpy(scores_N).to(candidates.entropies_N.device))
 
 
 def threshold(candidates: Candidates) -> Tensor:
@@ -118,12 +123,17 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _exactly_k(candidates: Candidates, scores_N: np.ndarray) -> Tensor:
+def _exactly_k(candidates: Candidates, scores_N: Tensor) -> Tensor:
     """1 for the k highest scores; equal scores go by lower (sequence id, position)."""
-    ids_N, positions_N = candidates.sequence_ids_N.numpy(), candidates.positions_N.numpy()
-    order = np.lexsort((positions_N, ids_N, -scores_N))
-    weights_N = torch.zeros(len(scores_N))
-    weights_N[torch.from_numpy(order[: candidates.num_kept])] = 1.0
+    k = candidates.num_kept
+    if k == 0:
+        return torch.zeros_like(candidates.entropies_N)
+    edge = scores_N.kthvalue(len(scores_N) - k + 1).values
+    weights_N = (scores_N > edge).float()
+    tied = (scores_N == edge).nonzero()[:, 0]
+    tied = tied[candidates.positions_N[tied].argsort(stable=True)]
+    tied = tied[candidates.sequence_ids_N[tied].argsort(stable=True)]
+    weights_N[tied[: k - int(weights_N.sum(dtype=torch.int64))]] = 1.0
     return weights_N
 
 
@@ -135,7 +145,7 @@ def linear_quantile(values_N: Tensor, q: float) -> Tensor:
     limit of 2^24 values.
     """
     sorted_N = torch.sort(values_N).values
-    rank = torch.tensor(q, dtype=torch.float32) * (len(sorted_N) - 1)
+    rank = torch.tensor(q, dtype=torch.float32, device=values_N.device) * (len(sorted_N) - 1)
     below = rank.floor().long().clamp(max=len(sorted_N) - 1)
     above = rank.ceil().long().clamp(max=len(sorted_N) - 1)
     return torch.lerp(sorted_N[below], sorted_N[above], rank - below)

@@ -12,7 +12,6 @@ from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import Evaluated, evaluate
-from forkpoint.policy.keys import KeptKeys
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
@@ -37,7 +36,7 @@ from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_met
 from forkpoint.training.parts import RunParts, build_parts
 from forkpoint.training.step import StepResult, train_step
 from forkpoint.training.stop import StopFlag
-from forkpoint.types import TokenBatch, sequence_id
+from forkpoint.types import TokenBatch
 
 
 class Observer(Protocol):
@@ -204,7 +203,6 @@ class _Run:
                 step=step,
                 same_weights=parts.sampling.engine.same_weights,
                 reference=parts.reference,
-                kept=self._kept_keys(),
             )
         except NumericalError as error:
             dump_batch(self._dump_path(step), batch)
@@ -213,15 +211,6 @@ class _Run:
             dump_batch(self._dump_path(step), result.batch)
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
-
-    def _kept_keys(self) -> KeptKeys | None:
-        """Keys and values from sampling, by sequence id, if the engine keeps them."""
-        keeper = getattr(self.parts.sampling.engine, "keeper", None)
-        if keeper is None:
-            return None
-        size = self.config.rollout.group_size
-        taken = keeper.take().items()
-        return {sequence_id(serial, sample, size): k for (serial, sample), k in taken}
 
     def _collect(self, step: int) -> StepRollouts:
         config, parts = self.config, self.parts.sampling

@@ -11,6 +11,8 @@ from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.precision import compute_in
 from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.sampling.build import check_engine
+from forkpoint.sampling.key_keeper import KeyKeeper
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.optimizer import Optimizer
 
 
@@ -42,9 +44,11 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
         reference = None
         if config.loss.kl_coefficient:
             frozen = load_model(config.model).model.requires_grad_(False)
-            reference = _policy(frozen, config)
+            reference = _policy(frozen, config, trained=False)
         policy = _policy(loaded.model, config)
         compute_in(policy, getattr(torch, config.model.compute_dtype))
+        if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
+            sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
         parts = RunParts(
             sampling=sampling,
             policy=policy,
@@ -55,10 +59,13 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     return parts
 
 
-def _policy(model: object, config: RunConfig) -> PolicyModule:
+def _policy(model: object, config: RunConfig, *, trained: bool = True) -> PolicyModule:
+    gradient = config.training.gradient
+    if not trained and gradient == "local":
+        gradient = "sparse"  # only its values are wanted: there are no keys to keep
     return PolicyModule(
         model,  # pyright: ignore[reportArgumentType]
-        gradient=config.training.gradient,
+        gradient=gradient,
         temperature=config.rollout.temperature,
         rows=config.training.rows,
         row_tokens=config.training.micro_batch_tokens,

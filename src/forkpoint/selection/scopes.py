@@ -1,5 +1,8 @@
 """A rule, applied to each scope group of a batch on its own."""
 
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
 import torch
 from torch import Tensor
 
@@ -41,19 +44,24 @@ def select(
     if not entropies_T[pool].isfinite().all():
         raise NumericalError("the entropies to select by are not finite")
     rule = RULES.get(config.rule) or resolve(config.rule, key="selection.rule")
-    weights_T = torch.zeros(batch.num_tokens)
-    thresholds = []
-    for group in groups_T[pool].unique():
-        rows = pool[groups_T[pool] == group]
-        candidates = _candidates(batch, entropies_T, rows, config, seed, step)
-        weights = _checked(rule, candidates, config.rule)
-        weights_T[rows] = weights
-        kept = entropies_T[rows][weights > 0]
-        thresholds.append(float(kept.min()) if len(kept) else float("nan"))
+    weights_T = torch.zeros_like(entropies_T)
+    # Groups one after the other, their tokens in the batch's order.
+    groups_N, order_N = groups_T[pool].sort(stable=True)
+    index_N, sizes = groups_N.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+    rows_N = pool[order_N]
+    whole = _candidates(batch, entropies_T, rows_N, config, seed, step)
+    for rows, candidates in zip(
+        rows_N.split(sizes.tolist()), _split(whole, sizes.tolist()), strict=True
+    ):
+        weights_T[rows] = _checked(rule, candidates, config.rule)
+    chosen_N = weights_T[rows_N] > 0
+    lowest = torch.full((len(sizes),), torch.inf, device=pool.device).scatter_reduce(
+        0, index_N[chosen_N], entropies_T[rows_N][chosen_N], reduce="amin"
+    )
     weights_T = torch.where(batch.mask_T, weights_T, 0.0)  # the masked only compete
     return Selection(
         weights_T=weights_T,
-        thresholds=tuple(thresholds),
+        thresholds=tuple(x if x != torch.inf else torch.nan for x in lowest.tolist()),
         pool_tokens=len(pool),
         kept_tokens=int((weights_T > 0).sum()),
     )
@@ -71,7 +79,7 @@ def scope_groups(batch: TokenBatch, scope: str, microbatches: list[list[int]]) -
     if scope == "microbatch":
         for part, sequences in enumerate(microbatches):
             part_B[sequences] = part
-    return part_B[batch.sequence_T]
+    return part_B.to(batch.sequence_T.device)[batch.sequence_T]
 
 
 def _candidates(
@@ -84,7 +92,7 @@ def _candidates(
 ) -> Candidates:
     return Candidates(
         entropies_N=entropies_T[rows],
-        sequence_ids_N=batch.sequence_ids_B[batch.sequence_T[rows]],
+        sequence_ids_N=batch.sequence_ids_B.to(rows.device)[batch.sequence_T[rows]],
         positions_N=batch.position_T[rows],
         advantages_N=batch.advantages_T[rows],
         logprobs_N=batch.rollout_logprobs_T[rows],
@@ -97,12 +105,22 @@ def _candidates(
     )
 
 
+def _split(whole: Candidates, sizes: list[int]) -> Iterator[Candidates]:
+    """So many candidates at a time."""
+    names = [f.name for f in fields(whole) if f.name.endswith("_N")]
+    streams = (getattr(whole, name).split(sizes) for name in names)
+    for part in zip(*streams, strict=True):
+        yield replace(whole, **dict(zip(names, part, strict=True)))
+
+
 def _checked(rule: Rule, candidates: Candidates, name: str) -> Tensor:
     """What the rule says, if it is one finite weight >= 0 per candidate."""
     n = len(candidates.entropies_N)
     given = call_users(rule, candidates, setting=f"selection.rule = {name!r}")
     try:
-        weights_N = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
+        weights_N = torch.as_tensor(
+            given, dtype=torch.float32, device=candidates.entropies_N.device
+        ).detach()
     except (TypeError, ValueError, RuntimeError):
         raise _refused(rule, n, f"a {type(given).__name__}") from None
     if weights_N.shape != (n,):

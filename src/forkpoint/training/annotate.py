@@ -1,0 +1,73 @@
+"""What is known of every token before the first update: log-probabilities, entropies."""
+
+import torch
+
+from forkpoint.config.run import RunConfig
+from forkpoint.policy.module import PolicyModule
+from forkpoint.training.meter import Meter
+from forkpoint.types import Metric, TokenBatch, TokenStats
+
+SAME_NUMBERS_NATS = {"float32": (1e-3, 1e-3), "bfloat16": (0.05, 1.0)}
+"""``model.compute_dtype`` -> how far, on average and at most over one sequence, a sampler's
+log-probabilities and entropies may be from the policy's to stand in for them. Any two bfloat16
+passes of different shapes differ by their rounding: see docs/performance.md."""
+
+
+def annotate(
+    policy: PolicyModule,
+    batch: TokenBatch,
+    config: RunConfig,
+    meter: Meter,
+    *,
+    step: int,
+    same_weights: bool,
+    reference: PolicyModule | None = None,
+) -> TokenBatch:
+    """The batch with ``old_*`` streams (and the reference's), before the first update.
+
+    The sampler's own log-probabilities serve when it holds the same weights and its numbers for
+    one sequence, another each step, come out equal to the policy's; else, or when the entropies
+    are wanted and the sampler has none, one pass without gradient gets both.
+    """
+    wants_old = config.selection.entropy == "old" or (
+        config.selection.entropy == "auto" and batch.rollout_entropies_T is None
+    )
+    if wants_old or not (same_weights and _same_numbers(policy, batch, config, meter, step)):
+        stats = all_tokens(policy, batch, config, keep_keys=True)
+        batch = batch.with_streams(
+            old_logprobs_T=stats.logprobs_R, old_entropies_T=stats.entropies_R
+        )
+    else:
+        batch = batch.with_streams(old_logprobs_T=batch.rollout_logprobs_T)
+    if reference is not None:
+        stats = all_tokens(reference, batch, config)
+        batch = batch.with_streams(reference_logprobs_T=stats.logprobs_R)
+    return batch
+
+
+def _same_numbers(
+    policy: PolicyModule, batch: TokenBatch, config: RunConfig, meter: Meter, step: int
+) -> bool:
+    """Whether the sampler's numbers are the policy's on one of the batch's sequences."""
+    part = batch.take([step % batch.num_sequences])
+    stats = all_tokens(policy, part, config)
+    gap_T = (stats.logprobs_R - part.rollout_logprobs_T).abs()
+    if part.rollout_entropies_T is not None:
+        gap_T = torch.maximum(gap_T, (stats.entropies_R - part.rollout_entropies_T).abs())
+    mean, largest = float(gap_T.mean()), float(gap_T.max())
+    meter.add("mismatch/probe_mean_nats", Metric(mean, 1))
+    meter.add("mismatch/probe_max_nats", Metric(largest, 1))
+    most_mean, most = SAME_NUMBERS_NATS[config.model.compute_dtype]
+    return mean <= most_mean and largest <= most
+
+
+def all_tokens(
+    policy: PolicyModule, batch: TokenBatch, config: RunConfig, *, keep_keys: bool = False
+) -> TokenStats:
+    """Every token's statistics without gradient."""
+    return policy.annotate(
+        batch,
+        max_tokens=config.training.micro_batch_tokens,
+        max_sequences=config.training.micro_batch_sequences,
+        keep_keys=keep_keys,
+    )

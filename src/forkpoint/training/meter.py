@@ -1,0 +1,53 @@
+"""The metrics of a step, added up where they are made and read once."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from forkpoint.policy import PolicyModule
+from forkpoint.policy.flops import Work
+from forkpoint.types import Metric
+
+
+class Meter:
+    """Collects (sum, count) pairs that may still be on their way on a device."""
+
+    def __init__(self, *policies: PolicyModule) -> None:
+        """
+        Args:
+            policies: whose work from now on is part of the metrics.
+        """
+        self._means: defaultdict[str, list[Metric]] = defaultdict(list)
+        self._totals: defaultdict[str, float] = defaultdict(float)
+        self._policies, self._work = policies, Work()
+        for policy in policies:
+            policy.take_work()
+
+    def add(self, name: str, metric: Metric) -> None:
+        """A part of a quantity whose mean is wanted."""
+        self._means[name].append(metric)
+
+    def add_total(self, name: str, value: float) -> None:
+        """A part of a quantity whose sum is wanted."""
+        self._totals[name] += value
+
+    def means(self) -> dict[str, float]:
+        """Every metric, to be called once a step: this waits for the device."""
+        parts = [metric for metrics in self._means.values() for metric in metrics]
+        numbers = iter(_read(number for part in parts for number in (part.sum, part.count)))
+        found = {
+            name: sum((Metric(next(numbers), next(numbers)) for _ in metrics), Metric(0.0, 0)).mean
+            for name, metrics in self._means.items()
+        }
+        self._work = sum((policy.take_work() for policy in self._policies), self._work)
+        return found | self._totals | self._work.metrics()
+
+
+def _read(numbers: Iterable[float | Tensor]) -> list[float]:
+    """Numbers of the host and of a device, as numbers of the host."""
+    held = list(numbers)
+    tensors = [number.double() for number in held if isinstance(number, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(read) if isinstance(number, Tensor) else number for number in held]

@@ -30,6 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluation"},
     {"analysis"},
     {"training", "report", "demo"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )

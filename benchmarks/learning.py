@@ -75,7 +75,7 @@ def train(options: argparse.Namespace, seed: int, arm: str) -> None:
     }
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     command = [
-        *(sys.executable, "-m", "forkpoint", "train", "recipes/lab_demo.toml", *flags),
+        *(sys.executable, "-m", "forkpoint", "train", "lab_demo", *flags),
         *("--run-dir", str(folder), *(["--resume"] if folder.exists() else [])),
     ]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         gguf = fetch(Path(scratch))
         convert(gguf, out)
-    print(f"{out} is ready: forkpoint train recipes/smollm2_chain_sum.toml")
+    print(f"{out} is ready: forkpoint train smollm2_chain_sum")
 
 
 def fetch(folder: Path) -> Path:

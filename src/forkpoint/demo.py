@@ -18,7 +18,7 @@ DEMO_SETTINGS = (
     "evaluation.problems=1000",
     "checkpoint.every=10",
 )
-"""What the demo sets on top of the defaults; recipes/lab_demo.toml says the same."""
+"""What the demo sets on top of the defaults; the recipe lab_demo says the same."""
 
 
 def demo_configs(overrides: Sequence[str] = ()) -> tuple[RunConfig, RunConfig]:

@@ -13,6 +13,24 @@ from forkpoint.errors import ConfigError, ForkpointError, UserCodeError
 
 PACKAGE = Path(__file__).parent
 
+GIVEN = "python"
+"""The module in the path of a callable that was given in Python and that no import finds."""
+_GIVEN: dict[str, Callable[..., Any]] = {}
+
+
+def path_of(function: Callable[..., Any]) -> str:
+    """The path under which ``resolve`` finds a callable, ``package.module:name``.
+
+    A callable that another process could not import, such as a lambda or one that a notebook
+    defines, gets the path ``python:name``, which holds in this process only.
+    """
+    module = getattr(function, "__module__", None) or "__main__"
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    if module != "__main__" and getattr(sys.modules.get(module), name, None) is function:
+        return f"{module}:{name}"
+    _GIVEN[name] = function
+    return f"{GIVEN}:{name}"
+
 
 def resolve(path: str, key: str) -> Any:
     """The callable at ``package.module:name``; the working directory is importable.
@@ -24,6 +42,13 @@ def resolve(path: str, key: str) -> Any:
     module_name, colon, name = path.partition(":")
     if not colon:
         raise ConfigError(f"{key} = {path!r} is neither a known name nor package.module:function")
+    if module_name == GIVEN:
+        if name not in _GIVEN:
+            raise ConfigError(
+                f"{key} = {path!r} was given in Python, by a process that is gone: give it again, "
+                "as an argument of forkpoint.train"
+            )
+        return _GIVEN[name]
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -31,6 +31,7 @@ LAYERS: tuple[set[str], ...] = (
     {"analysis"},
     {"training", "figures", "demo"},
     {"report"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )

@@ -25,7 +25,7 @@ from forkpoint.runs.results import Evaluation, read_result, result_path
 from forkpoint.sampling.transformers import TransformersEngine
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "src" / "forkpoint" / "recipes").glob("*.toml"))
 
 USER_ERROR = 2
 
@@ -366,7 +366,9 @@ def test_there_are_recipes() -> None:
 
 
 def test_the_demo_is_its_recipe() -> None:
-    assert load_config(ROOT / "recipes" / "lab_demo.toml") == demo_configs()[0]
+    assert (
+        load_config(ROOT / "src" / "forkpoint" / "recipes" / "lab_demo.toml") == demo_configs()[0]
+    )
 
 
 def test_the_demos_control_trains_on_what_is_left_over() -> None:
@@ -393,7 +395,13 @@ def test_the_demos_control_trains_on_what_is_left_over() -> None:
 
 def test_dry_run_prints_and_writes_nothing(here: Here, tmp_path: Path) -> None:
     code, out, _ = here(
-        *("train", ROOT / "recipes" / "qwen3_8b_paper.toml", "--dry-run", "--run-dir", "out"),
+        *(
+            "train",
+            ROOT / "src" / "forkpoint" / "recipes" / "qwen3_8b_paper.toml",
+            "--dry-run",
+            "--run-dir",
+            "out",
+        ),
         *("--set", "rollout.group_size=8", "--set", "optim.lr=3e-6"),
     )
     assert code == 0

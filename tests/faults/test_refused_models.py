@@ -14,7 +14,7 @@ from tests.equivalence.families import build
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers' own code
 
-RECIPE = str(Path(__file__).parents[2] / "recipes" / "lab_demo.toml")
+RECIPE = str(Path(__file__).parents[2] / "src" / "forkpoint" / "recipes" / "lab_demo.toml")
 
 
 def saved(family: str, folder: Path, **changes: Any) -> str:

@@ -38,7 +38,9 @@ SETTINGS = (
 
 
 def test_one_step_changes_the_weights_and_leaves_a_run_behind(tmp_path: Path) -> None:
-    config = load_config(ROOT / "recipes" / "smollm2_chain_sum.toml", SETTINGS)
+    config = load_config(
+        ROOT / "src" / "forkpoint" / "recipes" / "smollm2_chain_sum.toml", SETTINGS
+    )
     outcome = train(config, tmp_path / "run")
     assert outcome.state.updates == 1
     line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
@@ -50,7 +52,9 @@ def test_one_step_changes_the_weights_and_leaves_a_run_behind(tmp_path: Path) ->
 
 
 def test_entropies_captured_while_sampling_are_the_teacher_forced_ones() -> None:
-    config = load_config(ROOT / "recipes" / "smollm2_chain_sum.toml", SETTINGS)
+    config = load_config(
+        ROOT / "src" / "forkpoint" / "recipes" / "smollm2_chain_sum.toml", SETTINGS
+    )
     parts = build_sampling(config)
     try:
         rollouts = collect_groups(

@@ -264,7 +264,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes) -
         load_config(tmp_path)  # a folder
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "src" / "forkpoint" / "recipes").glob("*.toml")), ids=lambda p: p.name
+)
 def test_every_recipe_is_a_configuration(recipe: Path) -> None:
     assert load_config(recipe) != RunConfig()
 

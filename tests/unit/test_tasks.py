@@ -19,7 +19,7 @@ from forkpoint.tasks.lab import LabTask
 from forkpoint.types import Problem
 from forkpoint.verifiers.gym import GymVerifier
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "src" / "forkpoint" / "recipes"
 
 # ---- laboratory ----------------------------------------------------------------------------------
 

@@ -61,6 +61,14 @@ class Observer(Protocol):
         ...
 
 
+class Silent:
+    """Observes nothing."""
+
+    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 Part: TypeAlias = Callable[[], list[StoredCompletion]]
 """Makes a part's completions: nothing is sampled for a part that is there already."""
 

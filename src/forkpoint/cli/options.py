@@ -33,9 +33,7 @@ Overrides = Annotated[
 ]
 Recipe = Annotated[
     Path | None,
-    Parameter(
-        help="A TOML file for the task, its rewards and how to sample; without one the laboratory."
-    ),
+    Parameter(help="A TOML file, or the name of a shipped recipe; without one the laboratory."),
 ]
 
 

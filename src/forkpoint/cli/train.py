@@ -27,7 +27,8 @@ def train(
     Parameters
     ----------
     recipe
-        A TOML file, such as recipes/lab_demo.toml; without one the laboratory's defaults.
+        A TOML file, or the name of a shipped recipe such as lab_demo; without one the
+        laboratory's defaults.
     run_dir
         Where the run's files go; default runs/NAME.
     resume

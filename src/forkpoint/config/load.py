@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from forkpoint.config.run import RunConfig
 from forkpoint.errors import ConfigError
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Those that ship with the package."""
+
 REPLACED = {
     "model.dtype": "trained parameters are always float32 now, since bfloat16 ones hardly learn; "
     "write model.compute_dtype for what a forward pass computes in (a run whose config.json has it "
@@ -20,20 +23,42 @@ REPLACED = {
 """Keys of earlier versions, and what to write instead."""
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a recipe with ``--set`` overrides applied.
 
     Args:
-        path: a TOML file (or the config.json of a run), or None for the defaults.
+        recipe: a TOML file (or the config.json of a run), the name of a recipe that ships with the
+            package (``lab_demo``), or None for the defaults.
         overrides: ``section.key=value``; the value is TOML, or a plain string if it is not.
 
     Raises:
         ConfigError: naming the key, what was wrong and, for a typo, the nearest key.
     """
+    path = recipe_path(recipe) if recipe else None
     raw = _read(path) if path else {}
     for override in overrides:
         _apply(raw, override)
     return parse_config(raw, source=str(path) if path else "the command line")
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """The file itself, or the one of that name that ships with the package.
+
+    Raises:
+        ConfigError: a name without a file and without a recipe: naming those there are.
+    """
+    path = Path(recipe)
+    shipped = RECIPES / f"{path.name}.toml"
+    if path.exists() or path.suffix in (".toml", ".json") or len(path.parts) > 1:
+        return path
+    if not shipped.is_file():
+        names = sorted(found.stem for found in RECIPES.glob("*.toml"))
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"there is no file and no recipe {str(recipe)!r}; {hint}there are {', '.join(names)}"
+        )
+    return shipped
 
 
 def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunConfig:

@@ -80,7 +80,7 @@ class DataTaskConfig(Stage):
     """Without it the row's number is its id."""
     instruction: str = ""
     template: str = "{prompt}{instruction}"
-    """How the text is put together; for the paper's: see recipes/qwen3_8b_paper.toml."""
+    """How the text is put together; for the paper's: see the recipe qwen3_8b_paper."""
     chat: bool = True
     """Ask through the model's chat template; false: plain text."""
     eval_path: str | None = None

@@ -1,6 +1,6 @@
 """Token entropy: the definition, and the same numbers from logits or from hidden states."""
 
-from forkpoint.entropy.head import head_stats
+from forkpoint.entropy.head import head_stats, token_stats
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs, logits_stats
 from forkpoint.entropy.reference import reference_entropy, reference_logprob
 
@@ -11,4 +11,5 @@ __all__ = [
     "logits_stats",
     "reference_entropy",
     "reference_logprob",
+    "token_stats",
 ]

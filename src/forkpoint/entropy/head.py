@@ -62,6 +62,36 @@ def head_stats(
     return outputs
 
 
+def token_stats(
+    hidden: Tensor,
+    head_weight: Tensor,
+    token_ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """ln p(token) and the entropy H of each position, in nats, for anyone's training loop.
+
+    With z = (h W^T + b) / T over the V words: ln p = z_y - ln sum_v e^(z_v) and
+    H = -sum_v p_v ln p_v. The logits are never stored; both results are differentiable once.
+
+    Args:
+        hidden: [.., D], the last hidden states that predict ``token_ids``.
+        head_weight: [V, D], the language-model head's.
+        token_ids: int64 [..].
+        bias: [V], the head's.
+        temperature: of sampling.
+
+    Returns:
+        Two tensors of the shape of ``token_ids``, float32.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logprobs_R, entropies_R = head_stats(
+        rows, head_weight, bias, token_ids.reshape(-1), temperature
+    )
+    return logprobs_R.view(token_ids.shape), entropies_R.view(token_ids.shape)
+
+
 def head_logits(
     hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, shape: HeadShape = PLAIN
 ) -> Tensor:

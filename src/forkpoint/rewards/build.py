@@ -16,7 +16,7 @@ from forkpoint.config.stages import (
     RewardConfig,
     TaskRewardConfig,
 )
-from forkpoint.dotted import resolve
+from forkpoint.dotted import GIVEN, resolve
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards.custom import CustomFunction
 from forkpoint.rewards.scorer import OVERLONG, RewardFunction, Scorer
@@ -58,6 +58,7 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
                 on_timeout=reward.on_timeout,
                 batch_size=reward.batch_size if isinstance(reward, CustomRewardConfig) else 1,
                 imports=imports,
+                in_process=imports == (GIVEN,),
             )
         )
     return Scorer(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
+from forkpoint.errors import Interrupted
 from forkpoint.rewards.overlong import overlong_penalty
 from forkpoint.rewards.pool import Call, WorkerPool
-from forkpoint.rewards.worker import Part
+from forkpoint.rewards.worker import Part, describe, evaluate
 from forkpoint.types import Completion, Problem, Score
 
 OVERLONG = "overlong"
@@ -37,6 +38,9 @@ class RewardFunction:
     """Completions in one call; more than 1 need a method ``batch`` of ``call``."""
     imports: tuple[str, ...] = ()
     """Modules a worker loads when it starts: slow ones would use up the first sample's time."""
+    in_process: bool = False
+    """Called here and not in a worker, for a function that no other process can import: without a
+    limit of time or memory."""
 
 
 class Scorer:
@@ -78,6 +82,10 @@ class Scorer:
         """
         by_name = {f.name: f for f in self._functions}
         parts: dict[tuple[str, int], Part] = {}
+        for function in self._functions:
+            if function.in_process:
+                results = _called_here(function, pairs, should_stop)
+                parts |= {(function.name, i): part for i, part in enumerate(results)}
         for call, results in self._pool.results(self._calls(len(pairs)), pairs, should_stop):
             function = by_name[call.name]
             for sample, part in zip(call.samples, results, strict=True):
@@ -93,6 +101,8 @@ class Scorer:
 
     def _calls(self, count: int) -> Iterator[Call]:
         for function in self._functions:
+            if function.in_process:
+                continue
             for first in range(0, count, function.batch_size):
                 yield Call(
                     name=function.name,
@@ -123,6 +133,22 @@ class Scorer:
             error="; ".join(errors) or None,
             timed_out=any(part.timed_out for part in results),
         )
+
+
+def _called_here(
+    function: RewardFunction,
+    pairs: Sequence[tuple[Problem, Completion]],
+    should_stop: Callable[[], bool],
+) -> Iterator[Part]:
+    """One part per pair; a pair on which the function raised has its error."""
+    for pair in pairs:
+        if should_stop():
+            raise Interrupted("stopped while scoring")
+        try:
+            (part,) = evaluate(function.call, [pair])
+        except Exception as error:  # whatever a verifier raises is data
+            part = Part(None, describe(error))
+        yield _verdict(function, part)
 
 
 def _verdict(function: RewardFunction, part: Part) -> Part:

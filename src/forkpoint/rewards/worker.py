@@ -53,12 +53,17 @@ def run(call: Any, samples: Sequence[Sample]) -> list[Part] | None:
     that kept what filled the memory would fail on every sample to come.
     """
     try:
-        values = [call(*samples[0])] if len(samples) == 1 else call.batch(samples)
-        return [_part(value) for value in values]
+        return evaluate(call, samples)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     except BaseException as error:  # whatever a verifier raises is data
         return [Part(None, describe(error))] if len(samples) == 1 else None
+
+
+def evaluate(call: Any, samples: Sequence[Sample]) -> list[Part]:
+    """One part per sample; whatever the function raises goes through."""
+    values = [call(*samples[0])] if len(samples) == 1 else call.batch(samples)
+    return [_part(value) for value in values]
 
 
 def describe(error: BaseException) -> str:

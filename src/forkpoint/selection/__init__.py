@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forkpoint.selection.rules import RULES, Candidates, Rule
     from forkpoint.selection.scopes import scope_groups, select
+    from forkpoint.selection.tokens import select_tokens
 
-__all__ = ["RULES", "Candidates", "Rule", "scope_groups", "select"]
+__all__ = ["RULES", "Candidates", "Rule", "scope_groups", "select", "select_tokens"]
+
+_HOMES = {"scope_groups": "scopes", "select": "scopes", "select_tokens": "tokens"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "scopes" if name in ("scope_groups", "select") else "rules"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'rules')}"), name)

@@ -55,9 +55,17 @@ class Page(HTMLParser):
         """What the viewer of completions draws."""
         return json.loads(self.texts["script"][0])
 
+    def marks(self) -> list[tuple[str, str]]:
+        """(what it says of itself, where it is drawn) of the marks of all charts."""
+        return [
+            (a["aria-label"] or "", a.get("transform") or "")
+            for _, a in self.elements
+            if a.get("role") == "img"
+        ]
+
     def titles(self) -> list[str]:
         """What the pointer is told, chart by chart."""
-        return self.texts["title"]
+        return [text for text, _ in self.marks()]
 
     def labels(self) -> list[str]:
         """What screen readers are told of charts."""

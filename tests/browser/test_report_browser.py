@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from forkpoint.report import build_report
-from tests.analysis_runs import SUMMARY, WORDS, whole_analysis, write_analysis
+from tests.analysis_runs import PATTERN, WORDS, whole_analysis, write_analysis
 from tests.browser.tab import Tab
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 
@@ -29,7 +29,7 @@ def long_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long")
     words = [(f"w{i:02}", 101 + (i * 7) % 80, 8 - i / 10, 9.0) for i in range(80)]
     store = [[["a", "w00", "b"], ["c", "w00"], ["w00", "d"], ["e", "w01"]]]
-    run = write_analysis(folder / "run", words=words, store=store, summary=SUMMARY)
+    run = write_analysis(folder / "run", PATTERN, words=words, store=store)
     return build_report([run], folder / "report.html")
 
 
@@ -67,7 +67,7 @@ def test_the_policy_stops_what_would_slip_through(
 def test_hostile_text_is_shown_and_does_not_run(browser: Any, tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "<img src=x onerror=window.hacked=4>")
     words = [(text, 200 - i, 1.0 - i / 10, 2.0) for i, text in enumerate(HOSTILE)]
-    write_analysis(run, words=words, store=[[list(HOSTILE)]], summary=SUMMARY)
+    write_analysis(run, PATTERN, words=words, store=[[list(HOSTILE)]])
     tab = Tab(browser, build_report([run], tmp_path / "report.html"))
     assert "<script>window.hacked␣=␣1</script>" in tab.text("#forks-highest")
     assert "onerror=window.hacked=3" in tab.text("#forks-highest")
@@ -197,4 +197,61 @@ def test_words_of_a_cloud_do_not_overlap_in_the_browser(
             # A box is as high as its font's line; letters fill some three quarters of it.
             gap = abs(a["y"] + a["height"] / 2 - b["y"] - b["height"] / 2)
             assert beside or gap >= 0.75 * (a["height"] + b["height"]) / 2
+    tab.page.close()
+
+
+# ---- charts -------------------------------------------------------------------------------------
+
+
+def test_a_mark_says_its_value_under_the_pointer_and_by_the_arrow_keys(
+    browser: Any, report: Path
+) -> None:
+    tab = Tab(browser, report)
+    chart = tab.page.locator("#training svg.chart").first
+    mark = chart.get_by_role("img", name="run, step 2: 0.25")
+    mark.hover()
+    assert tab.text("#told") == "run, step 2: 0.25"
+    tab.page.mouse.move(0, 0)
+    assert tab.page.locator("#told").is_hidden()
+    chart.focus()
+    tab.page.keyboard.press("ArrowRight")
+    assert tab.text("#told") == "run, step 1: 0.125"
+    tab.page.keyboard.press("ArrowRight")
+    assert tab.text("#told") == "run, step 2: 0.25"
+    tab.page.keyboard.press("ArrowLeft")
+    assert tab.text("#told") == "run, step 1: 0.125"
+    tab.page.keyboard.press("Escape")
+    assert tab.page.locator("#told").is_hidden()
+    tab.page.close()
+
+
+def test_every_colour_of_a_chart_is_known_to_the_page(browser: Any, report: Path) -> None:
+    """A variable that the page lacks would be drawn black, or not at all."""
+    tab = Tab(browser, report)
+    unknown = tab.page.evaluate(
+        """() => {
+          const style = getComputedStyle(document.body);
+          return [...document.querySelectorAll("svg.chart *")]
+          .flatMap((e) => [e.getAttribute("fill"), e.getAttribute("stroke")])
+          .filter((paint) => paint?.startsWith("var("))
+          .filter((paint) => !style.getPropertyValue(paint.slice(4, -1)));
+        }"""
+    )
+    assert unknown == []
+    tab.page.close()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_many_answers_to_a_prompt_stay_on_the_page(
+    browser: Any, tmp_path: Path, width: int
+) -> None:
+    rows = [make_row(0, sample, reward=float(sample % 2)) for sample in range(512)]
+    path = build_report([make_run(tmp_path / "run", rows={1: rows})], tmp_path / "report.html")
+    tab = Tab(browser, path, width)
+    tab.scroll_to("#completions")
+    tab.page.wait_for_selector(".rewards .marks span")
+    assert tab.page.locator(".rewards .marks span").count() == 512
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == width
+    strip, column = (tab.page.locator(name).first.bounding_box() for name in (".rewards", "#group"))
+    assert strip["x"] + strip["width"] <= column["x"] + column["width"] + 1
     tab.page.close()

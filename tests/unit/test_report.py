@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forkpoint.report.text import number, percent, script_json, three_figures, visible
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint.errors import RunError
+from forkpoint.figures.text import number, percent, three_figures, visible
 from forkpoint.report import build_report
 from forkpoint.report.build import SCRIPTS
 from forkpoint.report.provenance import leaves
-from forkpoint.runs.atomic import write_json
+from forkpoint.report.tokens import script_json
 from forkpoint.runs.completions import StoredCompletion
+from forkpoint.runs.results import Demo, write_result
+from tests.analysis_runs import interval
 from tests.report_page import page_of
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 
@@ -176,20 +178,14 @@ def test_histogram_of_the_file_stands_on_the_page(tmp_path: Path) -> None:
         "0.05 to 0.075 nats: 2 tokens",
     ]
     drawn = page.texts["text"]
-    # Step 1: p50 (.015625 + .0625) / 2; p80, rank 2.4: .0625 + .4 * .03125; p95: rank 2.85.
-    for mark in ("p50 0.0391", "p80 0.075", "p95 0.0891", "threshold 0.055"):
+    # Step 1: of 4 tokens the 2nd smallest is p50; the 4th, ceil(0.8 * 4), is p80 and p95.
+    for mark in ("p50 0.0156", "p80 0.0938", "p95 0.0938", "threshold 0.055"):
         assert mark in drawn
-    assert sum(text.startswith("threshold") for text in drawn) == 1  # step 7 logged none
+    # A name is drawn twice, over its halo; step 7 logged no threshold.
+    assert sum(text.startswith("threshold") for text in drawn) == 2
     # ceil(4 / 5) = 1 token holds .09375 of .171875; in step 7 it is .0703125 of .1328125.
     assert page.words().count("54.5 %") == 1
     assert page.words().count("52.9 %") == 1
-
-
-def summary(before: float, after: float, control: float) -> dict[str, Any]:
-    return {
-        f"accuracy_{name}": {"value": v, "low": v - 0.05, "high": v + 0.05, "n": 512}
-        for name, v in (("before", before), ("after", after), ("control", control))
-    }
 
 
 def test_a_demo_shows_its_finding_and_its_control(tmp_path: Path) -> None:
@@ -198,12 +194,13 @@ def test_a_demo_shows_its_finding_and_its_control(tmp_path: Path) -> None:
     lines = [{"step": s, "reward/mean": s / 10} for s in (1, 2)]
     demo = make_run(tmp_path / "demo", metrics=lines, config=config)
     make_run(demo / "control", metrics=[{"step": 1, "reward/mean": 0.7}], config=rest)
-    write_json(demo / "summary.json", summary(0.186, 0.353, 0.141))
+    before, after, control = (interval(v, 0.05, 512) for v in (0.186, 0.353, 0.141))
+    write_result(demo, Demo(accuracy_before=before, accuracy_after=after, accuracy_control=control))
     page = page_of(demo)
-    # Words and figures are drawn twice, for wide and for narrow screens.
-    for text in ("18.6\u00a0%", "[13.6, 23.6]", "35.3\u00a0%", "14.1\u00a0%", "[9.1, 19.1]"):
-        assert page.texts["text"].count(text) == 2
-    assert "trained on the 80\u00a0% of tokens with the lowest entropy" in page.texts["text"]
+    finding = page.words()
+    for text in ("18.6 % [13.6, 23.6]", "35.3 % [30.3, 40.3]", "14.1 % [9.1, 19.1]"):
+        assert finding.count(text) == 1
+    assert "trained on the 80 % of tokens with the lowest entropy" in finding
     assert "n = 512 problems" in page.words()
     assert "control, step 1: 0.7" in page.titles()
     assert "2 steps of 24 prompts with 12 answers each" in page.words()
@@ -218,9 +215,12 @@ def test_without_a_summary_the_evaluations_are_the_finding(tmp_path: Path) -> No
     a = make_run(tmp_path / "a", metrics=[evaluated(0, 0.25), evaluated(5, 0.5)])
     b = make_run(tmp_path / "b", metrics=[evaluated(0, 0.25), evaluated(6, 0.375)])
     page = page_of(a, b)
-    for text in ("before training", "a, step 5", "b, step 6"):
-        assert page.texts["text"].count(text) == 2
-    assert page.texts["text"].count("[0.0, 62.5]") == 2
+    for text in (
+        "before training 25.0 % [0.0, 37.5]",
+        "step 5 50.0 % [0.0, 62.5]",
+        "step 6 37.5 %",
+    ):
+        assert text in page.words()
     assert "n = 64 problems" in page.words()
 
 
@@ -244,18 +244,19 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere: no such run directory"):
         build_report([tmp_path / "nowhere"], out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=r"empty holds no metrics\.jsonl"):
+    with pytest.raises(RunError, match=r"empty holds no metrics\.jsonl and no results"):
         build_report([tmp_path / "empty"], out)
     run = make_run(tmp_path / "run")
-    (run / "summary.json").write_text('{"accuracy_before": {"value": 1}}')
-    with pytest.raises(RunError, match=r"summary\.json: accuracy_before needs"):
-        build_report([run], out)
-    (run / "summary.json").write_text("[]")
-    with pytest.raises(RunError, match=r"summary\.json is not a JSON object"):
-        build_report([run], out)
-    (run / "summary.json").write_text("{")
-    with pytest.raises(RunError, match="cannot read"):
-        build_report([run], out)
+    demo = run / "results" / "demo.json"
+    demo.parent.mkdir()
+    for text, message in (
+        ('{"schema_version": 1, "accuracy_before": {"value": 1}}', r"demo\.json.*accuracy_before"),
+        ("[]", r"demo\.json"),
+        ("{", r"demo\.json"),
+    ):
+        demo.write_text(text)
+        with pytest.raises(RunError, match=message):
+            build_report([run], out)
     assert not out.exists()
 
 

@@ -7,11 +7,20 @@ import pytest
 
 from forkpoint.evaluation.statistics import wilson_interval
 from forkpoint.report.evaluations import difference
-from forkpoint.runs.atomic import write_json
-from forkpoint.runs.results import Estimate
+from forkpoint.runs.results import Ablation, Arm, Estimate, Evaluation, write_result
 from tests.analysis_runs import interval
 from tests.report_page import page_of
 from tests.report_runs import make_run
+
+EVALUATION = Evaluation(
+    model="lab",
+    task="lab",
+    temperature=1.0,
+    seed=17,
+    samples=4,
+    accuracy=interval(0.75, 0.125, 8),
+    length_mean=12.0,
+)
 
 
 def test_the_difference_of_two_accuracies_by_newcombes_own_example() -> None:
@@ -40,10 +49,7 @@ def evaluated(step: int, value: float) -> dict[str, Any]:
 def test_every_evaluation_of_every_run_is_in_the_matrix(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", metrics=[evaluated(0, 0.25), evaluated(5, 0.5)])
     b = make_run(tmp_path / "b", metrics=[{"step": 1}, evaluated(5, 0.375)])
-    (b / "eval").mkdir()
-    accuracy = {**interval(0.75, 0.125), "n": 8}
-    summary = {"model": "lab", "accuracy": accuracy, "samples": 4, "length_mean": 12.0}
-    write_json(b / "eval" / "summary.json", summary)
+    write_result(b, EVALUATION)
     text = page_of(a, b).words("evaluation")
     rows = [
         "a the laboratory world 0 64 1 41.5 25.0 % [20.0, 30.0]",
@@ -60,23 +66,20 @@ def test_every_evaluation_of_every_run_is_in_the_matrix(tmp_path: Path) -> None:
 
 def test_an_evaluated_directory_and_a_folder_of_arms_get_pages(tmp_path: Path) -> None:
     run = tmp_path / "evaluated"
-    (run / "eval").mkdir(parents=True)
-    accuracy = {**interval(0.75, 0.125), "n": 8}
-    summary = {"model": "lab", "accuracy": accuracy, "samples": 4, "length_mean": 12.0}
-    write_json(run / "eval" / "summary.json", summary)
+    write_result(run, EVALUATION)
     page = page_of(run)
     assert list(page.sections) == ["evaluation", "provenance"]
     assert "nothing was trained" in page.words()
     folder = tmp_path / "ablation"
     folder.mkdir()
-    arms = [
-        {"label": "top 20 %", **interval(0.5, 0.125), "n": 300, "seeds": 3},
-        {"label": "random 20 %", **interval(0.25, 0.125), "n": 200, "seeds": [0, 1]},
-    ]
-    write_json(folder / "ablation.json", {"arms": arms})
+    arms = (
+        Arm(label="top 20 %", accuracy=interval(0.5, 0.125, 300)),
+        Arm(label="random 20 %", accuracy=interval(0.25, 0.125, 200)),
+    )
+    write_result(folder, Ablation(arms=arms))
     text = page_of(folder).words("evaluation")
-    assert "top 20 % 300 3 50.0 % [37.5, 62.5]" in text
-    assert "random 20 % 200 2 25.0 % [12.5, 37.5]" in text
+    assert "top 20 % 300 50.0 % [37.5, 62.5]" in text
+    assert "random 20 % 200 25.0 % [12.5, 37.5]" in text
 
 
 def test_work_is_added_up_before_it_is_divided(tmp_path: Path) -> None:

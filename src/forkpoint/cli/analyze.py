@@ -96,7 +96,7 @@ def analyze(
         pattern = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
     show(console, pattern, run_dir)
     if format_ is not None:
-        from forkpoint.analysis.figures import draw_figures
+        from forkpoint.figures.paper import draw_figures
 
         say(console, *draw_figures(run_dir, format_))
     return 0

@@ -13,7 +13,7 @@ def figures(
     *,
     format_: Annotated[Literal["svg", "pdf", "png"], Parameter(name="--format")] = "svg",
 ) -> int:
-    """Draw what a run's analyses found, for a paper: RUN/analysis/figures/*.
+    """Draw what a run's analyses found, for a paper: RUN/figures/*.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def figures(
     format_
         ``svg``, ``pdf`` or ``png``.
     """
-    from forkpoint.analysis.figures import draw_figures
+    from forkpoint.figures.paper import draw_figures
 
     for path in draw_figures(run, format_):
         print(visible(str(path)))

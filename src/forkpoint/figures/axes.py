@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from forkpoint.figures.render import DASHES, INK, SOFT, data, finish, series_colour
+from forkpoint.figures.render import DASHES, INK, SOFT, data, finish, says, series_colour
 
 if TYPE_CHECKING:
     import altair as alt
@@ -174,7 +174,7 @@ def traces(
             0,
             alt.Chart(data([{}]))
             .mark_rule(color=SOFT, strokeDash=[2, 3])
-            .encode(x=alt.value(0), x2=alt.value(WIDTH - LEFT - right), y=alt.value(at)),
+            .encode(x=alt.XValue(0), x2=alt.X2Value(WIDTH - LEFT - right), y=alt.YValue(at)),
         )
         layers.append(_text(name, 4, at - 7, INK))
     return finish(layers, (WIDTH, HEIGHT), margins, label)
@@ -190,7 +190,7 @@ def _text(text: str, x: float, y: float, colour: str, weight: Literal[400, 600] 
 
     chart = alt.Chart(data([{"text": text}]))
     mark = chart.mark_text(align="left", baseline="middle", color=colour, fontWeight=weight)
-    return mark.encode(text="text:N", x=alt.value(x), y=alt.value(y))
+    return mark.encode(text=alt.Text("text:N"), x=alt.XValue(x), y=alt.YValue(y))
 
 
 def _trace(trace: Trace, x: Axis, y: Axis, shift: float) -> list[Any]:
@@ -204,11 +204,11 @@ def _trace(trace: Trace, x: Axis, y: Axis, shift: float) -> list[Any]:
         x=x.channel(alt.X, "x", tickSize=3, **across), y=y.channel(alt.Y, "y")
     )
     style: dict[str, Any] = {"color": _colour(trace), "xOffset": shift}
-    marks = [base.mark_point(filled=True, opacity=1, size=22, **style).encode(description="text:N")]
+    marks = [base.mark_point(filled=True, opacity=1, size=22, **style).encode(description=says())]
     whiskers = [row for row in rows if row["low"] is not None and row["high"] is not None]
     if whiskers:
         rule = base.mark_rule(strokeWidth=1.2, **style).properties(data=data(whiskers))
-        marks.insert(0, rule.encode(y=y.channel(alt.Y, "low"), y2="high:Q"))
+        marks.insert(0, rule.encode(y=y.channel(alt.Y, "low"), y2=alt.Y2("high:Q")))
     if trace.joined and len(rows) > 1:
         dash = DASHES[(trace.series or 0) % len(DASHES)]
         marks.insert(0, base.mark_line(strokeWidth=1.3, strokeDash=dash, **style))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.figures.axes import Axis, apart, reach, ticks
-from forkpoint.figures.render import DASHES, data, finish, series_colour
+from forkpoint.figures.render import DASHES, data, finish, says, series_colour
 from forkpoint.figures.text import number, percent, three_figures
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ def _base(rows: Sequence[dict[str, Any]], x: Axis, y: Axis, field: str = "y") ->
 
 def _band(series: Series, x: Axis, y: Axis) -> Any:
     """The area between the ends of the intervals; a whisker where there is only one."""
+    import altair as alt
+
     rows = [{"x": step, "low": low, "high": high} for step, low, high in series.band]
-    base, colour = _base(rows, x, y, "low").encode(y2="high:Q"), series_colour(series.index)
+    base, colour = _base(rows, x, y, "low").encode(y2=alt.Y2("high:Q")), series_colour(series.index)
     if len(rows) == 1:
         return base.mark_rule(color=colour, strokeWidth=1.6)
     return base.mark_area(color=colour, opacity=0.13)
@@ -132,7 +134,7 @@ def _points(series: Series, x: Axis, y: Axis, show: Callable[[float], str]) -> A
     dots = _base(rows, x, y).mark_point(
         filled=True, opacity=int(few), color=series_colour(series.index), size=14 if few else 50
     )
-    return dots.encode(description="text:N")
+    return dots.encode(description=says())
 
 
 def _end_labels(

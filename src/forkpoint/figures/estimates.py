@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.figures.axes import WIDTH, Axis, reach
-from forkpoint.figures.render import INK, SOFT, data, finish
+from forkpoint.figures.render import INK, SOFT, data, finish, says
 from forkpoint.figures.text import minus, number
 from forkpoint.runs.results import Estimate
 
@@ -55,20 +55,20 @@ def forest(rows: Sequence[ForestRow], *, title: str, label: str) -> "alt.LayerCh
         texts = {"label": row.label, "numbers": numbers, "remark": row.remark}
         said = ", ".join(text for text in (row.label, row.remark) if text)
         rows_ = data([fields | texts | {"said": f"{said}: {numbers}"}])
-        at = alt.value(ROW * (i + 0.5))
+        at = alt.YValue(ROW * (i + 0.5))
         base = alt.Chart(rows_).encode(x=x.channel(alt.X, "x", grid=True), y=at)
         layers += [
             base.mark_rule(color=row.colour, strokeWidth=1.6).encode(
-                x=x.channel(alt.X, "low", grid=True), x2="high:Q"
+                x=x.channel(alt.X, "low", grid=True), x2=alt.X2("high:Q")
             ),
             base.mark_point(filled=True, opacity=1, size=50, color=row.colour).encode(
-                description="said:N"
+                description=says("said")
             ),
             base.mark_text(align="right", baseline="middle", color=INK).encode(
-                text="label:N", x=alt.value(-12)
+                text=alt.Text("label:N"), x=alt.XValue(-12)
             ),
             base.mark_text(align="left", baseline="middle", color=row.colour).encode(
-                text="numbers:N", x=alt.value(WIDTH - left - right + 12)
+                text=alt.Text("numbers:N"), x=alt.XValue(WIDTH - left - right + 12)
             ),
         ]
     return finish(layers, (WIDTH, height), (left, right, top, bottom), label)
@@ -79,7 +79,7 @@ def _line_at_zero(x: Axis, top: float, bottom: float) -> Any:
 
     rule = alt.Chart(data([{"x": 0.0}])).mark_rule(color=SOFT, strokeDash=[2, 3])
     channel = x.channel(alt.X, "x", grid=True)
-    return rule.encode(x=channel, y=alt.value(top), y2=alt.value(bottom))
+    return rule.encode(x=channel, y=alt.YValue(top), y2=alt.Y2Value(bottom))
 
 
 # ---- strips -------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def strips(found: Sequence[Strip], *, title: str, label: str) -> "alt.LayerChart
     for base, middle, text in layers:
         name = alt.Chart(data([{"y": middle, "text": text}])).mark_text(align="right", color=INK)
         drawn += [
-            base.encode(x=across, y=y, description="text:N"),
-            name.encode(x=alt.value(-12), y=y, text="text:N"),
+            base.encode(x=across, y=y, description=says()),
+            name.encode(x=alt.XValue(-12), y=y, text=alt.Text("text:N")),
         ]
     return finish(drawn, (WIDTH, top + 40), (left, right, 2, 38), label)
 

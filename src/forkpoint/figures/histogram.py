@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.figures.axes import Axis
-from forkpoint.figures.render import INK, PAPER, data, finish, series_colour
+from forkpoint.figures.render import INK, PAPER, data, finish, says, series_colour
 from forkpoint.figures.text import number
 
 if TYPE_CHECKING:
@@ -47,7 +47,13 @@ def histogram(
     across = x.channel(alt.X, "low", labelPadding=9, labelExpr=_last_with_unit())
     bars = alt.Chart(data(list(_bars(counts, edges)))).mark_rect(color="var(--bar)", opacity=1)
     layers = [
-        bars.encode(x=across, x2="high:Q", y=y, y2=alt.datum(10**low), description="text:N"),
+        bars.encode(
+            x=across,
+            x2=alt.X2("high:Q"),
+            y=y,
+            y2=alt.datum(10**low),
+            description=says(),
+        ),
         _strip(x, height),
         *_marks(marks, x, height),
     ]
@@ -83,9 +89,9 @@ def _strip(x: Axis, height: float) -> Any:
         .mark_rect(aria=False, opacity=1)
         .encode(
             x=x.channel(alt.X, "low"),
-            x2="high:Q",
-            y=alt.value(height + 2),
-            y2=alt.value(height + 7),
+            x2=alt.X2("high:Q"),
+            y=alt.YValue(height + 2),
+            y2=alt.Y2Value(height + 7),
             color=alt.Color("colour:N", scale=None),
         )
     )
@@ -107,7 +113,7 @@ def _marks(marks: Sequence[tuple[str, float]], x: Axis, height: float) -> list[A
         rule = base.mark_rule(
             color=series_colour(0) if chosen else INK, strokeDash=[3, 2] if chosen else []
         )
-        layers.append(rule.encode(y=alt.value(line - 7), y2=alt.value(height)))
+        layers.append(rule.encode(y=alt.YValue(line - 7), y2=alt.Y2Value(height)))
         for halo in (True, False):
             text = base.mark_text(
                 align="left" if left else "right",
@@ -118,5 +124,5 @@ def _marks(marks: Sequence[tuple[str, float]], x: Axis, height: float) -> list[A
                 stroke=PAPER if halo else None,
                 strokeWidth=3 if halo else 0,
             )
-            layers.append(text.encode(text="text:N", y=alt.value(middle)))
+            layers.append(text.encode(text=alt.Text("text:N"), y=alt.YValue(middle)))
     return layers

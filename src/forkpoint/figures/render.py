@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "paper": "#fffefa", "ink": "#1c1b18", "soft": "#6a675f", "hair": "#e4e0d4", "bar": "#b5b0a2",
     "s0": "#1f5c99", "s1": "#b4491c", "s2": "#1b7a5e", "s3": "#7d4a9e", "s4": "#8a6d00",
-    "s5": "#5d5b56", "h0": "#fffefa", "h1": "#fbf0d2", "h2": "#f9e2a9", "h3": "#f5cd75",
+    "s5": "#5d5b56", "h0": "#f6f3ea", "h1": "#fbf0d2", "h2": "#f9e2a9", "h3": "#f5cd75",
     "h4": "#efb24c", "h5": "#e49432", "h6": "#d5772a", "h7": "#a94a17", "h8": "#74290f",
 }  # fmt: skip
 """A colour's name, which is a CSS variable of the report, and what it is in a paper."""
@@ -31,6 +31,27 @@ ElementTree.register_namespace("", SVG[1:-1])
 def series_colour(index: int) -> str:
     """A run's colour; a seventh run gets the first one again."""
     return f"var(--s{index % len(DASHES)})"
+
+
+STYLE: dict[str, Any] = {
+    "view": {"stroke": None},
+    "axis": {
+        "aria": False,
+        "domain": False,
+        "ticks": False,
+        "gridColor": HAIR,
+        "labelColor": SOFT,
+        "labelFontSize": 10,
+        "labelPadding": 5,
+        "titleColor": SOFT,
+        "titleFontSize": 10,
+        "titleFontWeight": "normal",
+    },
+    "axisX": {"labelFlush": False, "grid": False, "titlePadding": 6},
+    "text": {"aria": False, "fontSize": 10.5},
+    **{mark: {"aria": False} for mark in ("line", "area", "rule")},
+}
+"""What all charts share."""
 
 
 def finish(
@@ -49,34 +70,15 @@ def finish(
     import altair as alt
 
     left, right, top, bottom = margins
-    chart: alt.LayerChart = alt.layer(*layers)  # pyright: ignore[reportAssignmentType]
-    return (
-        chart.properties(
-            width=size[0] - left - right,
-            height=size[1] - top - bottom,
-            padding={"left": left, "right": right, "top": top, "bottom": bottom},
-            autosize="none",
-            description=label,
-            background="transparent",
-        )
-        .configure_view(stroke=None)
-        .configure_axis(
-            aria=False,
-            domain=False,
-            ticks=False,
-            gridColor=HAIR,
-            labelColor=SOFT,
-            labelFontSize=10,
-            labelPadding=5,
-            titleColor=SOFT,
-            titleFontSize=10,
-            titleFontWeight="normal",
-        )
-        .configure_axisX(labelFlush=False, grid=False, titlePadding=6)
-        .configure_text(aria=False, fontSize=10.5)
-        .configure_line(aria=False)
-        .configure_area(aria=False)
-        .configure_rule(aria=False)
+    return alt.LayerChart(
+        layer=list(layers),
+        width=size[0] - left - right,
+        height=size[1] - top - bottom,
+        padding={"left": left, "right": right, "top": top, "bottom": bottom},
+        autosize="none",
+        description=label,
+        background="transparent",
+        config=STYLE,
     )
 
 
@@ -85,14 +87,21 @@ def data(rows: Sequence[dict[str, Any]]) -> "alt.Data":
     import altair as alt
 
     cleaned = [{k: visible(v) if isinstance(v, str) else v for k, v in r.items()} for r in rows]
-    return alt.Data(values=cleaned)
+    return alt.Data(values=tuple(cleaned))  # Altair copies lists, again and again
 
 
-def _svg(chart: "alt.LayerChart") -> str:
+def says(field: str = "text") -> Any:
+    """The encoding of what a mark says of itself under the pointer and to screen readers."""
+    import altair as alt
+
+    return alt.Description(f"{field}:N")
+
+
+def _svg(spec: dict[str, Any]) -> str:
     import vl_convert
 
     # Without a base URL nothing can be loaded, whatever a chart says.
-    return vl_convert.vegalite_to_svg(chart.to_dict(), allowed_base_urls=[])
+    return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -118,7 +127,8 @@ def svg_for_page(chart: "alt.LayerChart", css: str = "") -> Markup:
     Args:
         css: classes of the element.
     """
-    root = ElementTree.fromstring(_svg(chart))
+    spec = chart.to_dict(validate=False)
+    root = ElementTree.fromstring(_svg(spec))
     width, height = root.attrib["width"], root.attrib["height"]
     _tidy(root)
     root.attrib.clear()
@@ -126,7 +136,7 @@ def svg_for_page(chart: "alt.LayerChart", css: str = "") -> Markup:
         "class": f"chart {css}".strip(),
         "viewBox": f"0 0 {width} {height}",
         "role": "figure",
-        "aria-label": visible(str(chart.to_dict()["description"])),
+        "aria-label": visible(str(spec["description"])),
     }
     if any("aria-label" in mark.attrib for mark in root.iterfind(".//*[@aria-label]")):
         root.attrib["tabindex"] = "0"
@@ -179,7 +189,9 @@ def save(chart: "alt.LayerChart", path: Path) -> None:
     import vl_convert
 
     variable = re.compile(r'"var\(--(\w+)\)"')  # a whole attribute: never a piece of a text
-    svg = variable.sub(lambda m: f'"{COLOURS[m[1]]}"' if m[1] in COLOURS else m[0], _svg(chart))
+    svg = variable.sub(
+        lambda m: f'"{COLOURS[m[1]]}"' if m[1] in COLOURS else m[0], _svg(chart.to_dict())
+    )
     if path.suffix == ".pdf":
         content = vl_convert.svg_to_pdf(svg)
     elif path.suffix == ".png":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forkpoint.figures.render import INK, data, finish
+from forkpoint.figures.render import INK, data, finish, says
 from forkpoint.figures.text import visible
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def cloud(words: Sequence[CloudWord], label: str) -> "alt.LayerChart":
                 x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-WIDTH / 2, WIDTH / 2])),
                 y=alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[-height, 0])),
                 size=alt.Size("size:Q", scale=None),
-                text="text:N",
-                description="title:N",
+                text=alt.Text("text:N"),
+                description=says("title"),
             )
         ],
         (WIDTH, height),

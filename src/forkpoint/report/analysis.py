@@ -5,7 +5,7 @@ from typing import Any
 
 from forkpoint.figures import paper
 from forkpoint.figures.render import svg_for_page
-from forkpoint.figures.text import number, percent, visible
+from forkpoint.figures.text import ends, number, percent, visible
 from forkpoint.report.data import RunData
 from forkpoint.report.finding import what_was_analysed
 from forkpoint.report.intervals import Intervals, Row, intervals
@@ -56,9 +56,10 @@ def _facts(pattern: Pattern) -> Iterator[tuple[str, str]]:
     )
     kept = percent(pattern.kept_fraction)
     yield f"{number(pattern.entropy_threshold)} nats", f"threshold; {kept} of tokens reach it"
-    if pattern.accuracy is not None:
-        value, _, between = pattern.accuracy.percent().partition("\u00a0%")
-        yield f"{value}\u00a0%", f"right{between}, n = {pattern.accuracy.n}"
+    right = pattern.accuracy
+    if right is not None:
+        between = f" {ends(*right.interval)}" if right.interval else ""
+        yield percent(right.value), f"right{between}, n = {right.n}"
 
 
 def _truth(truth: ForkTruth) -> Iterator[tuple[str, str, str]]:

@@ -151,8 +151,12 @@ def test_version_and_entry_point(here: Here) -> None:
             "integer (given 'many')",
         ),
         (
+            ["train", "lab_dem"],
+            "error: there is no file and no recipe 'lab_dem'; did you mean lab_demo?; there are ",
+        ),
+        (
             ["train", "recipes/lab_dem.toml"],
-            "error: there is no file recipes/lab_dem.toml; did you mean recipes/lab_demo.toml?",
+            "error: there is no file recipes/lab_dem.toml; did you mean lab_demo?",
         ),
         (["train", "--resume"], "error: --resume needs the run to go on with: --run-dir DIR"),
         (["train", "--resume", "--run-dir", "nowhere"], "there is no file nowhere/config.json"),

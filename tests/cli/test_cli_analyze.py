@@ -66,16 +66,16 @@ def test_rollouts_words_and_figures(here: Any, tmp_path: Path) -> None:
     # "n3" is a choice of three numbers, "and" is forced
     lines = [line.split() for line in out.splitlines() if line.strip().startswith('"')]
     assert lines[0][:2] == ['"', 'n3"']
-    assert {path.name for path in (tmp_path / "run" / "analysis" / "figures").iterdir()} == {
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
         f"{name}.svg"
         for name in ("entropy_histogram", "words_highest", "words_lowest", "entropy_by_position")
     }
-    assert "run/analysis/figures/entropy_histogram.svg" in out
+    assert "run/figures/entropy_histogram.svg" in out
     # the same command again needs no model and draws the same
     assert here(*arguments)[0] == 0
     code, out, _ = here("figures", "run", "--format", "png")
     assert code == 0
-    assert out.splitlines()[0] == "run/analysis/figures/entropy_histogram.png"
+    assert out.splitlines()[0] == "run/figures/entropy_histogram.png"
 
 
 def test_hostile_words_are_printed_as_text(here: Any, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_figures_of_nothing(here: Any) -> None:
     code, _, err = here("figures", ".")
     assert (code, err) == (
         USER_ERROR,
-        "error: analysis holds nothing to draw: run forkpoint analyze first\n",
+        "error: . holds nothing to draw: run forkpoint analyze first\n",
     )
 
 

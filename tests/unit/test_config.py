@@ -243,7 +243,7 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no file .*; did you mean .*lab_demo\.toml\?"):
         load_config(tmp_path / "lab_dmeo.toml")
     for path in (tmp_path / "zzz.toml", tmp_path / "nowhere" / "lab_demo.toml"):
-        with pytest.raises(ConfigError, match=r"there is no file .*toml$"):
+        with pytest.raises(ConfigError, match=r"there is no file .*toml; did you mean lab_demo\?$"):
             load_config(path)
 
 

@@ -48,17 +48,24 @@ def recipe_path(recipe: str | Path) -> Path:
         ConfigError: a name without a file and without a recipe: naming those there are.
     """
     path = Path(recipe)
-    shipped = RECIPES / f"{path.name}.toml"
     if path.exists() or path.suffix in (".toml", ".json") or len(path.parts) > 1:
         return path
+    shipped = RECIPES / f"{path.name}.toml"
     if not shipped.is_file():
-        names = sorted(found.stem for found in RECIPES.glob("*.toml"))
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        names = ", ".join(sorted(found.stem for found in RECIPES.glob("*.toml")))
         raise ConfigError(
-            f"there is no file and no recipe {str(recipe)!r}; {hint}there are {', '.join(names)}"
+            f"there is no file and no recipe {str(recipe)!r}{_near(path)}; there are {names}"
         )
     return shipped
+
+
+def _near(path: Path) -> str:
+    """A question after a file or a recipe of nearly this name, if there is one."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = {found.name: found.stem for found in RECIPES.glob("*.toml")}
+    names |= {found.name: str(path.parent / found.name) for found in beside}
+    near = difflib.get_close_matches(path.with_suffix(".toml").name, names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunConfig:
@@ -79,15 +86,9 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"there is no file {path}{hint}") from None
+        raise ConfigError(f"there is no file {path}{_near(path)}") from None
     except (ValueError, OSError) as error:  # not TOML, not JSON, not UTF-8
         raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

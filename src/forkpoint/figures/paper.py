@@ -15,6 +15,7 @@ from forkpoint.figures.render import FORMATS, INK, save, series_colour
 from forkpoint.figures.text import ends, number, percent
 from forkpoint.figures.words import CloudWord, cloud, shown
 from forkpoint.runs import RunDirectory
+from forkpoint.runs.directory import check_schema
 from forkpoint.runs.results import (
     Branching,
     Dynamics,
@@ -322,11 +323,13 @@ def draw_figures(root: Path, format_: str) -> list[Path]:
         The files.
 
     Raises:
-        RunError: there is nothing to draw, or a result is not what it should be.
+        RunError: there is nothing to draw, a result is not what it should be, or the directory is
+            of another version.
         ConfigError: no such format.
     """
     if format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r}: expected {', '.join(FORMATS)}")
+    check_schema(root)
     paths = []
     for name, chart in _charts(root):
         if chart is not None:

@@ -17,10 +17,10 @@ NOTHING_SELECTED = "no token was selected"
 _ADVICE = {
     ZERO_VARIANCE: (
         "the task is too hard or too easy for this model, or the reward never varies: look at the "
-        "completions in rollouts/, then try an easier task, more samples per prompt "
+        "completions in completions/train/, then try an easier task, more samples per prompt "
         "(rollout.group_size) or more rounds (rollout.max_rounds)"
     ),
-    NOT_SCORED: "mend the reward function: every failure is in rollouts/, column error",
+    NOT_SCORED: "mend the reward function: every failure is in completions/train/, column error",
     NOTHING_SELECTED: (
         "lower selection.threshold_nats, raise selection.keep_fraction, or let your selection.rule "
         "give some token a weight above 0"

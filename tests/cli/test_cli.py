@@ -66,6 +66,39 @@ def here(
     return Here(monkeypatch, capsys)
 
 
+# ---- run directories of the first version ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "old"],
+        ["figures", "old"],
+        ["train", "--resume", "--run-dir", "old"],
+        ["demo", "--resume", "--run-dir", "old"],
+        ["eval", "--run-dir", "old"],
+        ["analyze", "--run-dir", "old"],
+        ["analyze", "--rollouts", "old", "--run-dir", "new"],
+        ["dynamics", "old"],
+        ["temperature", "--run-dir", "old"],
+        ["branch", "--budget-tokens", "99999", "--run-dir", "old"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_of_the_first_version_is_refused_in_one_line(
+    arguments: list[str], here: Here, tmp_path: Path
+) -> None:
+    """Its configuration has keys that are gone, too: that is not what is wrong with it."""
+    (tmp_path / "old" / "rollouts").mkdir(parents=True)
+    (tmp_path / "old" / "config.json").write_text('{"model": {"dtype": "bfloat16"}}')
+    (tmp_path / "old" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "old" / "env.json").write_text('{"command": []}')
+    code, _, err = here(*arguments)
+    assert code == USER_ERROR
+    assert "old is a run directory of schema version 1, and this forkpoint reads and writes" in err
+    assert err.count("\n") == 1
+
+
 # ---- help ----------------------------------------------------------------------------------------
 
 

@@ -100,17 +100,6 @@ def test_dynamics_of_named_models(here: Here, tmp_path: Path) -> None:
     ]
 
 
-def test_dynamics_of_a_run_of_the_first_version_says_so(here: Here, tmp_path: Path) -> None:
-    # its configuration has keys that are gone: that is not what is wrong with it
-    (tmp_path / "old" / "rollouts").mkdir(parents=True)
-    (tmp_path / "old" / "config.json").write_text('{"model": {"dtype": "bfloat16"}}')
-    (tmp_path / "old" / "env.json").write_text('{"command": []}')
-    code, _, err = here("dynamics", "old")
-    assert code == USER_ERROR
-    assert "old is a run directory of schema version 1, and this forkpoint reads and writes" in err
-    assert err.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

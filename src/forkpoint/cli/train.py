@@ -85,9 +85,11 @@ def _config(
     recipe: Path | None, overrides: list[str], run_dir: Path | None, resume: bool
 ) -> "RunConfig":
     from forkpoint.config import load_config
+    from forkpoint.runs.directory import check_schema
 
     if resume and recipe is None:
         if run_dir is None:
             raise ConfigError("--resume needs the run to go on with: --run-dir DIR")
+        check_schema(run_dir)
         return load_config(run_dir / "config.json", overrides)
     return load_config(recipe, overrides)

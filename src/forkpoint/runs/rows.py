@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forkpoint.errors import DataError
+from forkpoint.runs.directory import check_schema
 from forkpoint.runs.resume import SETTINGS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -29,8 +30,10 @@ def find_files(path: Path) -> list[Path]:
 
     Raises:
         DataError: there is nothing to read.
+        RunError: a run directory of another version.
     """
     if path.is_dir():
+        check_schema(path)
         folder = path / "completions/train" if (path / "config.json").exists() else path
         found = folder.glob("*")
         files = sorted(p for p in found if p.suffix in SUFFIXES and p.name != SETTINGS)

@@ -1,13 +1,12 @@
 """``forkpoint branch``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from forkpoint.cli.options import Recipe, SampledModel, note, say, stoppable, table, title
+from forkpoint.cli.options import Recipe, SampledModel
+from forkpoint.cli.terminal import SafeConsole, table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from forkpoint.runs.results import Branching, Estimate
 
 PROBLEMS, SAMPLES = 100, 2
@@ -46,7 +45,6 @@ def branch(
         The share of tokens of highest entropy that counts as high.
     """
     from forkpoint.analysis.branching import BranchSettings, measure_branching
-    from forkpoint.cli.console import SafeConsole
 
     config = sampled.config(recipe, sampled.model, problems=PROBLEMS, samples=SAMPLES)
     settings = BranchSettings(
@@ -56,30 +54,26 @@ def branch(
         keep_fraction=keep_fraction,
     )
     console = SafeConsole()
-    with stoppable(console, "what was measured is kept, the same command goes on") as stop:
-        found = measure_branching(config, settings, run_dir, stop, lambda text: note(console, text))
+    with console.stoppable("what was measured is kept, the same command goes on") as stop:
+        found = measure_branching(config, settings, run_dir, stop, console.note)
     show(console, found, run_dir)
     return 0
 
 
-def show(console: "Console", found: "Branching", root: Path) -> None:
+def show(console: SafeConsole, found: "Branching", root: Path) -> None:
     """The gaps of both kinds of position."""
-    title(console, root)
-    say(
-        console,
+    console.title(root)
+    console.say(
         f"{found.high.positions} of {found.pairs_possible} pairs of positions measured, in answers "
         f"to {found.prompts} prompts; {found.spent_tokens:,} of {found.budget_tokens:,} tokens "
         "spent",
         "how far the expected reward moves, 95 % intervals over prompts:",
     )
-    console.print(_table(found))
-
-
-def _table(found: "Branching") -> Any:
-    high, low = found.high, found.low
     interval = "95 % interval"
-    left = ("measure", "entropy", interval)
-    measures = table("measure", "entropy", "mean", interval, left=left)
+    measures = table(
+        *("measure", "entropy", "mean", interval), left=("measure", "entropy", interval)
+    )
+    high, low = found.high, found.low
     for name, kind, estimate in (
         ("squared gap", "high", high.squared_gap),
         ("", "low", low.squared_gap),
@@ -91,7 +85,7 @@ def _table(found: "Branching") -> Any:
         ("", "low", low.gap),
     ):
         measures.add_row(name, kind, *_cells(estimate))
-    return measures
+    console.print(measures)
 
 
 def _cells(estimate: "Estimate | None") -> tuple[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.batching.wanted import Wanted, wanted_rows
+from forkpoint.batching.padding import Wanted, wanted_rows
 from forkpoint.types import TokenBatch, sent, spans
 
 NOTHING = -1
@@ -96,7 +96,13 @@ class Sizes:
         return Sizes(**fields)
 
     def pack(self, width: int) -> list[list[int]]:
-        """The sequences of each row: see ``pack_trees``."""
+        """The sequences of each tree row: those with a wanted token, cut before the last one.
+
+        A prompt's completions make the fewest trees that fit; a row takes trees by falling length,
+        each into the first row with room. A tree longer than ``width`` has a row of its own. A pass
+        of some rows is packed once more, by itself, when it is laid out: nearly always into these
+        rows.
+        """
         trees = [tree for group in self._by_prompt() for tree in self._split(group, width)]
         sizes = [self._tree_length(tree) for tree in trees]
         rows: list[list[int]] = []
@@ -164,16 +170,6 @@ def sizes_of(batch: TokenBatch, wanted: Wanted) -> Sizes:
         prompt_lengths=[len(p) for p in batch.prompts_B],
         ends=wanted.ends_B.tolist(),
     )
-
-
-def pack_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> list[list[int]]:
-    """The sequences of each tree row: those with a wanted token, cut before the last one.
-
-    A prompt's completions make the fewest trees that fit; a row takes trees by falling length,
-    each into the first row with room. A tree longer than ``width`` has a row of its own. A pass of
-    some rows is packed once more, by itself, when it is laid out: nearly always into these rows.
-    """
-    return sizes_of(batch, wanted_rows(batch, wanted_T)).pack(width)
 
 
 def lay_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> TreeRows:

@@ -43,7 +43,7 @@ def train(
         if run_dir is None:
             raise ConfigError("--resume needs the run to go on with: --run-dir DIR")
         source = run_dir / "config.json"
-    config = load_config(source, set_ or [])
+    config: "RunConfig" = load_config(source, set_ or [])
     root = run_dir or Path("runs") / config.name
     if dry_run:
         print(json.dumps(config.model_dump(mode="json"), indent=2))

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
-from forkpoint.policy.body import causal_lm, config_field, name_of
-from forkpoint.policy.lengths import longest_readable
+from forkpoint.policy.body import causal_lm, config_field, longest_readable, name_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.batching.padding import PaddedRows, pad_rows
+from forkpoint.batching.padding import PaddedRows, pad_rows, wanted_rows
 from forkpoint.batching.split import cut_passes, longest_first
 from forkpoint.batching.tree import Sizes, TreeRows, lay_trees, sizes_of
-from forkpoint.batching.wanted import wanted_rows
 from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops

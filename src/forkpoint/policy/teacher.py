@@ -16,9 +16,8 @@ from torch import Tensor
 from forkpoint.batching.split import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
-from forkpoint.policy.body import body_of
+from forkpoint.policy.body import body_of, check_length
 from forkpoint.policy.head import known_head
-from forkpoint.policy.lengths import check_length
 from forkpoint.types import Completion
 
 Pair: TypeAlias = tuple[Sequence[int], Completion]

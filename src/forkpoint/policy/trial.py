@@ -10,10 +10,9 @@ from torch import Tensor
 
 from forkpoint.errors import ModelError
 from forkpoint.policy.attention import hidden_windows, row_width, takes_masks
-from forkpoint.policy.body import causal_lm, name_of
+from forkpoint.policy.body import causal_lm, longest_readable, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, same_nats, some_ids
 from forkpoint.policy.dense import dense_stats
-from forkpoint.policy.lengths import longest_readable
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_stats, tree_stats
 from forkpoint.types import TokenBatch, TokenStats

@@ -8,7 +8,6 @@ from typing import Literal
 
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted
-from forkpoint.rewards.overlong import overlong_penalty
 from forkpoint.rewards.pool import Call, WorkerPool
 from forkpoint.rewards.worker import Part, describe, evaluate
 from forkpoint.types import Completion, Problem, Score
@@ -117,12 +116,7 @@ class Scorer:
         weighted = [f.weight * part for f in self._functions if (part := parts[f.name]) is not None]
         complete = len(weighted) == len(self._functions)
         if self._overlong.buffer:
-            penalty = overlong_penalty(
-                len(completion.token_ids),
-                limit=self._limit,
-                buffer=self._overlong.buffer,
-                penalty=self._overlong.penalty,
-            )
+            penalty = overlong_penalty(len(completion), self._limit, self._overlong)
             parts[OVERLONG] = penalty
             weighted.append(penalty)
         errors = [part.error for part in results if part.error is not None]
@@ -133,6 +127,19 @@ class Scorer:
             error="; ".join(errors) or None,
             timed_out=any(part.timed_out for part in results),
         )
+
+
+def overlong_penalty(length: int, limit: int, config: OverlongConfig) -> float:
+    """DAPO's soft overlong punishment (2503.14476, Eq. 13) of a completion of ``length`` tokens.
+
+    0 up to ``limit - buffer`` tokens, then linearly down to ``-penalty`` at ``limit``, the most
+    tokens a completion can have:
+
+        penalty * min(0, ((limit - buffer) - length) / buffer)
+    """
+    if config.buffer == 0:
+        return 0.0
+    return config.penalty * min(0.0, (limit - config.buffer - length) / config.buffer)
 
 
 def _called_here(

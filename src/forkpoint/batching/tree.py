@@ -91,7 +91,7 @@ class Sizes:
     """Tokens of each completion that are run; -1: nothing of the sequence is."""
 
     def take(self, sequences: Sequence[int]) -> "Sizes":
-        """Of these sequences, numbered anew."""
+        """What packing some of the sequences goes by; they are numbered from 0."""
         fields = {name: [getattr(self, name)[b] for b in sequences] for name in self.__slots__}
         return Sizes(**fields)
 
@@ -104,7 +104,7 @@ class Sizes:
         rows.
         """
         trees = [tree for group in self._by_prompt() for tree in self._split(group, width)]
-        sizes = [self._tree_length(tree) for tree in trees]
+        sizes = [self.prompt_lengths[t[0]] + sum(self.ends[b] for b in t) for t in trees]
         rows: list[list[int]] = []
         room = np.empty(len(trees), dtype=np.int64)  # of each row
         for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], trees[i][0])):
@@ -159,12 +159,9 @@ class Sizes:
                 return [tree[::-1] for tree in trees]  # by rising length
             count += 1
 
-    def _tree_length(self, tree: Sequence[int]) -> int:
-        return self.prompt_lengths[tree[0]] + sum(self.ends[b] for b in tree)
-
 
 def sizes_of(batch: TokenBatch, wanted: Wanted) -> Sizes:
-    """Of a pass that predicts the wanted tokens."""
+    """What packing goes by in a pass that predicts the wanted tokens."""
     return Sizes(
         prompts=[p.numpy().tobytes() for p in batch.prompts_B],
         prompt_lengths=[len(p) for p in batch.prompts_B],

@@ -1,7 +1,10 @@
 """``forkpoint branch``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
 
 from forkpoint.cli.options import Recipe, SampledModel
 from forkpoint.cli.terminal import SafeConsole, table
@@ -15,15 +18,27 @@ PROBLEMS, SAMPLES = 100, 2
 ROUNDING = 1e-12
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How much is sampled, and which positions count as high."""
+
+    budget_tokens: int
+    """Most tokens to sample, the first answers included; never exceeded."""
+    alternatives: int = 1
+    """Tokens tried besides the kept one, the most likely first."""
+    continuations: int = 8
+    """Endings drawn from each token, 2 at least."""
+    keep_fraction: float = 0.2
+    """The share of tokens of highest entropy that counts as high."""
+
+
 def branch(
     *,
     run_dir: Path,
-    budget_tokens: int,
+    measured: Measured,
     recipe: Recipe = None,
     sampled: SampledModel = SampledModel(),  # noqa: B008
-    alternatives: int = 1,
-    continuations: int = 8,
-    keep_fraction: float = 0.2,
 ) -> int:
     """Measure whether high-entropy positions are decisions: replace the token, finish the answer.
 
@@ -35,24 +50,11 @@ def branch(
     ----------
     run_dir
         Where the analysis goes; a run's folder, or a new one.
-    budget_tokens
-        Most tokens to sample, the first answers included; never exceeded.
-    alternatives
-        Tokens tried besides the kept one, the most likely first.
-    continuations
-        Endings drawn from each token, 2 at least.
-    keep_fraction
-        The share of tokens of highest entropy that counts as high.
     """
     from forkpoint.analysis.branching import BranchSettings, measure_branching
 
     config = sampled.config(recipe, sampled.model, problems=PROBLEMS, samples=SAMPLES)
-    settings = BranchSettings(
-        budget_tokens=budget_tokens,
-        alternatives=alternatives,
-        continuations=continuations,
-        keep_fraction=keep_fraction,
-    )
+    settings = BranchSettings(**vars(measured))
     console = SafeConsole()
     with console.stoppable("what was measured is kept, the same command goes on") as stop:
         found = measure_branching(config, settings, run_dir, stop, console.note)

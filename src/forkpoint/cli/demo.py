@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from forkpoint.cli.options import Overrides
-from forkpoint.cli.terminal import SafeConsole
+from forkpoint.cli.terminal import SafeConsole, StopFlag
 
 
 def demo(
@@ -34,7 +34,6 @@ def demo(
     from forkpoint.demo import demo_configs, summarise
     from forkpoint.report import build_report
     from forkpoint.training.loop import train
-    from forkpoint.training.stop import StopFlag
 
     started = time.perf_counter()
     root = run_dir or _free(Path("runs") / "demo")
@@ -50,7 +49,7 @@ def demo(
         ):
             with LiveTable(console, part.training.steps, name) as table:
                 again = resume and (folder / "config.json").exists()
-                outcome = train(part, folder, resume=again, observer=table, stop=stop)
+                outcome = train(part, folder, resume=again, observer=table, should_stop=stop)
             if outcome.stopped:
                 console.say(f"stopped; go on with forkpoint demo --resume --run-dir {root}")
                 return stop.exit_code

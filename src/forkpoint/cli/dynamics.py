@@ -96,7 +96,7 @@ def _of_run(run: Path, named: Named, held_out: HeldOut) -> "tuple[RunConfig, Seq
 
 
 def _of_models(named: Named, held_out: HeldOut) -> "tuple[RunConfig, Sequence[Checkpoint]]":
-    """The same of models that are named."""
+    """The configuration and the checkpoints of models that are named."""
     from forkpoint.analysis.checkpoints import named_checkpoints
 
     if named.base is None or not named.checkpoints:

@@ -3,10 +3,12 @@
 Whatever comes from data, a model, a verifier or a file is hostile on a terminal.
 """
 
+import signal
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,9 +16,6 @@ from rich.segment import Segment
 from rich.table import Table
 
 from forkpoint.errors import Interrupted
-
-if TYPE_CHECKING:
-    from forkpoint.training.stop import StopFlag
 
 UNSAFE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 """Unicode categories of controls (ESC, CSI), formats (bidirectional marks, zero width), lone
@@ -37,6 +36,39 @@ def visible(text: str, *, newlines: bool = False) -> str:
         else character
         for character in text
     )
+
+
+class StopFlag:
+    """Set by the first SIGTERM or SIGINT inside the ``with``; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal, as shells report it: 143 for SIGTERM, 130 for Ctrl-C."""
+        return 128 + (self.signal or 0)
+
+    def __enter__(self) -> "StopFlag":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
 
 
 class SafeConsole(Console):
@@ -66,7 +98,7 @@ class SafeConsole(Console):
         self.say(f"  {visible(text)}", style="dim")
 
     @contextmanager
-    def stoppable(self, kept: str) -> Iterator["StopFlag"]:
+    def stoppable(self, kept: str) -> Iterator[StopFlag]:
         """Let Ctrl-C or SIGTERM end the body at its next safe point, and exit as shells expect.
 
         Args:
@@ -75,8 +107,6 @@ class SafeConsole(Console):
         Raises:
             SystemExit: a signal ended the body.
         """
-        from forkpoint.training.stop import StopFlag
-
         with StopFlag() as stop:
             try:
                 yield stop

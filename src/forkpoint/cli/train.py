@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from forkpoint.cli.options import Overrides
-from forkpoint.cli.terminal import SafeConsole, visible
+from forkpoint.cli.terminal import SafeConsole, StopFlag, visible
 from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def train(
         if run_dir is None:
             raise ConfigError("--resume needs the run to go on with: --run-dir DIR")
         source = run_dir / "config.json"
-    config: "RunConfig" = load_config(source, set_ or [])
+    config: RunConfig = load_config(source, set_ or [])
     root = run_dir or Path("runs") / config.name
     if dry_run:
         print(json.dumps(config.model_dump(mode="json"), indent=2))
@@ -51,11 +51,10 @@ def train(
         return 0
     from forkpoint.cli.table import LiveTable
     from forkpoint.training.loop import train as run
-    from forkpoint.training.stop import StopFlag
 
     console = SafeConsole()
     with StopFlag() as stop, LiveTable(console, config.training.steps, str(root)) as table:
-        outcome = run(config, root, resume=resume, observer=table, stop=stop)
+        outcome = run(config, root, resume=resume, observer=table, should_stop=stop)
     if outcome.stopped:
         console.say(
             f"stopped after step {outcome.state.step}; go on with "

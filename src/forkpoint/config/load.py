@@ -79,15 +79,12 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"there is no file {path}{hint}") from None
     except (ValueError, OSError) as error:  # not TOML, not JSON, not UTF-8
         raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -133,14 +130,12 @@ def _fields_at(loc: Iterable[int | str]) -> list[str]:
     models: list[type[BaseModel]] = [RunConfig]
     for part in loc:
         nested = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        tagged = [m for m in models if _tag_of(m) == part]
+        types = [
+            m.model_fields["type"].annotation if "type" in m.model_fields else None for m in models
+        ]
+        tagged = [m for m, tag in zip(models, types, strict=True) if part in get_args(tag)]
         models = [m for a in nested for m in _models_in(a)] or tagged or models
     return [name for m in models for name in m.model_fields]
-
-
-def _tag_of(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("type")
-    return get_args(field.annotation)[0] if field else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

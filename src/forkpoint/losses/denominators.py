@@ -84,7 +84,7 @@ DENOMINATORS: dict[str, Denominator] = {
 
 
 def step_totals(batch: TokenBatch, updates: int) -> StepTotals:
-    """Of a whole step that is trained on in so many updates."""
+    """What is counted of a whole step that is trained on in so many updates."""
     return StepTotals(
         mask_tokens=int(batch.mask_T.sum()), sampled_tokens=batch.num_tokens, updates=updates
     )

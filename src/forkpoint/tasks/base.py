@@ -13,20 +13,12 @@ from forkpoint.verifiers.text import Verifier
 class Task(Protocol):
     """Problems to train on and, apart from them, problems to evaluate on."""
 
-    @property
-    def columns(self) -> frozenset[str]:
-        """The columns every problem has, for rewards to check theirs against."""
-        ...
-
-    @property
-    def verifier(self) -> Verifier | None:
-        """The task's own, if it has one."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What whoever starts a run should know, a line each."""
-        ...
+    columns: frozenset[str]
+    """The columns every problem has, for rewards to check theirs against."""
+    verifier: Verifier | None = None
+    """The task's own, if it has one."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts a run should know, a line each."""
 
     def problem(self, serial: int) -> Problem:
         """Number ``serial`` of the training stream: a function of the task's seed and serial."""

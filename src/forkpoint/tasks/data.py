@@ -13,7 +13,7 @@ from forkpoint.hub import prepare_hub
 from forkpoint.randomness import stream
 from forkpoint.runs.rows import SUFFIXES, short
 from forkpoint.runs.rows import read_rows as read_file
-from forkpoint.tasks.base import ask, require_column
+from forkpoint.tasks.base import Task, ask, require_column
 from forkpoint.types import Message, Problem
 
 Row = Mapping[str, Any]
@@ -23,10 +23,8 @@ HELD_OUT_SPLIT = "test"
 PLACES = re.compile(r"\{(prompt|instruction)\}")
 
 
-class DataTask:
+class DataTask(Task):
     """Rows in a new seeded order every epoch; every column goes to the reward functions."""
-
-    verifier = None
 
     def __init__(self, config: DataTaskConfig) -> None:
         """
@@ -46,7 +44,6 @@ class DataTask:
         if config.id_column is not None:
             require_column(self.columns, config.id_column, "task.id_column", config.path)
         self._held_out: list[Row] = []
-        self.notes: tuple[str, ...] = ()
         if held_out is not None:
             self._held_out = read_rows(*held_out)
             names = frozenset(self._held_out[0])

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from forkpoint.batching import build_batch, split_microbatches, split_minibatches
-from forkpoint.batching.tree import lay_trees, pack_trees
+from forkpoint.batching.padding import wanted_rows
+from forkpoint.batching.tree import lay_trees, sizes_of
 from forkpoint.config import parse_config
 from forkpoint.policy.sparse import padded_passes, tree_passes
 from forkpoint.selection import scope_groups, select
@@ -77,7 +78,7 @@ def chores(batch: TokenBatch) -> dict[str, Callable[[], Any]]:
         "split in 16 mini-batches, each taken out": lambda: [
             batch.take(part) for part in split_minibatches(batch, 16)
         ],
-        "pack_trees": lambda: pack_trees(batch, wanted_T, WIDTH),
+        "pack_trees": lambda: sizes_of(batch, wanted_rows(batch, wanted_T)).pack(WIDTH),
         "passes of tree rows": lambda: tree_passes(batch, wanted_T, PASS_TOKENS, None, width=WIDTH),
         "passes of padded rows": lambda: padded_passes(batch, wanted_T, PASS_TOKENS, None),
         "every pass of tree rows taken out and laid": lambda: lay_all(batch, wanted_T),

@@ -13,7 +13,7 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.config.stages import ModelConfig
 from forkpoint.lab import LabWorld, draw_problem
 from forkpoint.policy import LoadedModel, PolicyModule, load_model
-from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.body import enable_checkpointing
 from forkpoint.policy.precision import compute_in
 from forkpoint.sampling.base import SampleRequest
 from forkpoint.training.optimizer import Optimizer

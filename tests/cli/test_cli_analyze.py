@@ -91,10 +91,10 @@ def test_hostile_words_are_printed_as_text(here: Any, tmp_path: Path) -> None:
     pattern = summarise(store, words, described("a.jsonl"), SummarySettings(min_count=1))
     import io
 
-    from rich.console import Console
+    from forkpoint.cli.terminal import SafeConsole
 
     out = io.StringIO()
-    show(Console(file=out, width=100), pattern, tmp_path)
+    show(SafeConsole(file=out, width=100), pattern, tmp_path)
     printed = out.getvalue()
     assert '"[red]no[/red]"' in printed
     assert '"\\u001b[31m"' in printed

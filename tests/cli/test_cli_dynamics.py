@@ -148,7 +148,7 @@ def test_branch(here: Here, tmp_path: Path) -> None:
 def test_a_signal_ends_it_with_what_was_measured(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from forkpoint.training.stop import StopFlag
+    from forkpoint.cli.terminal import StopFlag
 
     pairs = tmp_path / "out" / "completions" / "branching"
 

@@ -14,10 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 import forkpoint
-from forkpoint.cli.console import SafeConsole
-from forkpoint.cli.options import note, title
 from forkpoint.cli.table import LiveTable
-from forkpoint.cli.terminal import visible
+from forkpoint.cli.terminal import SafeConsole, visible
 from tests.cli.test_cli import USER_ERROR, Here, here
 from tests.faults.hostile_reward import HOSTILE
 
@@ -69,8 +67,8 @@ def table() -> Table:
         lambda console: console.print(Text(HOSTILE)),
         lambda console: console.print(table(), markup=False),
         lambda console: console.print(Panel(Text(HOSTILE))),
-        lambda console: note(console, HOSTILE),
-        lambda console: title(console, HOSTILE),
+        lambda console: console.note(HOSTILE),
+        lambda console: console.title(HOSTILE),
         lambda console: LiveTable(console, 1, HOSTILE).note(HOSTILE),
         lambda console: LiveTable(console, 1, HOSTILE).__enter__().__exit__(),
     ],
@@ -85,7 +83,7 @@ def test_the_console_obeys_no_text(show: Callable[[SafeConsole], Any]) -> None:
 def test_the_console_still_has_colours_of_its_own() -> None:
     written = io.StringIO()
     console = SafeConsole(file=written, width=99, force_terminal=True, color_system="standard")
-    note(console, "\x1b[31m")
+    console.note("\x1b[31m")
     assert written.getvalue() == "\x1b[2m  \\x1b[31m\x1b[0m\n"
 
 

@@ -25,8 +25,7 @@ from forkpoint.batching import build_batch
 from forkpoint.config.stages import OptimConfig
 from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.body import name_of
-from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.body import enable_checkpointing, name_of
 from forkpoint.policy.checks import check_rows, plain_stats, settle_attention
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.precision import compute_in, unsharded, whole

@@ -31,7 +31,7 @@ from torch import Tensor
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig, load_config, parse_config
 from forkpoint.config.stages import LabTaskConfig
-from forkpoint.rewards.custom import CustomFunction
+from forkpoint.rewards.build import CustomFunction
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.completions import StoredCompletion, read_completions
 from forkpoint.selection import RULES, Candidates, scope_groups, select

@@ -10,11 +10,9 @@ from torch import nn
 from forkpoint.config.stages import RolloutConfig
 from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.body import body_of
-from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.body import body_of, check_length, enable_checkpointing, exact_length
 from forkpoint.policy.checks import check_rows, plain_stats, settle_attention
 from forkpoint.policy.flops import body_shape
-from forkpoint.policy.lengths import check_length, exact_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.trial import trial_batch
 from forkpoint.sampling import build_engine

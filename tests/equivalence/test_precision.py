@@ -15,7 +15,7 @@ from forkpoint.errors import ModelError
 from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule, precision
-from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.body import enable_checkpointing
 from forkpoint.policy.load import load_model
 from forkpoint.policy.precision import compute_in, unsharded, whole
 from forkpoint.sampling.rows import Rows, settle_decoding

@@ -15,7 +15,7 @@ from forkpoint.analysis.dynamics import DynamicsJob, measure_dynamics
 from forkpoint.config import load_config
 from forkpoint.errors import ConfigError, DataError, ForkpointError, ModelError, RunError
 from forkpoint.lab import LabWorld
-from forkpoint.lab.tokenizer import build_tokenizer
+from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.runs.completions import StoredCompletion, write_completions
 from forkpoint.types import Completion, FinishReason
 from tests.checkpoint_runs import SMALL, LocalScorer, disturbed_policy

@@ -19,7 +19,7 @@ from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted, RewardError
 from forkpoint.evaluation.evaluate import accuracy, tally
 from forkpoint.rewards import Scorer, build_scorer, pool, worker
-from forkpoint.rewards.custom import CustomFunction
+from forkpoint.rewards.build import CustomFunction
 from forkpoint.rewards.scorer import RewardFunction
 from forkpoint.sampling.collect import StepRollouts
 from forkpoint.training.metrics import rollout_metrics

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint.lab import LabWorld
-from forkpoint.lab.tokenizer import build_tokenizer
+from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.sampling.pieces import LONGEST_WAIT, TokenPieces
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from forkpoint.lab import LabWorld
-from forkpoint.lab.tokenizer import build_tokenizer
+from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.runs import vocabulary
 from forkpoint.runs.vocabulary import ensure_vocabulary, read_texts, vocabulary_texts
 

@@ -10,8 +10,14 @@ import torch
 
 from forkpoint.config.stages import ModelConfig
 from forkpoint.lab import BASE_POLICY, EOS, LabWorld, base_policy, draw_problem
-from forkpoint.lab.base_policy import IGNORED, EntropyError, build_model, entropy_error
-from forkpoint.lab.tokenizer import PAD, build_tokenizer
+from forkpoint.lab.base_policy import (
+    IGNORED,
+    PAD,
+    EntropyError,
+    build_model,
+    build_tokenizer,
+    entropy_error,
+)
 from forkpoint.lab.truth import ForkDetection
 from forkpoint.lab.world import demonstrate
 from forkpoint.policy.load import load_model

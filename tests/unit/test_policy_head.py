@@ -10,7 +10,7 @@ from torch import nn
 
 from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
-from forkpoint.policy.checkpointing import enable_checkpointing
+from forkpoint.policy.body import enable_checkpointing
 from forkpoint.policy.flops import Work, body_flops, head_flops
 from forkpoint.policy.head import head_of
 from tests.conftest import make_batch, tiny_model

@@ -7,8 +7,8 @@ import transformers
 
 from forkpoint.errors import ConfigError, DataError, ModelError
 from forkpoint.lab import LabWorld
-from forkpoint.lab.tokenizer import build_tokenizer
-from forkpoint.policy.lengths import context_length
+from forkpoint.lab.base_policy import build_tokenizer
+from forkpoint.policy.body import context_length
 from forkpoint.sampling.prompting import Prompter
 from forkpoint.types import Problem
 from tests.conftest import NumberTokenizer

@@ -16,8 +16,7 @@ from forkpoint.config.stages import OverlongConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards import Scorer, build_scorer, worker
 from forkpoint.rewards import build as build_module
-from forkpoint.rewards.build import OfColumns
-from forkpoint.rewards.custom import CustomFunction
+from forkpoint.rewards.build import CustomFunction, OfColumns
 from forkpoint.rewards.scorer import RewardFunction
 from forkpoint.rewards.worker import Part
 from forkpoint.types import Completion, FinishReason, Problem, Score

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 
 from forkpoint.batching import build_batch
+from forkpoint.batching.padding import wanted_rows
 from forkpoint.batching.split import cut_passes
-from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, pack_trees
+from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, sizes_of
 from forkpoint.policy.attention import seen_blocks
 from forkpoint.types import TokenBatch
 from tests.conftest import make_batch, make_group
@@ -105,7 +106,7 @@ def test_rows_are_a_partition_of_the_live_sequences_within_the_width(
     made: tuple[TokenBatch, torch.Tensor], width: int
 ) -> None:
     batch, wanted_T = made
-    packed = pack_trees(batch, wanted_T, width)
+    packed = sizes_of(batch, wanted_rows(batch, wanted_T)).pack(width)
     alive = batch.sequence_T[wanted_T].unique().tolist()
     assert sorted(b for row in packed for b in row) == alive
     rows = lay_trees(batch, wanted_T, width)
@@ -119,13 +120,13 @@ def test_some_rows_packed_once_more_are_as_many_rows(
     made: tuple[TokenBatch, torch.Tensor], width: int, data: st.DataObject
 ) -> None:
     batch, wanted_T = made
-    packed = pack_trees(batch, wanted_T, width)
+    packed = sizes_of(batch, wanted_rows(batch, wanted_T)).pack(width)
     if not packed:
         return
     some = data.draw(st.lists(st.sampled_from(packed), min_size=1, unique_by=lambda row: row[0]))
     chosen = [b for row in packed if row in some for b in row]
     part = batch.take(chosen)
-    again = pack_trees(part, wanted_T[batch.rows_of(chosen)], width)
+    again = sizes_of(part, wanted_rows(part, wanted_T[batch.rows_of(chosen)])).pack(width)
     assert len(again) <= len(some)
 
 

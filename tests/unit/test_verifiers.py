@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.rewards.custom import CustomFunction
-from forkpoint.rewards.overlong import overlong_penalty
+from forkpoint.config.stages import OverlongConfig
+from forkpoint.rewards.build import CustomFunction
+from forkpoint.rewards.scorer import overlong_penalty
 from forkpoint.verifiers import FormatVerifier, IntegerVerifier, MathVerifier
 from forkpoint.verifiers.answers import extract_answer, last_boxed
 
@@ -256,8 +257,9 @@ def test_verifiers_travel_to_a_worker(verifier: Any) -> None:
     ],
 )
 def test_overlong_penalty_by_hand(length: int, expected: float) -> None:
-    assert overlong_penalty(length, limit=100, buffer=20, penalty=2.0) == pytest.approx(expected)
+    config = OverlongConfig(buffer=20, penalty=2.0)
+    assert overlong_penalty(length, 100, config) == pytest.approx(expected)
 
 
 def test_no_buffer_no_penalty() -> None:
-    assert overlong_penalty(1000, limit=100, buffer=0, penalty=2.0) == 0.0
+    assert overlong_penalty(1000, 100, OverlongConfig(buffer=0, penalty=2.0)) == 0.0

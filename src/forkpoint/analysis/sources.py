@@ -13,7 +13,7 @@ import numpy as np
 
 from forkpoint.analysis.shapes import Columns, Entry, reader_of
 from forkpoint.errors import DataError
-from forkpoint.policy.lengths import context_length
+from forkpoint.policy.body import context_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.runs.completions import StoredCompletion
 from forkpoint.runs.rows import Row, find_files, read_rows, short

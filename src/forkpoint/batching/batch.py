@@ -42,19 +42,13 @@ def build_batch(
             cut = rollout.completion.finish_reason is FinishReason.LENGTH
             counted.append(not (cut and truncated == "mask"))
 
-    lengths_B = torch.tensor([len(c) for c in completions], dtype=torch.int64)
-    sequence_T = torch.repeat_interleave(torch.arange(len(completions)), lengths_B)
     token_ids_T = _flat([c.token_ids for c in completions], torch.int64)
-    advantages_T = torch.tensor(advantages, dtype=torch.float32)[sequence_T]
-    mask_T = torch.tensor(counted, dtype=torch.bool)[sequence_T]
+    split = token_ids_T.split([len(c) for c in completions]) if completions else ()
+    batch = lay_out(prompts, split, ids)
+    advantages_T = torch.tensor(advantages, dtype=torch.float32)[batch.sequence_T]
+    mask_T = torch.tensor(counted, dtype=torch.bool)[batch.sequence_T]
     captured = all(c.entropies is not None for c in completions)
-    return TokenBatch(
-        prompts_B=prompts,
-        completions_B=list(token_ids_T.split(lengths_B.tolist())) if completions else [],
-        sequence_ids_B=torch.tensor(ids, dtype=torch.int64),
-        token_ids_T=token_ids_T,
-        sequence_T=sequence_T,
-        position_T=_positions(lengths_B),
+    return batch.with_streams(
         advantages_T=advantages_T,
         mask_T=mask_T,
         pool_T=(mask_T | truncated_in_pool) & ((advantages_T != 0) | zero_advantage_in_pool),
@@ -65,12 +59,28 @@ def build_batch(
     )
 
 
+def lay_out(
+    prompts_B: Sequence[Tensor], completions_B: Sequence[Tensor], sequence_ids: Sequence[int]
+) -> TokenBatch:
+    """Token ids alone as a batch: every token in mask and pool, all other numbers 0."""
+    lengths_B = torch.tensor([len(c) for c in completions_B], dtype=torch.int64)
+    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B)), lengths_B)
+    starts_B = torch.cumsum(lengths_B, 0) - lengths_B
+    zeros_T = torch.zeros(len(sequence_T))
+    return TokenBatch(
+        prompts_B=prompts_B,
+        completions_B=list(completions_B),
+        sequence_ids_B=torch.tensor(sequence_ids, dtype=torch.int64),
+        token_ids_T=torch.cat([torch.zeros(0, dtype=torch.int64), *completions_B]),
+        sequence_T=sequence_T,
+        position_T=torch.arange(len(sequence_T)) - starts_B[sequence_T],
+        advantages_T=zeros_T,
+        mask_T=zeros_T == 0,
+        pool_T=zeros_T == 0,
+        rollout_logprobs_T=zeros_T,
+    )
+
+
 def _flat(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """Numpy's arrays end to end."""
     return torch.from_numpy(np.concatenate(rows)).to(dtype) if rows else torch.zeros(0, dtype=dtype)
-
-
-def _positions(lengths_B: Tensor) -> Tensor:
-    """0, 1, .. within each sequence: int64 [T]."""
-    starts_B = torch.cumsum(lengths_B, 0) - lengths_B
-    return torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(starts_B, lengths_B)

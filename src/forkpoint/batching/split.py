@@ -29,9 +29,8 @@ def split_microbatches(
         sequences: if given, runs of exactly this many sequences in order instead (the last may be
             shorter): for methods whose definition depends on the micro-batch.
     """
-    total = batch.num_sequences
     if sequences is not None:
-        return _runs(range(total), sequences)
+        return _runs(range(batch.num_sequences), sequences)
     lengths = [len(p) + len(c) for p, c in zip(batch.prompts_B, batch.completions_B, strict=True)]
     return longest_first(dict(enumerate(lengths)), max_tokens)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.batching.wanted import Wanted, wanted_rows
+from forkpoint.batching.padding import Wanted, wanted_rows
 from forkpoint.types import TokenBatch, sent, spans
 
 NOTHING = -1
@@ -91,14 +91,20 @@ class Sizes:
     """Tokens of each completion that are run; -1: nothing of the sequence is."""
 
     def take(self, sequences: Sequence[int]) -> "Sizes":
-        """Of these sequences, numbered anew."""
+        """What packing some of the sequences goes by; they are numbered from 0."""
         fields = {name: [getattr(self, name)[b] for b in sequences] for name in self.__slots__}
         return Sizes(**fields)
 
     def pack(self, width: int) -> list[list[int]]:
-        """The sequences of each row: see ``pack_trees``."""
+        """The sequences of each tree row: those with a wanted token, cut before the last one.
+
+        A prompt's completions make the fewest trees that fit; a row takes trees by falling length,
+        each into the first row with room. A tree longer than ``width`` has a row of its own. A pass
+        of some rows is packed once more, by itself, when it is laid out: nearly always into these
+        rows.
+        """
         trees = [tree for group in self._by_prompt() for tree in self._split(group, width)]
-        sizes = [self._tree_length(tree) for tree in trees]
+        sizes = [self.prompt_lengths[t[0]] + sum(self.ends[b] for b in t) for t in trees]
         rows: list[list[int]] = []
         room = np.empty(len(trees), dtype=np.int64)  # of each row
         for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], trees[i][0])):
@@ -153,27 +159,14 @@ class Sizes:
                 return [tree[::-1] for tree in trees]  # by rising length
             count += 1
 
-    def _tree_length(self, tree: Sequence[int]) -> int:
-        return self.prompt_lengths[tree[0]] + sum(self.ends[b] for b in tree)
-
 
 def sizes_of(batch: TokenBatch, wanted: Wanted) -> Sizes:
-    """Of a pass that predicts the wanted tokens."""
+    """What packing goes by in a pass that predicts the wanted tokens."""
     return Sizes(
         prompts=[p.numpy().tobytes() for p in batch.prompts_B],
         prompt_lengths=[len(p) for p in batch.prompts_B],
         ends=wanted.ends_B.tolist(),
     )
-
-
-def pack_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> list[list[int]]:
-    """The sequences of each tree row: those with a wanted token, cut before the last one.
-
-    A prompt's completions make the fewest trees that fit; a row takes trees by falling length,
-    each into the first row with room. A tree longer than ``width`` has a row of its own. A pass of
-    some rows is packed once more, by itself, when it is laid out: nearly always into these rows.
-    """
-    return sizes_of(batch, wanted_rows(batch, wanted_T)).pack(width)
 
 
 def lay_trees(batch: TokenBatch, wanted_T: Tensor, width: int) -> TreeRows:

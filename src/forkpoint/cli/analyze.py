@@ -3,16 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
+from rich.text import Text
 
-from forkpoint.cli.options import Recipe, SampledModel, note, say, stoppable, table, title
+from forkpoint.cli.options import Recipe, SampledModel
+from forkpoint.cli.terminal import SafeConsole, table
 from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from forkpoint.runs.results import Pattern
 
 LISTED = 12
@@ -24,23 +24,30 @@ LISTED = 12
 class Existing:
     """Completions that are there already, and the names of their columns."""
 
-    rollouts: Annotated[
-        Path | None,
-        Parameter(
-            help="Completions that exist already: a .jsonl or .parquet file, or a folder of them, "
-            "of forkpoint, TRL, verl, prime-rl, lm-eval, or with columns prompt and completion, or "
-            "text."
-        ),
-    ] = None
-    prompt_column: Annotated[
-        str | None, Parameter(help="The column of --rollouts with the prompt.")
-    ] = None
-    completion_column: Annotated[
-        str | None, Parameter(help="The column of --rollouts with the completion.")
-    ] = None
-    reward_column: Annotated[
-        str | None, Parameter(help="The column of --rollouts with the reward.")
-    ] = None
+    rollouts: Path | None = None
+    """Completions that exist already: a .jsonl or .parquet file, or a folder of them, of forkpoint,
+    TRL, verl, prime-rl, lm-eval, or with columns prompt and completion, or text."""
+    prompt_column: str | None = None
+    """The column of --rollouts with the prompt."""
+    completion_column: str | None = None
+    """The column of --rollouts with the completion."""
+    reward_column: str | None = None
+    """The column of --rollouts with the reward."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Summarised:
+    """What is stored, listed and drawn."""
+
+    keep_fraction: float = 0.2
+    """The share of tokens of highest entropy that count as forks."""
+    min_count: int = 100
+    """List words that occur more often than this."""
+    top_k: int = 5
+    """Most likely tokens stored with each token."""
+    format: Literal["svg", "pdf", "png"] | None = None
+    """Also draw figures: ``svg``, ``pdf`` or ``png``."""
 
 
 def analyze(
@@ -49,10 +56,7 @@ def analyze(
     recipe: Recipe = None,
     sampled: SampledModel = SampledModel(),  # noqa: B008
     existing: Existing = Existing(),
-    keep_fraction: float = 0.2,
-    min_count: int = 100,
-    top_k: int = 5,
-    format_: Annotated[Literal["svg", "pdf", "png"] | None, Parameter(name="--format")] = None,
+    summarised: Summarised = Summarised(),
 ) -> int:
     """See which tokens of a model's chains of thought are forks.
 
@@ -63,50 +67,43 @@ def analyze(
     ----------
     run_dir
         Where the analysis goes; a run's folder, or a new one.
-    keep_fraction
-        The share of tokens of highest entropy that count as forks.
-    min_count
-        List words that occur more often than this.
-    top_k
-        Most likely tokens stored with each token.
-    format_
-        Also draw figures: ``svg``, ``pdf`` or ``png``.
     """
     from forkpoint.analysis.analyze import AnalysisSettings
     from forkpoint.analysis.analyze import analyze as run
     from forkpoint.analysis.sources import Columns
     from forkpoint.analysis.summary import SummarySettings
-    from forkpoint.cli.console import SafeConsole
 
     if existing.rollouts is not None and sampled.chosen:
         raise ConfigError("--rollouts are completions already: no --task, --problems, --samples")
     settings = AnalysisSettings(
-        top_k=top_k,
+        top_k=summarised.top_k,
         rollouts=existing.rollouts,
         columns=Columns(
             prompt=existing.prompt_column,
             completion=existing.completion_column,
             reward=existing.reward_column,
         ),
-        summary=SummarySettings(keep_fraction=keep_fraction, min_count=min_count),
+        summary=SummarySettings(
+            keep_fraction=summarised.keep_fraction, min_count=summarised.min_count
+        ),
     )
     config = sampled.config(recipe, sampled.model)
     console = SafeConsole()
-    with stoppable(console, "whole parts are kept, the same command goes on") as stop:
+    with console.stoppable("whole parts are kept, the same command goes on") as stop:
         pattern = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
     show(console, pattern, run_dir)
-    if format_ is not None:
+    if summarised.format is not None:
         from forkpoint.figures.paper import draw_figures
 
-        say(console, *draw_figures(run_dir, format_))
+        console.say(*draw_figures(run_dir, summarised.format))
     return 0
 
 
 class Progress:
-    """An ``Observer`` that prints a line a part."""
+    """An ``Observer`` (see ``analysis.analyze``) that prints a line a part."""
 
-    def __init__(self, console: "Console") -> None:
-        self._console = console
+    def __init__(self, console: SafeConsole) -> None:
+        self.note = console.note
 
     def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
         """See ``analysis.analyze.Observer``."""
@@ -114,29 +111,26 @@ class Progress:
         rate = f"{tokens / seconds:,.0f} tokens/s" if seconds else ""
         self.note(f"{which}  {tokens:,} tokens  {rate}".rstrip())
 
-    def note(self, text: str) -> None:
-        """See ``analysis.analyze.Observer``."""
-        note(self._console, text)
 
-
-# ---- the summary on a terminal -------------------------------------------------------------------
-
-
-def show(console: "Console", pattern: "Pattern", root: Path) -> None:
+def show(console: SafeConsole, pattern: "Pattern", root: Path) -> None:
     """The headline numbers and the words of both ends."""
     from forkpoint.analysis.words import read_words
     from forkpoint.runs import RunDirectory
 
-    title(console, root)
-    say(console, *headlines(pattern))
+    console.title(root)
+    console.say(*headlines(pattern))
     words = read_words(RunDirectory(root).words_parquet)
     minimum, listed = pattern.words_min_count, min(LISTED, max(1, len(words) // 2))
     if words:
-        say(console, f"\nwords that occur more than {minimum} times: {len(words)}")
-        console.print(_table(words[:listed], words[::-1][:listed]))
+        console.say(f"\nwords that occur more than {minimum} times: {len(words)}")
+        numbers = ("mean", "p90", "count")
+        ends = table("highest", *numbers, "lowest", *numbers, left=("highest", "lowest"))
+        for high, low in zip(words[:listed], words[::-1][:listed], strict=True):
+            ends.add_row(*_cells(high), *_cells(low))
+        console.print(ends)
     else:
-        say(console, f"no word occurs more than {minimum} times (--min-count)")
-    say(console, f"look at it with forkpoint report {root}", style="dim")
+        console.say(f"no word occurs more than {minimum} times (--min-count)")
+    console.say(f"look at it with forkpoint report {root}", style="dim")
 
 
 def headlines(pattern: "Pattern") -> list[str]:
@@ -167,17 +161,7 @@ def headlines(pattern: "Pattern") -> list[str]:
     return lines
 
 
-def _table(top: list[Any], bottom: list[Any]) -> Any:
-    numbers = ("mean", "p90", "count")
-    words = table("highest", *numbers, "lowest", *numbers, left=("highest", "lowest"))
-    for high, low in zip(top, bottom, strict=True):
-        words.add_row(*_cells(high), *_cells(low))
-    return words
-
-
 def _cells(word: Any) -> tuple[Any, ...]:
-    from rich.text import Text
-
     return (
         Text(json.dumps(word.text, ensure_ascii=not word.text.isprintable())),
         f"{word.mean:.3f}",

@@ -1,13 +1,15 @@
 """``forkpoint branch``."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from forkpoint.cli.options import Recipe, SampledModel, note, say, stoppable, table, title
+from cyclopts import Parameter
+
+from forkpoint.cli.options import Recipe, SampledModel
+from forkpoint.cli.terminal import SafeConsole, table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from forkpoint.runs.results import Branching, Estimate
 
 PROBLEMS, SAMPLES = 100, 2
@@ -16,15 +18,27 @@ PROBLEMS, SAMPLES = 100, 2
 ROUNDING = 1e-12
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How much is sampled, and which positions count as high."""
+
+    budget_tokens: int
+    """Most tokens to sample, the first answers included; never exceeded."""
+    alternatives: int = 1
+    """Tokens tried besides the kept one, the most likely first."""
+    continuations: int = 8
+    """Endings drawn from each token, 2 at least."""
+    keep_fraction: float = 0.2
+    """The share of tokens of highest entropy that counts as high."""
+
+
 def branch(
     *,
     run_dir: Path,
-    budget_tokens: int,
+    measured: Measured,
     recipe: Recipe = None,
     sampled: SampledModel = SampledModel(),  # noqa: B008
-    alternatives: int = 1,
-    continuations: int = 8,
-    keep_fraction: float = 0.2,
 ) -> int:
     """Measure whether high-entropy positions are decisions: replace the token, finish the answer.
 
@@ -36,50 +50,32 @@ def branch(
     ----------
     run_dir
         Where the analysis goes; a run's folder, or a new one.
-    budget_tokens
-        Most tokens to sample, the first answers included; never exceeded.
-    alternatives
-        Tokens tried besides the kept one, the most likely first.
-    continuations
-        Endings drawn from each token, 2 at least.
-    keep_fraction
-        The share of tokens of highest entropy that counts as high.
     """
     from forkpoint.analysis.branching import BranchSettings, measure_branching
-    from forkpoint.cli.console import SafeConsole
 
     config = sampled.config(recipe, sampled.model, problems=PROBLEMS, samples=SAMPLES)
-    settings = BranchSettings(
-        budget_tokens=budget_tokens,
-        alternatives=alternatives,
-        continuations=continuations,
-        keep_fraction=keep_fraction,
-    )
+    settings = BranchSettings(**vars(measured))
     console = SafeConsole()
-    with stoppable(console, "what was measured is kept, the same command goes on") as stop:
-        found = measure_branching(config, settings, run_dir, stop, lambda text: note(console, text))
+    with console.stoppable("what was measured is kept, the same command goes on") as stop:
+        found = measure_branching(config, settings, run_dir, stop, console.note)
     show(console, found, run_dir)
     return 0
 
 
-def show(console: "Console", found: "Branching", root: Path) -> None:
+def show(console: SafeConsole, found: "Branching", root: Path) -> None:
     """The gaps of both kinds of position."""
-    title(console, root)
-    say(
-        console,
+    console.title(root)
+    console.say(
         f"{found.high.positions} of {found.pairs_possible} pairs of positions measured, in answers "
         f"to {found.prompts} prompts; {found.spent_tokens:,} of {found.budget_tokens:,} tokens "
         "spent",
         "how far the expected reward moves, 95 % intervals over prompts:",
     )
-    console.print(_table(found))
-
-
-def _table(found: "Branching") -> Any:
-    high, low = found.high, found.low
     interval = "95 % interval"
-    left = ("measure", "entropy", interval)
-    measures = table("measure", "entropy", "mean", interval, left=left)
+    measures = table(
+        *("measure", "entropy", "mean", interval), left=("measure", "entropy", interval)
+    )
+    high, low = found.high, found.low
     for name, kind, estimate in (
         ("squared gap", "high", high.squared_gap),
         ("", "low", low.squared_gap),
@@ -91,7 +87,7 @@ def _table(found: "Branching") -> Any:
         ("", "low", low.gap),
     ):
         measures.add_row(name, kind, *_cells(estimate))
-    return measures
+    console.print(measures)
 
 
 def _cells(estimate: "Estimate | None") -> tuple[str, str]:

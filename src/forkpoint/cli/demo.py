@@ -1,11 +1,14 @@
 """``forkpoint demo``."""
 
+import time
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, say, title
+from forkpoint.cli.options import Overrides
+from forkpoint.cli.terminal import SafeConsole, StopFlag
 
 
 def demo(
@@ -27,14 +30,10 @@ def demo(
     resume
         Go on with a demo that was stopped.
     """
-    import time
-
-    from forkpoint.cli.console import SafeConsole
     from forkpoint.cli.table import LiveTable
     from forkpoint.demo import demo_configs, summarise
     from forkpoint.report import build_report
     from forkpoint.training.loop import train
-    from forkpoint.training.stop import StopFlag
 
     started = time.perf_counter()
     root = run_dir or _free(Path("runs") / "demo")
@@ -50,30 +49,26 @@ def demo(
         ):
             with LiveTable(console, part.training.steps, name) as table:
                 again = resume and (folder / "config.json").exists()
-                outcome = train(part, folder, resume=again, observer=table, stop=stop)
+                outcome = train(part, folder, resume=again, observer=table, should_stop=stop)
             if outcome.stopped:
-                say(console, f"stopped; go on with forkpoint demo --resume --run-dir {root}")
+                console.say(f"stopped; go on with forkpoint demo --resume --run-dir {root}")
                 return stop.exit_code
     found = summarise(root)
     report = build_report([root], root / "report.html")
-    title(console, "accuracy on held-out problems, 95 % interval")
+    console.title("accuracy on held-out problems, 95 % interval")
     for label, estimate in (
         ("before", found.accuracy_before),
         ("trained on the forks", found.accuracy_after),
         ("trained on the rest", found.accuracy_control),
     ):
-        console.print(f"  {label:<22}{estimate.percent()}   n = {estimate.n}", highlight=False)
+        console.say(f"  {label:<22}{estimate.percent()}   n = {estimate.n}")
     minutes = (time.perf_counter() - started) / 60
     console.print(f"\nreport: {report}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"in {minutes:.1f} minutes", highlight=False)
+    console.say(f"in {minutes:.1f} minutes")
     return 0
 
 
 def _free(path: Path) -> Path:
     """``path``, or ``path-2``, ``path-3``, .. whichever is not there yet."""
-    number = 1
-    free = path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(free for free in chain([path], others) if not free.exists())

@@ -1,9 +1,10 @@
 """``forkpoint doctor``."""
 
+from forkpoint.cli.terminal import SafeConsole
+
 
 def doctor() -> int:
     """Say what is installed, what will run here and what will not."""
-    from forkpoint.cli.console import SafeConsole
     from forkpoint.environment import CORE_PACKAGES, EXTRAS, package_version
 
     console = SafeConsole(highlight=False)

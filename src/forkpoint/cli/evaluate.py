@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from forkpoint.cli.options import Recipe, SampledModel, note, stoppable
+from forkpoint.cli.options import Recipe, SampledModel
+from forkpoint.cli.terminal import SafeConsole
 
 
 def evaluate(
@@ -19,7 +20,6 @@ def evaluate(
     run_dir
         Write the completions and the result there.
     """
-    from forkpoint.cli.console import SafeConsole
     from forkpoint.config import load_config
     from forkpoint.evaluation.evaluate import evaluate_config
 
@@ -28,9 +28,7 @@ def evaluate(
     config = load_config(recipe, [*sampled.settings(sampled.model), *numbers])
     console = SafeConsole(stderr=True)  # the output is JSON
     kept = "whole parts are kept, the same command goes on"
-    if run_dir is None:
-        kept = "nothing is kept without --run-dir"
-    with stoppable(console, kept) as stop:
-        found = evaluate_config(config, run_dir, stop, lambda text: note(console, text))
+    with console.stoppable(kept if run_dir else "nothing is kept without --run-dir") as stop:
+        found = evaluate_config(config, run_dir, stop, console.note)
     print(json.dumps(found.model_dump(), indent=2))
     return 0

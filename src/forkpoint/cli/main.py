@@ -3,7 +3,14 @@
 import os
 import sys
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Token, UnknownOptionError
+from cyclopts import (
+    App,
+    CycloptsError,
+    CycloptsPanel,
+    MissingArgumentError,
+    Token,
+    UnknownOptionError,
+)
 
 import forkpoint
 from forkpoint.cli.analyze import analyze
@@ -15,7 +22,7 @@ from forkpoint.cli.evaluate import evaluate
 from forkpoint.cli.figures import figures
 from forkpoint.cli.report import report
 from forkpoint.cli.temperature import temperature
-from forkpoint.cli.terminal import visible
+from forkpoint.cli.terminal import SafeConsole, visible
 from forkpoint.cli.train import train
 from forkpoint.errors import ForkpointError
 
@@ -59,10 +66,6 @@ def main() -> None:
 
 def _print_parse_error(error: CycloptsError) -> None:
     """As cyclopts prints it, with the nearest name for a typo."""
-    from cyclopts import CycloptsPanel
-
-    from forkpoint.cli.console import SafeConsole
-
     text = visible(str(_misspelling(error) or error))
     SafeConsole(stderr=True).print(CycloptsPanel(CycloptsError(msg=text)))
 

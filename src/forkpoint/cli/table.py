@@ -3,9 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
-from forkpoint.cli.options import note, title
+from forkpoint.cli.terminal import SafeConsole
 from forkpoint.runs.metrics_log import evaluations
 
 COLUMNS = {
@@ -18,14 +16,14 @@ COLUMNS = {
 class LiveTable:
     """An ``Observer`` that prints; entropies are in nats, lengths in tokens."""
 
-    def __init__(self, console: Console, steps: int, title: str) -> None:
+    def __init__(self, console: SafeConsole, steps: int, title: str) -> None:
         self._console, self._steps, self._title = console, steps, title
         self._started: float | None = None
         self._first_step = 0
         self._status = console.status("") if console.is_terminal else None
 
     def __enter__(self) -> "LiveTable":
-        title(self._console, self._title)
+        self._console.title(self._title)
         self._console.print(_line(list(COLUMNS)), style="dim", highlight=False)
         if self._status:
             self._status.start()
@@ -38,7 +36,7 @@ class LiveTable:
 
     def note(self, text: str) -> None:
         """See ``training.loop.Observer``."""
-        note(self._console, text)
+        self._console.note(text)
 
     def step(self, metrics: dict[str, float]) -> None:
         """See ``training.loop.Observer``."""

@@ -1,18 +1,15 @@
 """``forkpoint temperature``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from forkpoint.cli.options import Recipe, SampledModel, note, say, stoppable, table, title
+from forkpoint.cli.options import Recipe, SampledModel
+from forkpoint.cli.terminal import SafeConsole, table
 from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console
-
     from forkpoint.analysis.temperature import TemperatureSettings
-    from forkpoint.runs.results import Estimate, Temperature, TemperatureSweep
+    from forkpoint.runs.results import Temperature
 
 
 def temperature(
@@ -41,15 +38,12 @@ def temperature(
         With commas between; 0 is greedy. Default 0,0.05,0.3,0.6,1,2,3,5.
     """
     from forkpoint.analysis.temperature import measure_temperature
-    from forkpoint.cli.console import SafeConsole
 
     settings = _settings(threshold, percentile, temperatures)
     config = sampled.config(recipe, sampled.model)
     console = SafeConsole()
-    with stoppable(console, "finished points are kept, the same command goes on") as stop:
-        found = measure_temperature(
-            config, settings, run_dir, stop, lambda text: note(console, text)
-        )
+    with console.stoppable("finished points are kept, the same command goes on") as stop:
+        found = measure_temperature(config, settings, run_dir, stop, console.note)
     show(console, found, run_dir)
     return 0
 
@@ -74,16 +68,12 @@ def _settings(
     )
 
 
-# ---- the table on a terminal --------------------------------------------------------------------
-
-
-def show(console: "Console", found: "Temperature", root: Path) -> None:
+def show(console: SafeConsole, found: "Temperature", root: Path) -> None:
     """Both sweeps."""
     percentile = found.threshold_percentile
     which = "" if percentile is None else f", the {percentile:g}th percentile"
-    title(console, root)
-    say(
-        console,
+    console.title(root)
+    console.say(
         f"{found.model} on {found.task}: {found.problems} problems x {found.samples} samples at "
         "each point",
         f"forks: H > {found.entropy_threshold:.3f} nats{which}; {found.share_above:.1%} of the "
@@ -91,26 +81,16 @@ def show(console: "Console", found: "Temperature", root: Path) -> None:
         "accuracy, and its difference to plain sampling on the same problems in points, with 95 % "
         "intervals over problems:",
     )
-    console.print(_table(found.sweeps))
-
-
-def _table(sweeps: "Sequence[TemperatureSweep]") -> Any:
     points = table("forks", "rest", "accuracy", "difference", "tokens", "truncated")
-    for sweep in sweeps:
+    for sweep in found.sweeps:
         for point in sweep.points:
-            varied = f"{point.temperature:g}"
+            varied, gain = f"{point.temperature:g}", point.difference
             points.add_row(
                 *((varied, "1") if sweep.varied == "forks" else ("1", varied)),
                 point.accuracy.percent(),
-                _points(point.difference),
+                f"{100 * gain.value:+.1f}{gain.ends('{:+.1f}', 100)}" if gain else "-",
                 f"{point.length_mean:.1f}",
                 f"{point.truncated_fraction:.1%}",
             )
         points.add_section()
-    return points
-
-
-def _points(difference: "Estimate | None") -> str:
-    if difference is None:
-        return "-"
-    return f"{100 * difference.value:+.1f}{difference.ends('{:+.1f}', 100)}"
+    console.print(points)

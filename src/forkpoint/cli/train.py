@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forkpoint.cli.options import Overrides, say
-from forkpoint.cli.terminal import visible
+from forkpoint.cli.options import Overrides
+from forkpoint.cli.terminal import SafeConsole, StopFlag, visible
 from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,28 +36,34 @@ def train(
     dry_run
         Print the resolved configuration and what would run, then stop.
     """
-    config = _config(recipe, set_ or [], run_dir, resume)
+    from forkpoint.config import load_config
+    from forkpoint.runs.directory import check_schema
+
+    source = recipe
+    if resume and recipe is None:
+        if run_dir is None:
+            raise ConfigError("--resume needs the run to go on with: --run-dir DIR")
+        check_schema(run_dir)
+        source = run_dir / "config.json"
+    config: RunConfig = load_config(source, set_ or [])
     root = run_dir or Path("runs") / config.name
     if dry_run:
         print(json.dumps(config.model_dump(mode="json"), indent=2))
         print(visible(describe(config, root), newlines=True))
         return 0
-    from forkpoint.cli.console import SafeConsole
     from forkpoint.cli.table import LiveTable
     from forkpoint.training.loop import train as run
-    from forkpoint.training.stop import StopFlag
 
     console = SafeConsole()
     with StopFlag() as stop, LiveTable(console, config.training.steps, str(root)) as table:
-        outcome = run(config, root, resume=resume, observer=table, stop=stop)
+        outcome = run(config, root, resume=resume, observer=table, should_stop=stop)
     if outcome.stopped:
-        say(
-            console,
+        console.say(
             f"stopped after step {outcome.state.step}; go on with "
             f"forkpoint train --resume --run-dir {root}",
         )
         return stop.exit_code
-    say(console, f"done: {root}; look at it with forkpoint report {root}")
+    console.say(f"done: {root}; look at it with forkpoint report {root}")
     return 0
 
 
@@ -79,17 +85,3 @@ def describe(config: "RunConfig", root: Path) -> str:
         f"{s.scope}, entropy {s.entropy}, divided by {c.loss.denominator}\n"
         f"{c.training.mini_batches} optimizer updates a step, lr {c.optim.lr:g}"
     )
-
-
-def _config(
-    recipe: Path | None, overrides: list[str], run_dir: Path | None, resume: bool
-) -> "RunConfig":
-    from forkpoint.config import load_config
-    from forkpoint.runs.directory import check_schema
-
-    if resume and recipe is None:
-        if run_dir is None:
-            raise ConfigError("--resume needs the run to go on with: --run-dir DIR")
-        check_schema(run_dir)
-        return load_config(run_dir / "config.json", overrides)
-    return load_config(recipe, overrides)

@@ -134,14 +134,12 @@ def _fields_at(loc: Iterable[int | str]) -> list[str]:
     models: list[type[BaseModel]] = [RunConfig]
     for part in loc:
         nested = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        tagged = [m for m in models if _tag_of(m) == part]
+        types = [
+            m.model_fields["type"].annotation if "type" in m.model_fields else None for m in models
+        ]
+        tagged = [m for m, tag in zip(models, types, strict=True) if part in get_args(tag)]
         models = [m for a in nested for m in _models_in(a)] or tagged or models
     return [name for m in models for name in m.model_fields]
-
-
-def _tag_of(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("type")
-    return get_args(field.annotation)[0] if field else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

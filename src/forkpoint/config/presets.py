@@ -11,6 +11,12 @@ from typing import Any
 _PAPER: dict[str, Any] = {
     "selection": {"scope": "minibatch", "entropy": "current", "ties": "keep", "rounding": "ceil"},
 }
+_MICROBATCH = {
+    "scope": "microbatch",
+    "entropy": "current",
+    "rounding": "ceil",
+    "zero_advantage_in_pool": True,
+}
 
 SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     # Exact k over the whole step, ties broken by a total order, known before the first update.
@@ -23,36 +29,17 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
     "paper-v1": _PAPER,
     # top-k inside one micro-batch, each micro-batch's mean weighted by its share of sequences.
     "authors-code": {
-        "selection": {
-            "scope": "microbatch",
-            "entropy": "current",
-            "ties": "order",
-            "rounding": "ceil",
-            "zero_advantage_in_pool": True,
-        },
+        "selection": {**_MICROBATCH, "ties": "order"},
         "loss": {"dual_clip": 10.0, "penalties_on": "all"},
     },
     # torch.quantile's linear interpolation inside one micro-batch.
     "trl": {
-        "selection": {
-            "scope": "microbatch",
-            "entropy": "current",
-            "ties": "quantile",
-            "rounding": "ceil",
-            "zero_advantage_in_pool": True,
-        },
+        "selection": {**_MICROBATCH, "ties": "quantile"},
         "loss": {"penalties_on": "all"},
     },
     # The same, and the threshold is taken before truncated completions are left out.
     "ms-swift": {
-        "selection": {
-            "scope": "microbatch",
-            "entropy": "current",
-            "ties": "quantile",
-            "rounding": "ceil",
-            "zero_advantage_in_pool": True,
-            "truncated_in_pool": True,
-        },
+        "selection": {**_MICROBATCH, "ties": "quantile", "truncated_in_pool": True},
         "loss": {"penalties_on": "all"},
     },
     # Each sequence for itself, with the entropies of the sampling policy.
@@ -69,27 +56,18 @@ SELECTION_PRESETS: dict[str, dict[str, Any]] = {
 }
 """Name -> settings of [selection] and [loss]."""
 
+
+def _objective(surrogate: str, low: float, high: float, advantage: str = "grpo") -> dict[str, Any]:
+    loss = {"surrogate": surrogate, "clip_low": low, "clip_high": high}
+    return {"loss": loss, "advantage": {"kind": advantage}}
+
+
 LOSS_PRESETS: dict[str, dict[str, Any]] = {
-    "dapo": {
-        "loss": {"surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28},
-        "advantage": {"kind": "grpo"},
-    },
-    "grpo": {
-        "loss": {"surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2},
-        "advantage": {"kind": "grpo"},
-    },
-    "dr_grpo": {
-        "loss": {"surrogate": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2},
-        "advantage": {"kind": "dr_grpo"},
-    },
-    "gspo": {
-        "loss": {"surrogate": "gspo", "clip_low": 3e-4, "clip_high": 4e-4},
-        "advantage": {"kind": "grpo"},
-    },
-    "cispo": {
-        "loss": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.28},
-        "advantage": {"kind": "grpo"},
-    },
+    "dapo": _objective("ppo_clip", 0.2, 0.28),
+    "grpo": _objective("ppo_clip", 0.2, 0.2),
+    "dr_grpo": _objective("ppo_clip", 0.2, 0.2, "dr_grpo"),
+    "gspo": _objective("gspo", 3e-4, 4e-4),
+    "cispo": _objective("cispo", 1.0, 0.28),
 }
 """Name -> settings of [loss] and [advantage]. ``clip_low = 1``: no lower bound (ratio >= 0)."""
 

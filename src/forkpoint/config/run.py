@@ -4,44 +4,29 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from forkpoint.config import stages
 from forkpoint.config.presets import apply_presets
-from forkpoint.config.stages import (
-    AdvantageConfig,
-    CheckpointConfig,
-    EvaluationConfig,
-    LabTaskConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    OverlongConfig,
-    RewardConfig,
-    RolloutConfig,
-    ScoringConfig,
-    SelectionConfig,
-    Stage,
-    TaskConfig,
-    TaskRewardConfig,
-    TrainingConfig,
-)
 
 
-class RunConfig(Stage):
+class RunConfig(stages.Stage):
     """Everything that decides a run's result. Presets are resolved: the dump names every value."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: ModelConfig = ModelConfig()
-    task: TaskConfig = LabTaskConfig()
-    rewards: tuple[RewardConfig, ...] = Field(default=(TaskRewardConfig(),), min_length=1)
-    scoring: ScoringConfig = ScoringConfig()
-    overlong: OverlongConfig = OverlongConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    advantage: AdvantageConfig = AdvantageConfig()
-    selection: SelectionConfig = SelectionConfig()
-    loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
-    training: TrainingConfig = TrainingConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    model: stages.ModelConfig = stages.ModelConfig()
+    task: stages.TaskConfig = stages.LabTaskConfig()
+    rewards: tuple[stages.RewardConfig, ...] = Field(
+        default=(stages.TaskRewardConfig(),), min_length=1
+    )
+    scoring: stages.ScoringConfig = stages.ScoringConfig()
+    overlong: stages.OverlongConfig = stages.OverlongConfig()
+    rollout: stages.RolloutConfig = stages.RolloutConfig()
+    advantage: stages.AdvantageConfig = stages.AdvantageConfig()
+    selection: stages.SelectionConfig = stages.SelectionConfig()
+    loss: stages.LossConfig = stages.LossConfig()
+    optim: stages.OptimConfig = stages.OptimConfig()
+    training: stages.TrainingConfig = stages.TrainingConfig()
+    checkpoint: stages.CheckpointConfig = stages.CheckpointConfig()
+    evaluation: stages.EvaluationConfig = stages.EvaluationConfig()
 
     @property
     def task_name(self) -> str:

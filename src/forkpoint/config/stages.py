@@ -13,9 +13,6 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# ---- model --------------------------------------------------------------------------------------
-
-
 class ModelConfig(Stage):
     """Which model, and how it is held."""
 
@@ -30,9 +27,6 @@ class ModelConfig(Stage):
     """Tree rows are cheapest by ``flex_attention`` on a GPU; ``flash_attention_2`` takes none."""
     gradient_checkpointing: bool = False
     """Run each layer again in backward instead of keeping its activations."""
-
-
-# ---- tasks --------------------------------------------------------------------------------------
 
 
 class LabTaskConfig(Stage):
@@ -93,9 +87,6 @@ class DataTaskConfig(Stage):
 
 
 TaskConfig = Annotated[LabTaskConfig | GymTaskConfig | DataTaskConfig, Field(discriminator="type")]
-
-
-# ---- rewards ------------------------------------------------------------------------------------
 
 
 class VerifierConfig(Stage):
@@ -171,9 +162,6 @@ class OverlongConfig(Stage):
     buffer: int = Field(default=0, ge=0)
     """Tokens before ``rollout.max_new_tokens`` where the punishment starts; 0: none."""
     penalty: float = Field(default=1.0, ge=0)
-
-
-# ---- rollouts -----------------------------------------------------------------------------------
 
 
 class RolloutConfig(Stage):

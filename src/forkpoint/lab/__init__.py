@@ -9,9 +9,8 @@ shipped in ``base/``; reinforcement learning teaches it to win.
 
 from pathlib import Path
 
-from forkpoint.lab.problems import draw_problem
+from forkpoint.lab.problems import draw_problem, verify
 from forkpoint.lab.truth import ForkDetection, fork_detection, truth_of
-from forkpoint.lab.verifier import verify
 from forkpoint.lab.world import EOS, LabWorld, Walk
 
 BASE_POLICY = Path(__file__).parent / "base"

@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from forkpoint.entropy.logits import logits_stats
-from forkpoint.lab.problems import draw_problem
-from forkpoint.lab.tokenizer import build_tokenizer
+from forkpoint.lab.problems import Split, draw_problem
 from forkpoint.lab.truth import ForkDetection, fork_detection, truth_of
-from forkpoint.lab.world import LabWorld, demonstrate
+from forkpoint.lab.world import EOS, LabWorld, demonstrate
 from forkpoint.randomness import stream
+from forkpoint.types import Problem
 
 STEPS = 900
 DEMONSTRATIONS = 64
 PEAK_LR = 3e-3
 IGNORED = -100
+PAD = "<pad>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{readme}\ntrained in {minutes:.1f} minutes")
 
 
+def build_tokenizer(world: LabWorld) -> Any:
+    """A ``PreTrainedTokenizerFast`` of the world's words; an unknown word is an error."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [PAD, EOS, *world.vocabulary()]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
 def build_model(world: LabWorld, tokenizer: Any, seed: int) -> Any:
     """An untrained policy with seeded weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -94,7 +108,9 @@ def train_base_policy(world: LabWorld, tokenizer: Any, *, seed: int, steps: int)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
     for step in range(steps):
         serials = range(step * DEMONSTRATIONS, (step + 1) * DEMONSTRATIONS)
-        ids_BL, labels_BL = _batch([_demonstration(world, tokenizer, seed, s) for s in serials])
+        ids_BL, labels_BL = _batch(
+            [_ids(tokenizer, *_demonstration(world, seed, serial, "train")) for serial in serials]
+        )
         loss = model(input_ids=ids_BL, labels=labels_BL).loss
         optimizer.zero_grad()
         loss.backward()
@@ -113,14 +129,12 @@ def entropy_error(
     """Compare a policy's entropy with the truth along demonstrations of held-out problems."""
     true, measured, forks = [], [], []
     for serial in range(demonstrations):
-        problem = draw_problem(world, seed=seed, serial=serial, split="held_out")
-        numbers, goal = problem.columns["numbers"], problem.columns["goal"]
-        words = demonstrate(world, numbers, goal, stream(seed, "lab demonstration", serial))
-        prompt = tokenizer(problem.prompt)["input_ids"]
-        ids = torch.tensor(prompt + tokenizer.convert_tokens_to_ids(words))
+        problem, words = _demonstration(world, seed, serial, "held_out")
+        prompt, answer = _ids(tokenizer, problem, words)
+        ids = torch.tensor(prompt + answer)
         logits_RV = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1]
         measured += logits_stats(logits_RV, ids[len(prompt) :], 1.0)[1].tolist()
-        truth = truth_of(world, numbers, goal, words)
+        truth = truth_of(world, problem.columns["numbers"], problem.columns["goal"], words)
         true += truth.entropies
         forks += truth.forks
     true, measured, fork = np.array(true), np.array(measured), np.array(forks)
@@ -137,16 +151,16 @@ def entropy_error(
 
 
 def _demonstration(
-    world: LabWorld, tokenizer: Any, seed: int, serial: int
-) -> tuple[list[int], list[int]]:
-    """Token ids of a problem and of a random play of it."""
-    problem = draw_problem(world, seed=seed, serial=serial, split="train")
-    words = demonstrate(
-        world,
-        problem.columns["numbers"],
-        problem.columns["goal"],
-        stream(seed, "lab demonstration", serial),
-    )
+    world: LabWorld, seed: int, serial: int, split: Split
+) -> tuple[Problem, list[str]]:
+    """A problem and a random play of it."""
+    problem = draw_problem(world, seed=seed, serial=serial, split=split)
+    numbers, goal = problem.columns["numbers"], problem.columns["goal"]
+    return problem, demonstrate(world, numbers, goal, stream(seed, "lab demonstration", serial))
+
+
+def _ids(tokenizer: Any, problem: Problem, words: list[str]) -> tuple[list[int], list[int]]:
+    """Token ids of a problem and of an answer to it."""
     return tokenizer(problem.prompt)["input_ids"], tokenizer.convert_tokens_to_ids(words)
 
 

@@ -1,10 +1,10 @@
-"""Problems of the laboratory world, training and held-out ones apart."""
+"""Problems of the laboratory world, training and held-out ones apart, and who solved them."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from forkpoint.lab.world import LabWorld, legal_moves, number
+from forkpoint.lab.world import EOS, IllegalWordError, LabWorld, Walk, legal_moves, number
 from forkpoint.randomness import stream
 from forkpoint.types import Problem
 
@@ -32,7 +32,7 @@ def draw_problem(world: LabWorld, *, seed: int, serial: int, split: Split) -> Pr
         if left[0] >= 1 and split_of(numbers, left[0]) == split:
             return Problem(
                 id=f"lab/{split}/{'-'.join(map(str, numbers))}={left[0]}",
-                prompt=prompt_text(numbers, left[0]),
+                prompt=f"{' '.join(map(number, numbers))} goal {number(left[0])} :",
                 columns={"numbers": tuple(numbers), "goal": left[0]},
             )
 
@@ -45,6 +45,18 @@ def split_of(numbers: Sequence[int], goal: int) -> Split:
     return "held_out" if int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0 else "train"
 
 
-def prompt_text(numbers: Sequence[int], goal: int) -> str:
-    """``n3 n5 n2 goal n16 :``"""
-    return f"{' '.join(map(number, numbers))} goal {number(goal)} :"
+def verify(world: LabWorld, columns: Mapping[str, Any], text: str) -> float:
+    """1.0 if every word of ``text`` is legal and the last one declares a true win, else 0.0.
+
+    Args:
+        columns: ``numbers`` and ``goal`` of the problem.
+        text: a completion without special tokens; anything else than a legal game is 0.0, never
+            an error.
+    """
+    walk = Walk(world, columns["numbers"], columns["goal"])
+    try:
+        for word in text.split():
+            walk.advance(word)
+    except IllegalWordError:
+        return 0.0
+    return 1.0 if walk.won and walk.distribution() == {EOS: 1.0} else 0.0

@@ -12,7 +12,7 @@ from forkpoint.lab.world import IllegalWordError, LabWorld, Walk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """Of each word of a text; after the first illegal word nothing is true any more."""
+    """What is true of each word of a text, up to its first illegal word."""
 
     forks: tuple[bool, ...]
     """Whether more than one word could stand here."""

@@ -35,7 +35,7 @@ class LabWorld:
     """Results must lie in 0..max_result."""
     max_tries: int = 5
     again_probability: float = 0.25
-    """Of trying again after a failure; at the last try the player must stop."""
+    """The probability of trying again after a failure; at the last try the player must stop."""
     verbosity: int = 2
     """How much is forced between two decisions, and so the share of true forks:
     0 says only the decisions and the result (``n3 n5 + n8 ;``), 1 spells out the step, 2 also what
@@ -124,7 +124,11 @@ class Walk:
         if word not in self.distribution():
             raise IllegalWordError(f"{word!r} where one of {list(self.distribution())} may follow")
         if self._stage == "again":
-            self._answer_again(word)
+            if word == "again":
+                self._begin_try()
+            else:
+                self._stage = ""
+                self._forced.append(EOS)
         else:
             self._moves = [move for move in self._moves if self._word(move) == word]
             self._continue_move(word)
@@ -181,13 +185,6 @@ class Walk:
         elif self._tries == self.world.max_tries:
             self._stage = ""
             self._forced += ["stop", EOS]
-
-    def _answer_again(self, word: str) -> None:
-        if word == "again":
-            self._begin_try()
-        else:
-            self._stage = ""
-            self._forced.append(EOS)
 
 
 def demonstrate(

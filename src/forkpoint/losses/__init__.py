@@ -1,8 +1,7 @@
 """The objective as three tables that do not know each other: surrogate, penalties, denominator."""
 
 from forkpoint.losses.denominators import DENOMINATORS, with_coefficients
-from forkpoint.losses.penalties import KL_ESTIMATORS
-from forkpoint.losses.policy_loss import policy_loss
+from forkpoint.losses.policy_loss import KL_ESTIMATORS, policy_loss
 from forkpoint.losses.surrogates import SURROGATES
 
 __all__ = ["DENOMINATORS", "KL_ESTIMATORS", "SURROGATES", "policy_loss", "with_coefficients"]

@@ -51,64 +51,40 @@ class Measures:
     step: StepTotals
 
 
-Denominator: TypeAlias = Callable[[TokenBatch, Tensor, Measures], Tensor]
-"""(mini-batch, weights_T, measures) -> coefficients_T."""
+Denominator: TypeAlias = Callable[[TokenBatch, Tensor, Measures], Tensor | float]
+"""(mini-batch, weights_T, measures) -> what each token's weight is divided by."""
 
 
-def selected(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    return _divide(weights_T, weights_T.sum())
+def _sequence(batch: TokenBatch, counted_T: Tensor) -> Tensor:
+    """The number of sequences times what is counted of a token's own sequence."""
+    total_B = _sum_by(batch.sequence_T, counted_T, batch.num_sequences)
+    return (batch.num_sequences * total_B)[batch.sequence_T]
 
 
-def all_tokens(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    return _divide(weights_T, batch.mask_T.sum())
-
-
-def all_per_update(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    return _divide(weights_T, measures.step.mask_tokens / measures.step.updates)
-
-
-def sampled_of_step(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    return _divide(weights_T, measures.step.sampled_tokens)
-
-
-def sequence(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    length_B = _sum_by(batch.sequence_T, batch.mask_T.double(), batch.num_sequences)
-    return _divide(weights_T, (batch.num_sequences * length_B)[batch.sequence_T])
-
-
-def sequence_selected(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    total_B = _sum_by(batch.sequence_T, weights_T, batch.num_sequences)
-    return _divide(weights_T, (batch.num_sequences * total_B)[batch.sequence_T])
-
-
-def microbatch_selected(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
+def _microbatch_selected(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
     groups_T = measures.groups_T
     num_groups = int(groups_T.max()) + 1 if len(groups_T) else 0
     total_M = _sum_by(groups_T, weights_T, num_groups)
-    first_T = batch.position_T == 0
-    sequences_M = _sum_by(groups_T, first_T.double(), num_groups)
-    share_M = sequences_M / batch.num_sequences
-    return _divide(weights_T, (total_M / share_M)[groups_T])
-
-
-def constant(batch: TokenBatch, weights_T: Tensor, measures: Measures) -> Tensor:
-    return _divide(weights_T, batch.num_sequences * measures.longest)
+    sequences_M = _sum_by(groups_T, (batch.position_T == 0).double(), num_groups)
+    return (total_M / (sequences_M / batch.num_sequences))[groups_T]
 
 
 DENOMINATORS: dict[str, Denominator] = {
-    "selected": selected,
-    "all": all_tokens,
-    "all_per_update": all_per_update,
-    "sampled_of_step": sampled_of_step,
-    "sequence": sequence,
-    "sequence_selected": sequence_selected,
-    "microbatch_selected": microbatch_selected,
-    "constant": constant,
+    "selected": lambda batch, weights_T, measures: weights_T.sum(),
+    "all": lambda batch, weights_T, measures: batch.mask_T.sum(),
+    "all_per_update": lambda batch, weights_T, measures: (
+        measures.step.mask_tokens / measures.step.updates
+    ),
+    "sampled_of_step": lambda batch, weights_T, measures: measures.step.sampled_tokens,
+    "sequence": lambda batch, weights_T, measures: _sequence(batch, batch.mask_T.double()),
+    "sequence_selected": lambda batch, weights_T, measures: _sequence(batch, weights_T),
+    "microbatch_selected": _microbatch_selected,
+    "constant": lambda batch, weights_T, measures: batch.num_sequences * measures.longest,
 }
 
 
 def step_totals(batch: TokenBatch, updates: int) -> StepTotals:
-    """Of a whole step that is trained on in so many updates."""
+    """What is counted of a whole step that is trained on in so many updates."""
     return StepTotals(
         mask_tokens=int(batch.mask_T.sum()), sampled_tokens=batch.num_tokens, updates=updates
     )
@@ -138,12 +114,13 @@ def with_coefficients(
         longest=loss.constant_tokens or config.rollout.max_new_tokens,
         step=step or step_totals(batch, updates=1),
     )
-    coefficients_T = denominator(batch, weights_T, measures)
+    coefficients_T = _divide(weights_T, denominator(batch, weights_T, measures))
     penalties_T = None
     if loss.kl_coefficient or loss.entropy_bonus:
         penalties_T = coefficients_T
         if loss.penalties_on == "all":
-            penalties_T = denominator(batch, batch.mask_T.float(), measures)
+            every_T = batch.mask_T.float()
+            penalties_T = _divide(every_T, denominator(batch, every_T, measures))
     return batch.with_streams(
         weights_T=weights_T,
         coefficients_T=coefficients_T,

@@ -1,12 +1,24 @@
-"""The loss of a micro-batch: coefficients times surrogates, summed."""
+"""The loss of a micro-batch: coefficients times surrogates, summed, and its penalties."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from forkpoint.config.stages import LossConfig
-from forkpoint.losses.penalties import KL_ESTIMATORS
 from forkpoint.losses.surrogates import LOG_RATIO_BOUND, NEEDS_WHOLE_SEQUENCES, SURROGATES
 from forkpoint.types import LossOutput, Metric, TokenBatch, TokenStats
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "k2": lambda difference_R: difference_R.square() / 2,
+    "k3": lambda difference_R: difference_R.exp() - difference_R - 1,
+}
+"""Per token, of KL(policy, frozen reference) with d = ln pi_ref - ln pi, for tokens sampled from pi
+(http://joschu.net/blog/kl-approx.html):
+
+    k2 = d^2 / 2            biased value, unbiased gradient of KL(pi, pi_ref)
+    k3 = exp(d) - d - 1     unbiased value, >= 0; the field's default
+"""
 
 
 def needed_rows(batch: TokenBatch, config: LossConfig) -> Tensor:

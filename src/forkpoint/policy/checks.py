@@ -1,4 +1,4 @@
-"""What is asked of every model when it is loaded: is a sequence's number its own?"""
+"""What is checked of every model when it is loaded: a sequence's numbers must be its own."""
 
 import logging
 from typing import Any
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
-from forkpoint.policy.body import causal_lm, config_field, name_of
-from forkpoint.policy.lengths import longest_readable
+from forkpoint.policy.body import causal_lm, config_field, longest_readable, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ FAULTS = (
     *(ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError),
     *(AssertionError, NotImplementedError, StopIteration),
 )
-"""What a model of transformers may raise that is asked in a way it does not know."""
+"""What a model of transformers may raise when it is called in a way it does not support."""
 
 SOFTCAP = "attn_logit_softcapping"
 """The config's field for a cap on attention scores (Gemma 2), which sdpa cannot apply."""

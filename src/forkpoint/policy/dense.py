@@ -42,7 +42,7 @@ def dense_stats(
 
 
 def dense_flops(model: nn.Module, lines: int, width: int, *, learns: bool) -> float:
-    """Of a pass over a padded rectangle, every logit computed.
+    """Operations of a pass over a padded rectangle, every logit computed.
 
     Args:
         learns: with its backward pass.

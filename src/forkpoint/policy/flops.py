@@ -14,8 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from forkpoint.policy.body import body_of, config_field
-from forkpoint.policy.checkpointing import runs_again
+from forkpoint.policy.body import body_of, config_field, runs_again
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Fields of a config: experts of a layer."""
@@ -29,7 +28,7 @@ EXPERTS_PER_TOKEN = (
 
 @dataclass(slots=True)
 class Work:
-    """What a policy has run since it was last asked. Made by ``PolicyModule``."""
+    """What a policy has run since ``take_work`` was last called. Made by ``PolicyModule``."""
 
     body_tokens: int = 0
     """Tokens the layers ran on with gradient, padding included."""
@@ -48,17 +47,16 @@ class Work:
     def metrics(self) -> dict[str, float]:
         """``work/..``, and the shares of the dense way's work that were not done."""
         return {f"work/{name}": getattr(self, name) for name in self.__slots__} | {
-            "work/tokens_saved_fraction": _saved(self.body_tokens, self.dense_tokens),
-            "work/flops_saved_fraction": _saved(self.flops, self.dense_flops),
+            f"work/{name}_saved_fraction": 1 - run / dense if dense else 0.0
+            for name, run, dense in (
+                ("tokens", self.body_tokens, self.dense_tokens),
+                ("flops", self.flops, self.dense_flops),
+            )
         }
 
 
-def _saved(run: float, dense: float) -> float:
-    return 1 - run / dense if dense else 0.0
-
-
 def body_flops(model: Any, tokens: int, pairs: int, *, learns: bool = False) -> float:
-    """Of a pass of the layers.
+    """Operations of a pass of the layers.
 
     Args:
         tokens: padding included.
@@ -71,7 +69,7 @@ def body_flops(model: Any, tokens: int, pairs: int, *, learns: bool = False) -> 
 
 
 def head_flops(model: Any, rows: int) -> float:
-    """Of one forward pass of the language-model head over ``rows`` hidden states."""
+    """Operations of one forward pass of the language-model head over ``rows`` hidden states."""
     vocabulary, width = model.get_output_embeddings().weight.shape
     return 2.0 * rows * vocabulary * width
 
@@ -81,12 +79,8 @@ _SHAPES: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 
 def body_shape(body: Any) -> tuple[int, int]:
     """Weights of the layers' matrices that one token meets, and layers x attention width."""
-    if body not in _SHAPES:
-        _SHAPES[body] = _shape(body)
-    return _SHAPES[body]
-
-
-def _shape(body: Any) -> tuple[int, int]:
+    if body in _SHAPES:
+        return _SHAPES[body]
     config = body.config.get_text_config()
     share = _active_share(config)
     matrices = 0.0
@@ -99,7 +93,8 @@ def _shape(body: Any) -> tuple[int, int]:
                 matrices += weight.numel() * (share if routed else 1.0)
     heads = config_field(config, "num_attention_heads", 1)
     depth = config_field(config, "head_dim") or config_field(config, "hidden_size", heads) // heads
-    return round(matrices), heads * depth * config_field(config, "num_hidden_layers", 1)
+    attention = heads * depth * config_field(config, "num_hidden_layers", 1)
+    return _SHAPES.setdefault(body, (round(matrices), attention))
 
 
 def _active_share(config: Any) -> float:

@@ -15,7 +15,7 @@ Layers: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceKeys:
-    """Of one sequence. Made by engines and ``keys_of``; eaten by ``row_cache``."""
+    """Of one sequence. Made by engines and ``keys_of``; read by ``row_cache``."""
 
     prompt: Layers
     """Samples of one prompt share it."""

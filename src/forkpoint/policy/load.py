@@ -11,16 +11,15 @@ import torch
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import ModelError
 from forkpoint.hub import prepare_hub
-from forkpoint.policy.body import name_of
-from forkpoint.policy.checkpointing import enable_checkpointing
-from forkpoint.policy.checks import check_rows, settle_attention
+from forkpoint.policy.body import enable_checkpointing, name_of
+from forkpoint.policy.checks import check_rows, first_line, settle_attention
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model with what belongs to it. Made by ``load_model``; eaten by engines and ``policy``."""
+    """A model with what belongs to it. Made by ``load_model``; read by engines and ``policy``."""
 
     model: Any
     """A transformers causal LM in eval mode (no dropout: the policy must be one function)."""
@@ -50,10 +49,9 @@ def load_model(
     from safetensors import SafetensorError
 
     source = model_source(config.path)
-    folder = str(weights) if weights is not None else source
     read = partial(
         transformers.AutoModelForCausalLM.from_pretrained,
-        folder,
+        str(weights or source),
         dtype=torch.float32 if trained else getattr(torch, config.compute_dtype),
         use_safetensors=True,
         trust_remote_code=False,
@@ -68,10 +66,9 @@ def load_model(
             logger.warning("%s knows no sdpa attention: eager is used", name_of(model))
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"model.path = {config.path!r} cannot be loaded: {_first(error)}"
+            f"model.path = {config.path!r} cannot be loaded: {first_line(error)}"
         ) from error
-    tokenizer = _load_tokenizer(source, config.path)
-    _check_vocabulary(model, tokenizer, config.path)
+    tokenizer = _load_tokenizer(source, config.path, model)
     # Weights come memory-mapped from the file; fresh memory has the same alignment in every
     # process, on which the last bit of a vectorised sum can depend.
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -92,14 +89,15 @@ def model_source(path: str) -> str:
         from forkpoint.lab import BASE_POLICY
 
         return str(BASE_POLICY)
-    if path.startswith((".", "/", "~", "models/")) and not Path(path).expanduser().is_dir():
-        raise ModelError(f"model.path = {path!r}: there is no such folder")
-    if not Path(path).expanduser().is_dir():
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~", "models/")):
+            raise ModelError(f"model.path = {path!r}: there is no such folder")
         prepare_hub()
-    return str(Path(path).expanduser())
+    return str(folder)
 
 
-def _load_tokenizer(source: str, path: str) -> Any:
+def _load_tokenizer(source: str, path: str, model: Any) -> Any:
     import transformers
 
     try:
@@ -107,20 +105,17 @@ def _load_tokenizer(source: str, path: str) -> Any:
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise ModelError(
             f"model.path = {path!r} has no tokenizer that can be loaded (tokenizer.json is "
-            f"missing?): {_first(error)}"
+            f"missing?): {first_line(error)}"
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # for some models one is made up
         raise ModelError(f"model.path = {path!r} has no tokenizer: tokenizer.json is missing")
-    return tokenizer
-
-
-def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > size:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
         raise ModelError(
             f"model.path = {path!r}: the tokenizer knows {len(tokenizer)} tokens but the model's "
-            f"head has {size} rows; they do not belong together"
+            f"head has {vocabulary} rows; they do not belong together"
         )
+    return tokenizer
 
 
 def _eos_ids(model: Any, tokenizer: Any, path: str) -> tuple[int, ...]:
@@ -140,8 +135,4 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"model.device = {name!r}: {_first(error)}") from error
-
-
-def _first(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+        raise ModelError(f"model.device = {name!r}: {first_line(error)}") from error

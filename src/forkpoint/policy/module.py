@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.policy.attention import row_width
+from forkpoint.policy.body import check_length
 from forkpoint.policy.dense import dense_flops, dense_passes, dense_stats
 from forkpoint.policy.flops import Work
 from forkpoint.policy.keys import KeyStore
-from forkpoint.policy.lengths import check_length
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.policy.trial import settle_rows

@@ -126,13 +126,8 @@ def _world(device: torch.device) -> DeviceMesh:
             rank=0,
             world_size=1,
         )
-        atexit.register(_end_world)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return init_device_mesh(device.type, (dist.get_world_size(),))
-
-
-def _end_world() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.batching.padding import PaddedRows, pad_rows
+from forkpoint.batching.padding import PaddedRows, pad_rows, wanted_rows
 from forkpoint.batching.split import cut_passes, longest_first
-from forkpoint.batching.tree import Sizes, TreeRows, lay_trees, sizes_of
-from forkpoint.batching.wanted import wanted_rows
+from forkpoint.batching.tree import TreeRows, lay_trees, sizes_of
 from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
@@ -36,16 +35,13 @@ def tree_passes(
     passes: list[list[int]] = []
     for one in longest_first(lengths, max_tokens):
         sequences = [b for row in one for b in rows[row]]
-        # Packed once more by itself, a pass may come out larger; a row alone never does.
-        fits = len(one) == 1 or _laid_tokens(sizes.take(sequences), width) <= max_tokens
+        # Packed once more by itself, as ``lay_trees`` will, a pass may come out larger; a row alone
+        # never does.
+        part = sizes.take(sequences)
+        again = [part.row_length(row) for row in part.pack(width)]
+        fits = len(one) == 1 or len(again) * max(again) <= max_tokens
         passes += [sequences] if fits else [rows[row] for row in one]
     return cut_passes(passes, max_sequences)
-
-
-def _laid_tokens(sizes: Sizes, width: int) -> int:
-    """Tokens in the rectangle that ``lay_trees`` makes of some sequences, padding included."""
-    rows = sizes.pack(width)
-    return len(rows) * max(map(sizes.row_length, rows))
 
 
 def tree_stats(
@@ -82,7 +78,10 @@ def padded_passes(
 
 
 def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:
-    """The same in padded rows, each with its own prompt: for models that take no mask."""
+    """Statistics of the tokens ``wanted_T`` in padded rows, each with its own prompt.
+
+    For models that take no mask.
+    """
     rows = pad_rows(batch, wanted_T, drop_and_cut=True).to(model.device)
     hidden_BLD = body_of(model)(input_ids=rows.input_ids_BL, use_cache=False).last_hidden_state
     return _stats(model, batch, rows, hidden_BLD, temperature)

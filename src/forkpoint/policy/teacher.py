@@ -5,7 +5,7 @@ softmax, on the completions' rows alone and a chunk of rows at a time, so that t
 micro-batch never exist at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -16,13 +16,15 @@ from torch import Tensor
 from forkpoint.batching.split import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
-from forkpoint.policy.body import body_of
+from forkpoint.policy.body import body_of, check_length
 from forkpoint.policy.head import known_head
-from forkpoint.policy.lengths import check_length
 from forkpoint.types import Completion
 
 Pair: TypeAlias = tuple[Sequence[int], Completion]
 """The token ids of a prompt, and a completion of it."""
+
+STREAMS = ("logprobs", "entropies", "top_ids", "top_logprobs")
+"""What is scored, as fields of ``Completion``."""
 
 LOGITS_ELEMENTS = 2**24
 """Logits held at once (64 MiB of float32)."""
@@ -54,7 +56,8 @@ def score_completions(
     pairs = iter(pairs)
     while window := list(_window(pairs, LOOKAHEAD * max_tokens)):
         scored = {i: teacher.nothing(c) for i, (_, c) in enumerate(window) if not len(c)}
-        for indices in _micro_batches(window, max_tokens):
+        lengths = {i: len(prompt) + len(c) - 1 for i, (prompt, c) in enumerate(window) if len(c)}
+        for indices in longest_first(lengths, max_tokens):
             scored |= zip(indices, teacher.score([window[i] for i in indices]), strict=True)
         yield from (scored[i] for i in range(len(window)))
 
@@ -82,11 +85,7 @@ class _Teacher:
             np.concatenate([c.token_ids for _, c in pairs]), device=states_RX.device
         )
         step = max(1, LOGITS_ELEMENTS // self._vocabulary)
-        chunks = [
-            self._chunk(*x)
-            for x in zip(states_RX.split(step), token_ids_R.split(step), strict=True)
-        ]
-        streams = [torch.cat(stream).cpu().numpy() for stream in zip(*chunks, strict=True)]
+        streams = [x.cpu().numpy() for x in _by_rows(self._chunk, step, states_RX, token_ids_R)]
         if not np.isfinite(streams[1]).all():
             raise NumericalError("the model gave logits that are not finite")
         completions = [completion for _, completion in pairs]
@@ -117,11 +116,7 @@ class _Teacher:
         """The four streams of some rows, whose logits are held."""
         logits_RV = states_RX if self._head is None else self._head.logits(states_RX)
         step = max(1, CACHE_ELEMENTS // self._vocabulary)
-        parts = [
-            self._statistics(*x)
-            for x in zip(logits_RV.split(step), token_ids_R.split(step), strict=True)
-        ]
-        return tuple(torch.cat(stream) for stream in zip(*parts, strict=True))
+        return _by_rows(self._statistics, step, logits_RV, token_ids_R)
 
     def _statistics(self, logits_RV: Tensor, token_ids_R: Tensor) -> tuple[Tensor, ...]:
         """ln p of the tokens, H, and the most likely ids with their ln p."""
@@ -131,20 +126,20 @@ class _Teacher:
         return logprobs_R, entropy_of_logprobs(logp_RV), top.indices.int(), top.values
 
 
-def _scored(
-    completion: Completion,
-    logprobs_T: np.ndarray,
-    entropies_T: np.ndarray,
-    top_ids_TK: np.ndarray,
-    top_logprobs_TK: np.ndarray,
-) -> Completion:
-    return replace(
-        completion,
-        logprobs=logprobs_T,
-        entropies=entropies_T,
-        top_ids=top_ids_TK,
-        top_logprobs=top_logprobs_TK,
-    )
+def _by_rows(
+    streams_of: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    step: int,
+    rows_RX: Tensor,
+    ids_R: Tensor,
+) -> tuple[Tensor, ...]:
+    """The streams of all rows, computed ``step`` rows at a time."""
+    parts = map(streams_of, rows_RX.split(step), ids_R.split(step))
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def _scored(completion: Completion, *streams: np.ndarray) -> Completion:
+    """With streams that are aligned with its tokens, in the order of ``STREAMS``."""
+    return replace(completion, **dict(zip(STREAMS, streams, strict=True)))
 
 
 def _window(pairs: Iterator[Pair], max_tokens: int) -> Iterator[Pair]:
@@ -157,9 +152,3 @@ def _window(pairs: Iterator[Pair], max_tokens: int) -> Iterator[Pair]:
         taken += len(prompt) + len(completion)
         if taken >= max_tokens:
             return
-
-
-def _micro_batches(window: Sequence[Pair], max_tokens: int) -> list[list[int]]:
-    """Indices of non-empty completions, similar lengths together, padded to ``max_tokens``."""
-    lengths = {i: len(prompt) + len(c) - 1 for i, (prompt, c) in enumerate(window) if len(c)}
-    return longest_first(lengths, max_tokens)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.batching.batch import lay_out
 from forkpoint.errors import ModelError
 from forkpoint.policy.attention import hidden_windows, row_width, takes_masks
-from forkpoint.policy.body import causal_lm, name_of
+from forkpoint.policy.body import causal_lm, longest_readable, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, same_nats, some_ids
 from forkpoint.policy.dense import dense_stats
-from forkpoint.policy.lengths import longest_readable
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_stats, tree_stats
 from forkpoint.types import TokenBatch, TokenStats
@@ -165,21 +165,6 @@ def trial_batch(model: Any, width: int) -> tuple[TokenBatch, Tensor]:
         prompt = take(prompt_length)
         prompts += [prompt] * count
         completions += [take(length) for _ in range(count)]
-    lengths_B = torch.tensor([len(c) for c in completions])
-    sequence_T = torch.repeat_interleave(torch.arange(len(completions)), lengths_B)
-    position_T = torch.cat([torch.arange(len(c)) for c in completions])
-    wanted_T = (position_T % 5 == 0) | (position_T + 1 == lengths_B[sequence_T])
-    zeros_T, yes_T = torch.zeros(len(position_T)), torch.ones(len(position_T), dtype=torch.bool)
-    batch = TokenBatch(
-        prompts_B=prompts,
-        completions_B=completions,
-        sequence_ids_B=torch.arange(len(completions)),
-        token_ids_T=torch.cat(completions),
-        sequence_T=sequence_T,
-        position_T=position_T,
-        advantages_T=zeros_T,
-        mask_T=yes_T,
-        pool_T=yes_T,
-        rollout_logprobs_T=zeros_T,
-    )
-    return batch, wanted_T
+    batch = lay_out(prompts, completions, range(len(completions)))
+    last_T = batch.position_T + 1 == torch.from_numpy(batch.lengths_B)[batch.sequence_T]
+    return batch, (batch.position_T % 5 == 0) | last_T

@@ -1,6 +1,5 @@
-"""From ``[[rewards]]`` to a scorer."""
+"""From ``[[rewards]]`` to a scorer; reward functions of yours, with TRL's signature."""
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from forkpoint.config.stages import (
     TaskRewardConfig,
 )
 from forkpoint.dotted import GIVEN, resolve
-from forkpoint.errors import ConfigError, DataError
-from forkpoint.rewards.custom import CustomFunction
+from forkpoint.errors import ConfigError
 from forkpoint.rewards.scorer import OVERLONG, RewardFunction, Scorer
-from forkpoint.tasks.base import Task
+from forkpoint.tasks.base import Task, require_column
 from forkpoint.types import Completion, Problem
 from forkpoint.verifiers import FormatVerifier, IntegerVerifier, MathVerifier, Verifier
 
@@ -33,6 +31,44 @@ class OfColumns:
 
     def __call__(self, problem: Problem, completion: Completion) -> float | None:
         return self.verifier(problem.columns, completion.text)
+
+
+@dataclass(frozen=True, slots=True)
+class CustomFunction:
+    """Calls ``f(prompts=[..], completions=[..], completion_ids=[..], **columns)``.
+
+    As in TRL, a chat prompt is a list of messages and its completion a list of one, and the
+    function returns a list of numbers or None. A column that a problem lacks is None.
+    """
+
+    path: str
+
+    def __call__(self, problem: Problem, completion: Completion) -> float | None:
+        return self.batch([(problem, completion)])[0]
+
+    def batch(self, samples: Sequence[tuple[Problem, Completion]]) -> Sequence[Any]:
+        """What the function gives for several samples in one call.
+
+        Raises:
+            TypeError: it did not return a list with one reward per completion.
+        """
+        function = resolve(self.path, key="rewards.path")
+        names = dict.fromkeys(name for problem, _ in samples for name in problem.columns)
+        given = function(
+            prompts=[
+                p.prompt if isinstance(p.prompt, str) else [dict(message) for message in p.prompt]
+                for p, _ in samples
+            ],
+            completions=[
+                c.text if isinstance(p.prompt, str) else [{"role": "assistant", "content": c.text}]
+                for p, c in samples
+            ],
+            completion_ids=[completion.token_ids.tolist() for _, completion in samples],
+            **{name: [problem.columns.get(name) for problem, _ in samples] for name in names},
+        )
+        if not isinstance(given, list | tuple) or len(given) != len(samples):
+            raise TypeError(f"{self.path} must return a list with one reward per completion")
+        return given
 
 
 def build_scorer(config: RunConfig, task: Task) -> Scorer:
@@ -95,15 +131,21 @@ def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ..
             imports = getattr(task.verifier, "imports", ())
             return "task", OfColumns(task.verifier), imports
         case MathRewardConfig():
-            _require_package("math_verify", "math")
-            _require_column(task, reward.answer_column)
+            if importlib.util.find_spec("math_verify") is None:
+                raise ConfigError("this reward needs math_verify: pip install 'forkpoint[math]'")
+            _require_answer(task, reward.answer_column)
             verifier = MathVerifier(reward.answer_column)
             return "math", OfColumns(verifier), verifier.imports
         case IntegerRewardConfig():
-            _require_column(task, reward.answer_column)
+            _require_answer(task, reward.answer_column)
             return "integer", OfColumns(IntegerVerifier(reward.answer_column)), ()
         case FormatRewardConfig():
-            _require_pattern(reward.pattern)
+            try:
+                re.compile(reward.pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"rewards.pattern = {reward.pattern!r} is not a regular expression: {error}"
+                ) from error
             return "format", OfColumns(FormatVerifier(reward.pattern)), ()
         case CustomRewardConfig():
             resolve(reward.path, key="rewards.path")
@@ -111,28 +153,6 @@ def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ..
             return name, CustomFunction(reward.path), (module,)
 
 
-def _require_column(task: Task, path: str) -> None:
+def _require_answer(task: Task, path: str) -> None:
     """Check the part before the first dot; nested values are found by the verifier."""
-    name = path.split(".")[0]
-    if name in task.columns:
-        return
-    near = difflib.get_close_matches(name, task.columns, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DataError(
-        f"the data has no column {name!r} (rewards.answer_column); "
-        f"it has {', '.join(sorted(task.columns))}{hint}"
-    )
-
-
-def _require_package(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"this reward needs {module}: pip install 'forkpoint[{extra}]'")
-
-
-def _require_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"rewards.pattern = {pattern!r} is not a regular expression: {error}"
-        ) from error
+    require_column(task.columns, path.split(".")[0], "rewards.answer_column", "the data")

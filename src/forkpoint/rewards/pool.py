@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 from forkpoint.errors import Interrupted, RewardError
@@ -29,7 +29,7 @@ MOST_ATTEMPTS = 3
 CALLS_AHEAD = 256
 """Calls handed out for each worker: many, since handing out takes as long as a quick verifier."""
 POLL_S = 0.2
-"""How often it is asked whether to stop."""
+"""How often ``should_stop`` is called."""
 NOTE_S = 60.0
 """How often a line says that scoring goes on."""
 STALLED_S = 120.0
@@ -39,21 +39,41 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFunction:
+    """One part of the reward."""
+
+    name: str
+    call: Callable[[Problem, Completion], float | None]
+    """Picklable; runs in a worker. For several samples its method ``batch`` is called with a list
+    of (problem, completion)."""
+    weight: float
+    timeout_s: float
+    """Per completion."""
+    is_verifier: bool = False
+    """Whether this part is the score's verdict; of one function at most."""
+    on_timeout: Literal["wrong", "leave_out"] = "wrong"
+    """What a time-out or a full memory says: 0, or nothing."""
+    batch_size: int = 1
+    """Completions in one call."""
+    imports: tuple[str, ...] = ()
+    """Modules a worker loads when it starts: slow ones would use up the first sample's time."""
+    in_process: bool = False
+    """Called here and not in a worker, for a function that no other process can import: without a
+    limit of time or memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a reward function, for the samples with these numbers."""
 
-    name: str
-    function: Callable[[Problem, Completion], float | None]
-    """For several samples its method ``batch`` is called with a list of (problem, completion)."""
+    function: RewardFunction
     samples: tuple[int, ...]
-    timeout_s: float
-    """Per sample."""
     attempt: int = 1
 
     @property
     def limit_s(self) -> float:
         """Of the whole call."""
-        return self.timeout_s * len(self.samples)
+        return self.function.timeout_s * len(self.samples)
 
 
 class WorkerPool:
@@ -94,7 +114,7 @@ class WorkerPool:
                         self.close()
                         waiting.extendleft(map(_again, running.values()))
                         running.clear()
-                        progress.restart()
+                        progress.last = time.monotonic()
                     continue
                 call = running.pop(future, None)
                 if call is None:  # of a pool that was given up
@@ -127,7 +147,7 @@ class WorkerPool:
         )
 
     def _submit(self, call: Call, samples: Sequence[Sample]) -> Future[Any]:
-        arguments = [call.function, [samples[i] for i in call.samples]]
+        arguments = [call.function.call, [samples[i] for i in call.samples]]
         try:
             return self._pool.schedule(run, args=arguments, timeout=call.limit_s)
         except RuntimeError:  # closed, or broken by a worker that died between two calls
@@ -195,39 +215,35 @@ class _Context(SpawnContext):
 
 
 class _Progress:
-    """When something was last done, and a line a minute for who waits."""
+    """When something was last done; logs a line a minute."""
 
     def __init__(self, calls: int) -> None:
         self._calls, self._done, self._timed_out = calls, 0, 0
-        self._started = self._noted = self._last = time.monotonic()
+        self._started = self._noted = self.last = time.monotonic()
 
     def add(self, parts: Sequence[Part]) -> None:
         """Count a call that is done."""
-        self._last = time.monotonic()
+        self.last = time.monotonic()
         self._done += 1
         self._timed_out += sum(part.timed_out for part in parts)
-        if self._last - self._noted > NOTE_S:
-            self._noted = self._last
+        if self.last - self._noted > NOTE_S:
+            self._noted = self.last
             log.warning(
                 "scoring for %.0f s: %d of %d calls done, %d completions timed out",
-                *(self._last - self._started, self._done, self._calls, self._timed_out),
+                *(self.last - self._started, self._done, self._calls, self._timed_out),
             )
-
-    def restart(self) -> None:
-        """Begin again to wait for an answer."""
-        self._last = time.monotonic()
 
     def stalled(self, running: Iterable[Call]) -> bool:
         """Whether nothing was done for longer than any running call may take."""
         longest = max(call.limit_s for call in running)
-        return time.monotonic() - self._last > longest + STALLED_S
+        return time.monotonic() - self.last > longest + STALLED_S
 
 
 def _again(call: Call) -> Call:
     if call.attempt == MOST_ATTEMPTS:
         raise RewardError(
-            f"{call.name}: worker processes died {MOST_ATTEMPTS} times before they could call it; "
-            "it must be importable by its module's name, and a script that trains needs "
+            f"{call.function.name}: worker processes died {MOST_ATTEMPTS} times before they could "
+            "call it; it must be importable by its module's name, and a script that trains needs "
             "if __name__ == '__main__':"
         )
     return replace(call, attempt=call.attempt + 1)

@@ -3,13 +3,10 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted
-from forkpoint.rewards.overlong import overlong_penalty
-from forkpoint.rewards.pool import Call, WorkerPool
+from forkpoint.rewards.pool import Call, RewardFunction, WorkerPool
 from forkpoint.rewards.worker import Part, describe, evaluate
 from forkpoint.types import Completion, Problem, Score
 
@@ -18,29 +15,6 @@ OVERLONG = "overlong"
 MOST_WORKERS = 8
 """Unless ``scoring.workers`` says otherwise."""
 DEFAULTS = ScoringConfig()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardFunction:
-    """One part of the reward."""
-
-    name: str
-    call: Callable[[Problem, Completion], float | None]
-    """Picklable; runs in a worker."""
-    weight: float
-    timeout_s: float
-    """Per completion."""
-    is_verifier: bool = False
-    """Whether this part is the score's verdict; of one function at most."""
-    on_timeout: Literal["wrong", "leave_out"] = "wrong"
-    """What a time-out or a full memory says: 0, or nothing."""
-    batch_size: int = 1
-    """Completions in one call; more than 1 need a method ``batch`` of ``call``."""
-    imports: tuple[str, ...] = ()
-    """Modules a worker loads when it starts: slow ones would use up the first sample's time."""
-    in_process: bool = False
-    """Called here and not in a worker, for a function that no other process can import: without a
-    limit of time or memory."""
 
 
 class Scorer:
@@ -80,16 +54,14 @@ class Scorer:
             Interrupted: ``should_stop()`` turned true; nothing is kept.
             RewardError: a function that no worker can call.
         """
-        by_name = {f.name: f for f in self._functions}
         parts: dict[tuple[str, int], Part] = {}
         for function in self._functions:
             if function.in_process:
                 results = _called_here(function, pairs, should_stop)
                 parts |= {(function.name, i): part for i, part in enumerate(results)}
         for call, results in self._pool.results(self._calls(len(pairs)), pairs, should_stop):
-            function = by_name[call.name]
             for sample, part in zip(call.samples, results, strict=True):
-                parts[call.name, sample] = _verdict(function, part)
+                parts[call.function.name, sample] = _verdict(call.function, part)
         return [
             self._combine(completion, [parts[f.name, i] for f in self._functions])
             for i, (_, completion) in enumerate(pairs)
@@ -104,12 +76,8 @@ class Scorer:
             if function.in_process:
                 continue
             for first in range(0, count, function.batch_size):
-                yield Call(
-                    name=function.name,
-                    function=function.call,
-                    samples=tuple(range(first, min(first + function.batch_size, count))),
-                    timeout_s=function.timeout_s,
-                )
+                last = min(first + function.batch_size, count)
+                yield Call(function, tuple(range(first, last)))
 
     def _combine(self, completion: Completion, results: Sequence[Part]) -> Score:
         parts = {f.name: part.value for f, part in zip(self._functions, results, strict=True)}
@@ -117,12 +85,7 @@ class Scorer:
         weighted = [f.weight * part for f in self._functions if (part := parts[f.name]) is not None]
         complete = len(weighted) == len(self._functions)
         if self._overlong.buffer:
-            penalty = overlong_penalty(
-                len(completion.token_ids),
-                limit=self._limit,
-                buffer=self._overlong.buffer,
-                penalty=self._overlong.penalty,
-            )
+            penalty = overlong_penalty(len(completion), self._limit, self._overlong)
             parts[OVERLONG] = penalty
             weighted.append(penalty)
         errors = [part.error for part in results if part.error is not None]
@@ -133,6 +96,19 @@ class Scorer:
             error="; ".join(errors) or None,
             timed_out=any(part.timed_out for part in results),
         )
+
+
+def overlong_penalty(length: int, limit: int, config: OverlongConfig) -> float:
+    """DAPO's soft overlong punishment (2503.14476, Eq. 13) of a completion of ``length`` tokens.
+
+    0 up to ``limit - buffer`` tokens, then linearly down to ``-penalty`` at ``limit``, the most
+    tokens a completion can have:
+
+        penalty * min(0, ((limit - buffer) - length) / buffer)
+    """
+    if config.buffer == 0:
+        return 0.0
+    return config.penalty * min(0.0, (limit - config.buffer - length) / config.buffer)
 
 
 def _called_here(

@@ -28,6 +28,8 @@ LARGEST_REWARD = 1e30
 """In magnitude: squares of float64 and advantages in float32 stay finite."""
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>: the signal that a process gets when its parent ends."""
+WATCH_S = 0.5
+"""How often a worker looks for its parent, where the kernel gives no such signal."""
 NOT_THE_USERS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     str(Path(__file__).parents[1]),
@@ -127,14 +129,14 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before that
             os._exit(1)
-    else:
-        threading.Thread(target=_watch, args=[parent], daemon=True).start()
+        return
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)
 
-def _watch(parent: int, every_s: float = 0.5) -> None:
-    while os.getppid() == parent:
-        time.sleep(every_s)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _limit_memory(memory_gb: float) -> None:

@@ -6,7 +6,7 @@ from forkpoint.config import RunConfig
 from forkpoint.config.stages import RolloutConfig
 from forkpoint.dotted import call_users, resolve
 from forkpoint.errors import ConfigError
-from forkpoint.policy.lengths import check_length, context_length
+from forkpoint.policy.body import check_length, context_length
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.sampling.base import Engine

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import Interrupted, NumericalError
-from forkpoint.policy.lengths import check_length
+from forkpoint.policy.body import check_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
 from forkpoint.sampling.base import SampleRequest, SamplingSettings

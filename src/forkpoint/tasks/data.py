@@ -1,6 +1,5 @@
 """Problems from a JSONL or parquet file, or a data set of the hub."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,7 +13,7 @@ from forkpoint.hub import prepare_hub
 from forkpoint.randomness import stream
 from forkpoint.runs.rows import SUFFIXES, short
 from forkpoint.runs.rows import read_rows as read_file
-from forkpoint.tasks.base import ask
+from forkpoint.tasks.base import Task, ask, require_column
 from forkpoint.types import Message, Problem
 
 Row = Mapping[str, Any]
@@ -24,10 +23,8 @@ HELD_OUT_SPLIT = "test"
 PLACES = re.compile(r"\{(prompt|instruction)\}")
 
 
-class DataTask:
+class DataTask(Task):
     """Rows in a new seeded order every epoch; every column goes to the reward functions."""
-
-    verifier = None
 
     def __init__(self, config: DataTaskConfig) -> None:
         """
@@ -43,15 +40,14 @@ class DataTask:
         self._epoch, self._order = -1, []
         """The last epoch that was asked for, and its order of rows."""
         self.columns = frozenset(self._rows[0])
-        _require(self.columns, config.prompt_column, "task.prompt_column", config.path)
+        require_column(self.columns, config.prompt_column, "task.prompt_column", config.path)
         if config.id_column is not None:
-            _require(self.columns, config.id_column, "task.id_column", config.path)
+            require_column(self.columns, config.id_column, "task.id_column", config.path)
         self._held_out: list[Row] = []
-        self.notes: tuple[str, ...] = ()
         if held_out is not None:
             self._held_out = read_rows(*held_out)
             names = frozenset(self._held_out[0])
-            _require(names, config.prompt_column, "task.prompt_column", held_out.path)
+            require_column(names, config.prompt_column, "task.prompt_column", held_out.path)
             self.notes = _overlap(self._rows, self._held_out, config)
 
     def problem(self, serial: int) -> Problem:
@@ -190,16 +186,6 @@ def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         raise DataError(
             f"task.path = {name!r}: the hub data set cannot be loaded: {error}"
         ) from error
-
-
-def _require(columns: frozenset[str], name: str, key: str, path: str) -> None:
-    if name in columns:
-        return
-    near = difflib.get_close_matches(name, columns, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DataError(
-        f"{path} has no column {name!r} ({key}); it has {', '.join(sorted(columns))}{hint}"
-    )
 
 
 def _check_template(config: DataTaskConfig) -> None:

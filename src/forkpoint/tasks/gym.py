@@ -10,7 +10,7 @@ import hashlib
 from forkpoint.config.stages import GymTaskConfig
 from forkpoint.errors import DataError
 from forkpoint.randomness import stream
-from forkpoint.tasks.base import ask
+from forkpoint.tasks.base import Task, ask
 from forkpoint.types import Problem
 from forkpoint.verifiers.gym import GymVerifier, make_dataset
 
@@ -21,11 +21,10 @@ ATTEMPTS = 200
 """Draws to find a question of the wanted side before giving up."""
 
 
-class GymTask:
+class GymTask(Task):
     """One task of reasoning-gym."""
 
     columns = frozenset({"answer", "entry"})
-    notes = ()
 
     def __init__(self, config: GymTaskConfig) -> None:
         """
@@ -45,11 +44,9 @@ class GymTask:
             )
 
     def problem(self, serial: int) -> Problem:
-        """See ``Task.problem``."""
         return self._draw(self._config.seed, serial, held_out=False)
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
-        """See ``Task.held_out``."""
         return [self._draw(seed, serial, held_out=True) for serial in range(count)]
 
     def _draw(self, seed: int, serial: int, *, held_out: bool) -> Problem:

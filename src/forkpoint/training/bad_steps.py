@@ -94,7 +94,7 @@ def dump_batch(path: Path, batch: TokenBatch) -> None:
 
     write_atomically(path, write)
     dumps = [p for p in path.parent.iterdir() if re.fullmatch(r"step_\d+\.safetensors", p.name)]
-    for old in sorted(dumps, key=_step_of)[:-KEPT_DUMPS]:
+    for old in sorted(dumps, key=lambda p: int(p.stem.removeprefix("step_")))[:-KEPT_DUMPS]:
         old.unlink(missing_ok=True)
 
 
@@ -106,7 +106,3 @@ def _first_sequences(batch: TokenBatch) -> TokenBatch:
     if fitting == batch.num_sequences:
         return batch
     return batch.take(range(max(1, fitting)))
-
-
-def _step_of(dump: Path) -> int:
-    return int(dump.stem.removeprefix("step_"))

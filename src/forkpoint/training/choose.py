@@ -49,7 +49,7 @@ def choose(
 
 
 def _entropies(policy: PolicyModule, batch: TokenBatch, config: RunConfig) -> Tensor:
-    """Of the source that the method names: float32 [T] nats.
+    """The entropies of the source that the method names: float32 [T] nats.
 
     Raises:
         SelectionError: the engine gave a completion without entropies.

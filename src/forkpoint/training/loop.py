@@ -1,6 +1,7 @@
 """A run from beginning to end: sample, train, record, evaluate, save; and on after a crash."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.errors import Interrupted, NumericalError, RunError
-from forkpoint.evaluation.evaluate import Evaluated, evaluate
+from forkpoint.evaluation.evaluate import evaluate
 from forkpoint.policy.precision import unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
@@ -35,7 +36,6 @@ from forkpoint.training.checkpoint import (
 from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_metrics
 from forkpoint.training.parts import RunParts, build_parts
 from forkpoint.training.step import StepResult, train_step
-from forkpoint.training.stop import StopFlag
 from forkpoint.types import TokenBatch
 
 
@@ -62,9 +62,6 @@ class Outcome:
     """How a run ended."""
 
     state: RunState
-    first: Evaluated | None
-    """Before training; None when resumed, or when evaluation is off."""
-    last: Evaluated | None
     stopped: bool
     """A signal asked for it; ``--resume`` goes on."""
 
@@ -75,7 +72,7 @@ def train(
     *,
     resume: bool = False,
     observer: Observer | None = None,
-    stop: StopFlag | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Run ``config`` in the folder ``root``, from the newest complete checkpoint if resumed.
 
@@ -94,7 +91,7 @@ def train(
             RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
         )
         directory.write_environment()
-        run = _Run(config, directory, observer or Silent(), stop or StopFlag())
+        run = _Run(config, directory, observer or Silent(), should_stop)
         stack.callback(run.parts.sampling.close)
         return run.run()
 
@@ -103,9 +100,14 @@ class _Run:
     """The state of a run in progress."""
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, observer: Observer, stop: StopFlag
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        observer: Observer,
+        should_stop: Callable[[], bool],
     ) -> None:
-        self.config, self.directory, self.observer, self.stop = config, directory, observer, stop
+        self.config, self.directory, self.observer = config, directory, observer
+        self.should_stop = should_stop
         finish_removals(directory.checkpoints_dir)
         found, skipped = latest_checkpoint(directory.checkpoints_dir)
         for sentence in skipped:
@@ -125,15 +127,13 @@ class _Run:
         self.rows = RowMaker(self.parts.sampling.loaded.tokenizer, config.advantage.kind)
 
     def run(self) -> Outcome:
-        first = last = None
         try:
             if self.state.step == 0 and self._evaluates_at(0):
-                first = self._evaluate({"step": 0})
+                self._evaluate({"step": 0})
             if self.state.unevaluated is not None:
-                last = self._evaluate(self.state.unevaluated)
-                self.state = replace(self.state, unevaluated=None)
-            while self.state.step < self.config.training.steps and not self.stop():
-                last = self._step(self.state.step + 1) or last
+                self._evaluate(self.state.unevaluated)
+            while self.state.step < self.config.training.steps and not self.should_stop():
+                self._step(self.state.step + 1)
         except Interrupted:
             pass  # what was being sampled is given up; the last finished step is saved below
         except BaseException:
@@ -141,9 +141,9 @@ class _Run:
             raise
         self._save()
         finished = self.state.step >= self.config.training.steps and not self.state.unevaluated
-        return Outcome(state=self.state, first=first, last=last, stopped=not finished)
+        return Outcome(state=self.state, stopped=not finished)
 
-    def _step(self, step: int) -> Evaluated | None:
+    def _step(self, step: int) -> None:
         """One step; the state moves on when all it says is on disk."""
         started = time.perf_counter()
         rollouts, result, fault = self._sample_and_train(step)
@@ -165,15 +165,12 @@ class _Run:
         )
         if fault is not None:
             self.observer.note(f"step {step} was not trained on: {fault}")
-        evaluation = None
         if evaluates:  # interrupted here, the run is saved with the evaluation still to do
-            evaluation = self._evaluate(line)
-            self.state = replace(self.state, unevaluated=None)
+            self._evaluate(line)
         every = self.config.checkpoint.every
         if every and step % every == 0:
             self._save()
         self.bad_steps.check(fault)
-        return evaluation
 
     def _sample_and_train(
         self, step: int
@@ -225,7 +222,7 @@ class _Run:
                     step=step,
                 ),
                 first_serial=self.state.next_serial,
-                should_stop=self.stop,
+                should_stop=self.should_stop,
             )
 
     def _record(self, step: int, rollouts: StepRollouts, result: StepResult | None) -> None:
@@ -244,12 +241,12 @@ class _Run:
             return config.at_start
         return step % config.every == 0 or step == self.config.training.steps
 
-    def _evaluate(self, line: dict[str, float]) -> Evaluated:
+    def _evaluate(self, line: dict[str, float]) -> None:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
         parts, step = self.parts.sampling, int(line["step"])
         with unsharded(self.parts.policy):
-            evaluation = evaluate(parts, self.config, self.stop)
+            evaluation = evaluate(parts, self.config, self.should_stop)
         accuracy = evaluation.accuracy
         rows = (r for g in evaluation.groups for r in stored_rows(g, parts.loaded.tokenizer))
         write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)
@@ -264,7 +261,7 @@ class _Run:
                 "time/eval_s": time.perf_counter() - started,
             }
         )
-        return evaluation
+        self.state = replace(self.state, unevaluated=None)
 
     def _log(self, line: dict[str, float]) -> None:
         self.log.append(line)

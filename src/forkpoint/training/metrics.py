@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from forkpoint.sampling.collect import StepRollouts
-from forkpoint.types import Completion, FinishReason, Metric, Rollout
+from forkpoint.types import FinishReason, Metric
 
 
 def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
@@ -21,6 +21,13 @@ def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
     rewards = [r.score.reward for r in everything if r.score.reward is not None]
     lengths = [len(c.token_ids) for c in completions]
     truncated = sum(c.finish_reason is FinishReason.LENGTH for c in completions)
+    parts: defaultdict[str, Metric] = defaultdict(lambda: Metric(0.0, 0))
+    for rollout in everything:
+        for name, value in rollout.score.parts.items():
+            if value is not None:
+                parts[name] += Metric(value, 1)
+    entropies = [c.entropies for c in completions if c.entropies is not None]
+    captured = bool(completions) and len(entropies) == len(completions)
     return {
         "reward/mean": Metric(sum(rewards), len(rewards)).mean,
         "reward/accepted_groups": len(rollouts.accepted),
@@ -31,8 +38,8 @@ def rollout_metrics(rollouts: StepRollouts) -> dict[str, float]:
         "completion/tokens": sum(lengths),
         "completion/length_mean": Metric(sum(lengths), len(lengths)).mean,
         "completion/truncated_fraction": Metric(truncated, len(completions)).mean,
-        **_reward_parts(everything),
-        **_entropy_metrics(completions),
+        **{f"reward/part/{name}": metric.mean for name, metric in parts.items()},
+        **(entropy_summary(np.concatenate(entropies)) if captured else {}),
     }
 
 
@@ -56,18 +63,3 @@ def peak_memory() -> dict[str, float]:
         devices = range(torch.cuda.device_count())
         found["memory/cuda_peak_gb"] = max(map(torch.cuda.max_memory_allocated, devices)) / 1e9
     return found
-
-
-def _reward_parts(rollouts: list[Rollout]) -> dict[str, float]:
-    parts: defaultdict[str, Metric] = defaultdict(lambda: Metric(0.0, 0))
-    for rollout in rollouts:
-        for name, value in rollout.score.parts.items():
-            if value is not None:
-                parts[name] += Metric(value, 1)
-    return {f"reward/part/{name}": metric.mean for name, metric in parts.items()}
-
-
-def _entropy_metrics(completions: list[Completion]) -> dict[str, float]:
-    if not completions or any(c.entropies is None for c in completions):
-        return {}
-    return entropy_summary(np.concatenate([np.asarray(c.entropies) for c in completions]))

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from forkpoint.training.optimizer import Optimizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
-    """Made by ``build_parts``; eaten by ``training.loop``."""
+    """Made by ``build_parts``; read by ``training.loop``."""
 
     sampling: SamplingParts
     policy: PolicyModule
@@ -41,11 +42,12 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
         sampling = build_sampling(config, loaded)
         stack.callback(sampling.close)  # unless all goes well
         check_engine(sampling.engine, config)
-        reference = None
+        gradient, reference = config.training.gradient, None
         if config.loss.kl_coefficient:
             frozen = load_model(config.model).model.requires_grad_(False)
-            reference = _policy(frozen, config, trained=False)
-        policy = _policy(loaded.model, config)
+            # Only its values are wanted: there are no keys to keep.
+            reference = _policy(frozen, config, "sparse" if gradient == "local" else gradient)
+        policy = _policy(loaded.model, config, gradient)
         compute_in(policy, getattr(torch, config.model.compute_dtype))
         if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
             sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
@@ -59,12 +61,9 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     return parts
 
 
-def _policy(model: object, config: RunConfig, *, trained: bool = True) -> PolicyModule:
-    gradient = config.training.gradient
-    if not trained and gradient == "local":
-        gradient = "sparse"  # only its values are wanted: there are no keys to keep
+def _policy(model: Any, config: RunConfig, gradient: str) -> PolicyModule:
     return PolicyModule(
-        model,  # pyright: ignore[reportArgumentType]
+        model,
         gradient=gradient,
         temperature=config.rollout.temperature,
         rows=config.training.rows,

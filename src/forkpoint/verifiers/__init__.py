@@ -4,9 +4,7 @@ A verifier is a picklable callable ``(columns, text) -> score``. A task may have
 ``rewards`` names the others. Whatever text they are given, they return; nothing in it is run.
 """
 
-from forkpoint.verifiers.base import Verifier
-from forkpoint.verifiers.integer import IntegerVerifier
 from forkpoint.verifiers.math import MathVerifier
-from forkpoint.verifiers.text import FormatVerifier
+from forkpoint.verifiers.text import FormatVerifier, IntegerVerifier, Verifier
 
 __all__ = ["FormatVerifier", "IntegerVerifier", "MathVerifier", "Verifier"]

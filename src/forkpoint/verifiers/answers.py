@@ -81,7 +81,10 @@ def last_list(text: str) -> list[str]:
     """
     found = boxes(text)
     first = len(found) - 1
-    while first > 0 and _listed(text[found[first - 1].end : found[first].start]):
+    while first > 0:
+        between = text[found[first - 1].end : found[first].start]
+        if len(between) > MOST_BETWEEN or not LISTED.fullmatch(between):
+            break
         first -= 1
     return [box.content for box in found[max(first, 0) :]]
 
@@ -103,7 +106,3 @@ def boxes(text: str) -> list[Box]:
             if is_box and not (found and found[-1].start > start):
                 found.append(Box(start, token.end(), text[brace + 1 : token.start()].strip()))
     return found
-
-
-def _listed(between: str) -> bool:
-    return len(between) <= MOST_BETWEEN and LISTED.fullmatch(between) is not None

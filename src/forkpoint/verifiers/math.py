@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from forkpoint.verifiers.answers import after_thinking, last_list
-from forkpoint.verifiers.base import column
+from forkpoint.verifiers.text import column
 
 DECIMAL_COMMA = re.compile(
     r"(?!.*\\[lr]brac[ek])([^\d,;.()\[\]{}|]*\d+)(?:,|\{,\})(\d+)([^\d,;.]*)"

@@ -1,9 +1,32 @@
-"""The form of a completion."""
+"""What a verifier is, and those that need no library: the form of a completion, and the same
+integer in its last box (AIME, AMC, GSM8K)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from forkpoint.verifiers.answers import after_thinking, last_boxed
+
+Verifier: TypeAlias = Callable[[Mapping[str, Any], str], float | None]
+"""(a problem's columns, a completion's text) -> score; must be picklable: it runs in a process of
+its own that can be killed. None leaves the sample out."""
+
+INTEGER = re.compile(
+    r"([+-]?)([1-9]\d{0,2}(?:(?:,|\{,\}|,?\\[,!])\d{3})+|\d+)(?:\.0*|(?:,|\{,\})0{1,2})?"
+)
+"""Sign, digits with or without separators of thousands in LaTeX, a decimal part of zeros. Three
+digits after a comma are thousands: ``25,000`` is not 25."""
+MOST_DIGITS = 1000
+"""Longer numbers are no answers, and Python refuses to read them."""
+
+
+def column(columns: Mapping[str, Any], path: str) -> Any:
+    """A column's value; dots walk into nested ones (``reward_model.ground_truth``)."""
+    value: Any = columns
+    for part in path.split("."):
+        value = value[part]
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +37,28 @@ class FormatVerifier:
 
     def __call__(self, columns: Mapping[str, Any], text: str) -> float:
         return float(re.fullmatch(self.pattern, text, re.DOTALL) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerVerifier:
+    """1.0 if the last ``\\boxed{}`` is the same integer as the answer (AIME, AMC, GSM8K), else 0.0.
+
+    Compared as integers: ``025``, ``25`` and ``25.0`` are the same answer. Of a worked solution
+    that ends in ``#### 42`` the end counts. None if the answer is no integer.
+    """
+
+    answer_column: str
+
+    def __call__(self, columns: Mapping[str, Any], text: str) -> float | None:
+        gold = _integer(str(column(columns, self.answer_column)).rsplit("####", 1)[-1])
+        if gold is None:
+            return None
+        boxed = last_boxed(after_thinking(text))
+        return float(boxed is not None and _integer(boxed) == gold)
+
+
+def _integer(text: str) -> int | None:
+    """Exact, and never by way of a float, to which 2^53 + 1 is 2^53."""
+    text = text.replace("\\$", "").strip().strip("$").strip()
+    found = INTEGER.fullmatch(text) if len(text) <= MOST_DIGITS else None
+    return int(found[1] + re.sub(r"\D", "", found[2])) if found else None

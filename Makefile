@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
-EXTRAS := dev,gym,math,hub,gguf,figures,trl
+EXTRAS := dev,gym,math,hub,gguf,trl
 
 .PHONY: install dev demo test check format bench bench-analysis bench-gpu smollm2 clean
 

@@ -10,7 +10,7 @@ from typing import Any
 
 CORE_PACKAGES = (
     "forkpoint", "torch", "transformers", "safetensors", "numpy", "scipy", "pydantic", "cyclopts",
-    "rich", "pyarrow", "jinja2", "pebble",
+    "rich", "pyarrow", "jinja2", "pebble", "altair", "vl-convert-python",
 )  # fmt: skip
 
 EXTRAS = {
@@ -18,7 +18,6 @@ EXTRAS = {
     "gym": ("reasoning-gym", "task.type = 'gym'"),
     "hub": ("datasets", "task.path = a hub id"),
     "gguf": ("gguf", "make smollm2"),
-    "figures": ("matplotlib", "forkpoint figures"),
     "trl": ("trl", "comparisons with TRL in the tests"),
 }
 """Extra -> (its package, what needs it)."""

@@ -66,7 +66,7 @@ def here(
     return Here(monkeypatch, capsys)
 
 
-# ---- run directories of the first version ---------------------------------------------------------
+# ---- run directories of the first version ------------------------------------------------------
 
 
 @pytest.mark.parametrize(

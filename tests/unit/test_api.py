@@ -108,10 +108,10 @@ def test_token_stats_are_the_definition() -> None:
 def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = forkpoint.load_config("lab_demo", ["training.steps=7"])
-    assert (config.name, config.training.steps) == ("lab_demo", 7)
+    assert (config.name, config.training.steps) == ("demo", 7)
     (tmp_path / "lab_demo").write_text("name = 'mine'")  # a file of the user's goes first
     assert forkpoint.load_config("lab_demo").name == "mine"
-    with pytest.raises(ConfigError, match=r"did you mean lab_demo\? there are lab_demo, lab_full"):
+    with pytest.raises(ConfigError, match=r"did you mean lab_demo\?; there are lab_demo, lab_full"):
         forkpoint.load_config("lab_dmo")
 
 
@@ -142,7 +142,7 @@ def test_training_with_callables_of_this_process(tmp_path: Path) -> None:
         for path in sorted((tmp_path / "completions").rglob("*.parquet"))
         for row in read_completions([path])
     ]
-    assert len(rows) == 16
+    assert len({(row.step, row.prompt_id) for row in rows}) * 4 == len(rows) >= 16
     assert all(row.score.reward == 1 - len(row.completion) % 2 for row in rows)
     settled = _settled(tmp_path / "config.json")
     assert settled.selection.rule.startswith("python:test_training")

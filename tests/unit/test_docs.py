@@ -1,0 +1,69 @@
+"""What the documentation shows is run: its Python, and the notebook."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+WITH_SNIPPETS = [path for path in PAGES if SNIPPET.search(path.read_text(encoding="utf-8"))]
+NOTEBOOK = ROOT / "examples" / "first_look.ipynb"
+
+
+@pytest.mark.parametrize("path", WITH_SNIPPETS, ids=lambda path: path.name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    for snippet in SNIPPET.findall(path.read_text(encoding="utf-8")):
+        exec(compile(snippet, path.name, "exec"), names)
+
+
+def test_there_is_python_on_the_page_of_the_api() -> None:
+    assert ROOT / "docs" / "api.md" in WITH_SNIPPETS
+
+
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_between_files_lead_somewhere(path: Path) -> None:
+    links = LINK.findall(path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbclient
+    import nbformat
+
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # Jupyter warns without it
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    shown = [
+        output["data"]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "data" in output
+    ]
+    texts = [data.get("text/plain", "") for data in shown]
+    assert "3" in texts  # steps made
+    assert any("Estimate(value=" in text for text in texts)
+    assert any(re.search(r"False,\s+True", text) for text in texts)  # the forks of the tensor
+    assert any("of the entropy" in text for text in texts)
+    assert any("<svg" in str(data.get("image/svg+xml", "")) for data in shown)
+
+
+def test_the_notebook_is_stored_without_what_it_printed() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)

@@ -37,4 +37,4 @@ def test_an_installed_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
     assert (site / "forkpoint" / "py.typed").exists()
     recipes = {path.name for path in (site / "forkpoint" / "recipes").iterdir()}
     assert recipes == {path.name for path in (ROOT / "src/forkpoint/recipes").iterdir()}
-    assert sorted(path.name for path in here.iterdir()) == ["run"]
+    assert sorted(path.name for path in here.iterdir()) == ["report.html", "run"]

@@ -92,7 +92,7 @@ def analyze(
     Raises:
         ForkpointError: see errors.py.
     """
-    from forkpoint.analysis.analyze import AnalysisSettings, Silent
+    from forkpoint.analysis.analyze import AnalysisSettings
     from forkpoint.analysis.analyze import analyze as run
     from forkpoint.analysis.summary import SummarySettings
 
@@ -100,7 +100,7 @@ def analyze(
         rollouts=None if rollouts is None else Path(rollouts),
         summary=SummarySettings(keep_fraction=keep_fraction),
     )
-    return run(_settled(config), Path(run_dir), settings, observer=Silent())
+    return run(_settled(config), Path(run_dir), settings)
 
 
 def _settled(

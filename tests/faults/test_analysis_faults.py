@@ -25,17 +25,9 @@ PROMPT = "n3 n5 n2 goal n16 :"
 GOOD = json.dumps({"prompt": PROMPT, "completion": "pick n3 and"}).encode()
 
 
-class Quiet:
-    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
 def run(root: Path, rollouts: Path, **model: str) -> Pattern:
     config = parse_config({"model": model} if model else {})
-    return analyze(config, root, AnalysisSettings(rollouts=rollouts), observer=Quiet())
+    return analyze(config, root, AnalysisSettings(rollouts=rollouts))
 
 
 def parts(root: Path) -> list[Path]:

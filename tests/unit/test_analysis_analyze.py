@@ -1,8 +1,9 @@
 """``analyze`` end to end on the laboratory's policy: the store, resuming, and reading it back."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,23 @@ from forkpoint.tasks import build_task
 from forkpoint.types import Completion, Problem, Score
 
 
-@dataclass
 class Log:
-    """An observer that remembers, and runs ``after`` when a part is written."""
+    """What an analysis noted."""
 
-    after: Callable[[int], None] = lambda number: None
-    parts: list[tuple[int, int | None, int]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, after: Any = lambda number: None) -> None:
+        self.parts: list[tuple[int, int | None, int]] = []
+        """(number from 0, of how many, tokens)"""
+        self.notes: list[str] = []
+        self._after = after
 
-    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
-        self.parts.append((number, of, tokens))
-        self.after(number)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    def __call__(self, text: str) -> None:
+        found = re.match(r"part (\d+)(?:/(\d+))?  ([\d,]+) tokens  [\d,]+ tokens/s$", text)
+        if found is None:
+            self.notes.append(text)
+            return
+        number, of = int(found[1]) - 1, found[2] and int(found[2])
+        self.parts.append((number, of or None, int(found[3].replace(",", ""))))
+        self._after(number)
 
 
 class VerifierHere:
@@ -87,7 +91,7 @@ SETTINGS = AnalysisSettings(summary=SummarySettings(min_count=2))
 
 
 def run(root: Path, settings: AnalysisSettings = SETTINGS, **given: Any) -> Pattern:
-    return analyze(given.pop("config", config()), root, settings, observer=Log(), **given)
+    return analyze(given.pop("config", config()), root, settings, **given)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,7 @@ def done(_scorer_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished analysis; tests only read it."""
     root = tmp_path_factory.mktemp("analysis") / "run"
     log = Log()
-    analyze(config(), root, SETTINGS, observer=log)
+    analyze(config(), root, SETTINGS, note=log)
     assert [(number, of) for number, of, _ in log.parts] == [(0, 3), (1, 3), (2, 3)]
     assert sum(tokens for *_, tokens in log.parts) == sum(
         len(row.completion) for row in stored(root)
@@ -170,14 +174,14 @@ def test_an_interrupted_analysis_goes_on_and_ends_the_same(done: Path, tmp_path:
     stopped = []
     log = Log(after=lambda number: stopped.append(number))
     with pytest.raises(Interrupted):
-        analyze(config(), root, SETTINGS, observer=log, should_stop=lambda: bool(stopped))
+        analyze(config(), root, SETTINGS, note=log, should_stop=lambda: bool(stopped))
     assert [path.name for path in part_files(root / "completions/analysis")] == [
         "part_00000.parquet"
     ]
     assert find_result(root, Pattern) is None
     first = files(root)
     log = Log()
-    again = analyze(config(), root, SETTINGS, observer=log)
+    again = analyze(config(), root, SETTINGS, note=log)
     assert [number for number, *_ in log.parts] == [1, 2]
     assert files(root).items() >= first.items()
     assert files(root) == files(done)
@@ -295,9 +299,9 @@ def test_a_file_is_cut_into_parts_and_gone_on_with(
     written = []
     log = Log(after=written.append)
     with pytest.raises(Interrupted):
-        analyze(config(), root, settings, observer=log, should_stop=lambda: bool(written))
+        analyze(config(), root, settings, note=log, should_stop=lambda: bool(written))
     log = Log()
-    found = analyze(config(), root, settings, observer=log)
+    found = analyze(config(), root, settings, note=log)
     assert [number for number, *_ in log.parts] == [1, 2]
     assert log.notes == [f"completions without text, left out: 1 (the first: {path}, row 2)"]
     assert (found.completions, found.prompts, found.tokens) == (5, 1, 15)

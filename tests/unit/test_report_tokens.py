@@ -31,7 +31,6 @@ from forkpoint.report.tokens import (
     pack_indices,
     probability_codes,
     quantise,
-    restore,
     viewer,
 )
 from forkpoint.runs import RunDirectory
@@ -46,6 +45,12 @@ def unpack(packed: Sequence[str]) -> np.ndarray:
     """What tokens_data.js does."""
     kind, text = packed
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), ITEMS[kind])
+
+
+def restore(codes: np.ndarray, top: float) -> np.ndarray:
+    """What the page reads back: float64, nan where nothing was recorded."""
+    values = top * (codes.astype(np.float64) / LEVELS) ** 2
+    return np.where(codes == MISSING, np.nan, values)
 
 
 def nats(stream: dict[str, Any]) -> list[float]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from forkpoint.analysis.rescoring import rescored
 from forkpoint.analysis.sources import Columns, CompletionFile
@@ -49,26 +49,6 @@ class AnalysisSettings:
     summary: SummarySettings = field(default_factory=SummarySettings)
 
 
-class Observer(Protocol):
-    """Told how an analysis goes."""
-
-    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
-        """A part's completions were scored and stored."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-        ...
-
-
-class Silent:
-    """Observes nothing."""
-
-    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 Part: TypeAlias = Callable[[], list[StoredCompletion]]
 """Makes a part's completions: nothing is sampled for a part that is there already."""
 
@@ -77,14 +57,16 @@ def analyze(
     config: RunConfig,
     root: Path,
     settings: AnalysisSettings,
-    *,
-    observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Pattern:
     """Fill ``root``/completions/analysis and write its pattern; see docs/analysis.md.
 
     Started again with the same settings it goes on after the last whole part; ``summary`` settings
     may differ, the tokens are the same.
+
+    Args:
+        note: gets a line about each part that was stored, and about what was left out.
 
     Raises:
         ForkpointError: see errors.py; ``Interrupted`` when ``should_stop()`` turned true.
@@ -95,7 +77,7 @@ def analyze(
         described = describe(config, root, settings)
         pieces = Pieces.open(directory.completions_dir("analysis"), described)
         if not _finished(root, pieces.folder):
-            filler = _Filler(directory, pieces.folder, config, settings, observer, should_stop)
+            filler = _Filler(directory, pieces.folder, config, settings, should_stop, note)
             loaded, parts, of = filler.open(stack)
             ensure_vocabulary(directory.vocabulary_parquet, loaded.tokenizer)
             filler.fill(loaded, parts, of)
@@ -150,8 +132,8 @@ class _Filler:
     folder: Path
     config: RunConfig
     settings: AnalysisSettings
-    observer: Observer
     should_stop: Callable[[], bool]
+    note: Callable[[str], None]
 
     def open(self, stack: ExitStack) -> tuple[LoadedModel, Iterable[Part], int | None]:
         """The model, the parts, and how many they are if that is known."""
@@ -177,7 +159,7 @@ class _Filler:
         while part := list(islice(rows, PART_COMPLETIONS)):
             yield lambda part=part: part
         for line in source.notes():
-            self.observer.note(line)
+            self.note(line)
 
     def fill(self, loaded: LoadedModel, parts: Iterable[Part], of: int | None) -> None:
         """Sample, score and write part by part."""
@@ -195,4 +177,6 @@ class _Filler:
                 )
                 self.directory.describe(self.config.model_dump_json(indent=2))
                 tokens = sum(len(row.completion) for row in rows)
-                self.observer.part(number, of, tokens, time.perf_counter() - started)
+                which = f"part {number + 1}" + ("" if of is None else f"/{of}")
+                rate = tokens / max(time.perf_counter() - started, 1e-9)
+                self.note(f"{which}  {tokens:,} tokens  {rate:,.0f} tokens/s")

@@ -56,7 +56,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """One measured position. Made by ``branching``; eaten by ``summarise_gaps``."""
+    """One measured position. Made by ``branching``, for ``summarise_gaps``."""
 
     prompt_id: str
     sample: int

@@ -90,26 +90,13 @@ def analyze(
     config = sampled.config(recipe, sampled.model)
     console = SafeConsole()
     with console.stoppable("whole parts are kept, the same command goes on") as stop:
-        pattern = run(config, run_dir, settings, observer=Progress(console), should_stop=stop)
+        pattern = run(config, run_dir, settings, stop, console.note)
     show(console, pattern, run_dir)
     if summarised.format is not None:
         from forkpoint.figures.paper import draw_figures
 
         console.say(*draw_figures(run_dir, summarised.format))
     return 0
-
-
-class Progress:
-    """An ``Observer`` (see ``analysis.analyze``) that prints a line a part."""
-
-    def __init__(self, console: SafeConsole) -> None:
-        self.note = console.note
-
-    def part(self, number: int, of: int | None, tokens: int, seconds: float) -> None:
-        """See ``analysis.analyze.Observer``."""
-        which = f"part {number + 1}" + ("" if of is None else f"/{of}")
-        rate = f"{tokens / seconds:,.0f} tokens/s" if seconds else ""
-        self.note(f"{which}  {tokens:,} tokens  {rate}".rstrip())
 
 
 def show(console: SafeConsole, pattern: "Pattern", root: Path) -> None:

@@ -329,12 +329,6 @@ def quantise(values: np.ndarray) -> tuple[np.ndarray, float]:
     return np.where(finite, codes, np.uint16(MISSING)), top
 
 
-def restore(codes: np.ndarray, top: float) -> np.ndarray:
-    """What the page reads back: float64, nan where nothing was recorded."""
-    values = top * (codes.astype(np.float64) / LEVELS) ** 2
-    return np.where(codes == MISSING, np.nan, values)
-
-
 def probability_codes(logprobs: np.ndarray) -> np.ndarray:
     """uint8 codes of ln p, which must be at least ln ``LEAST_PROBABILITY``."""
     return np.clip(np.rint(np.asarray(logprobs, np.float64) / -LOG_STEP), 0, 255).astype(np.uint8)

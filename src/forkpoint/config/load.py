@@ -97,14 +97,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
-    node[name] = _toml_value(text.strip())
-
-
-def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        node[name] = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        return text  # a bare word: --set model.path=lab
+        node[name] = text.strip()  # a bare word: --set model.path=lab
 
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:

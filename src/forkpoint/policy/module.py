@@ -7,7 +7,7 @@ model from outside of it.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +22,26 @@ from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tr
 from forkpoint.policy.trial import settle_rows
 from forkpoint.types import TokenBatch, TokenStats, sent
 
-Passes: TypeAlias = Callable[..., list[list[int]]]
-"""(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
     """One way to get token statistics, and so their gradient."""
 
-    passes: Passes
+    passes: Callable[..., list[list[int]]]
+    """(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
     stats: Callable[..., TokenStats]
     """(model, batch, wanted_T, temperature): with gradient."""
-    look: Callable[..., TokenStats]
+    nograd_stats: Callable[..., TokenStats]
     """The same without gradient."""
 
 
 GRADIENTS: dict[tuple[str, str], Gradient] = {
-    ("dense", "padded"): Gradient(passes=dense_passes, stats=dense_stats, look=dense_stats),
-    ("sparse", "tree"): Gradient(passes=tree_passes, stats=tree_stats, look=tree_stats),
-    ("sparse", "padded"): Gradient(passes=padded_passes, stats=padded_stats, look=padded_stats),
-    ("local", "tree"): Gradient(passes=tree_passes, stats=local_stats, look=tree_stats),
+    ("dense", "padded"): Gradient(passes=dense_passes, stats=dense_stats, nograd_stats=dense_stats),
+    ("sparse", "tree"): Gradient(passes=tree_passes, stats=tree_stats, nograd_stats=tree_stats),
+    ("sparse", "padded"): Gradient(
+        passes=padded_passes, stats=padded_stats, nograd_stats=padded_stats
+    ),
+    ("local", "tree"): Gradient(passes=tree_passes, stats=local_stats, nograd_stats=tree_stats),
 }
 """(``training.gradient``, layout of rows) -> how."""
 
@@ -101,7 +101,7 @@ class PolicyModule(nn.Module):
         return torch.device("cpu") if device.type == "mps" else device
 
     def weights_changed(self) -> None:
-        """To be called after every update: what was computed with the old weights is void."""
+        """To be called after every update: forgets what was computed with the old weights."""
         if self.keys is not None:
             self.keys.clear()
 
@@ -126,7 +126,10 @@ class PolicyModule(nn.Module):
         lengths = map(len, batch.prompts_B), map(len, batch.completions_B)
         check_length(self.model, max(map(sum, zip(*lengths, strict=True)), default=0))
         if torch.is_grad_enabled():
-            self._count_dense(batch, dense_passes(batch, wanted_T, max_tokens, max_sequences))
+            for dense in dense_passes(batch, wanted_T, max_tokens, max_sequences):
+                width = max(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in dense)
+                self._work.dense_tokens += len(dense) * width
+                self._work.dense_flops += dense_flops(self.model, len(dense), width, learns=True)
         layout = self._layout()
         return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 
@@ -157,17 +160,11 @@ class PolicyModule(nn.Module):
             extra["kept"] = self.keys
         if self.keys is not None and asked.keep_keys and not learns:
             extra["keep"] = self.keys
-        stats = self._gradient.stats if learns else self._gradient.look
+        stats = self._gradient.stats if learns else self._gradient.nograd_stats
         return stats(self.model, asked.batch, asked.wanted_T, self.temperature, **extra)
 
     def _layout(self) -> dict[str, Any]:
         return {"width": self.row_tokens} if self.rows == "tree" else {}
-
-    def _count_dense(self, batch: TokenBatch, passes: list[list[int]]) -> None:
-        for sequences in passes:
-            width = max(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in sequences)
-            self._work.dense_tokens += len(sequences) * width
-            self._work.dense_flops += dense_flops(self.model, len(sequences), width, learns=True)
 
     @torch.no_grad()
     def annotate(

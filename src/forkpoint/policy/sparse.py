@@ -16,7 +16,7 @@ from torch import Tensor
 
 from forkpoint.batching.padding import PaddedRows, pad_rows, wanted_rows
 from forkpoint.batching.split import cut_passes, longest_first
-from forkpoint.batching.tree import TreeRows, lay_trees, sizes_of
+from forkpoint.batching.tree import lay_trees, sizes_of
 from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
@@ -90,7 +90,7 @@ def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: f
 def _stats(
     model: Any,
     batch: TokenBatch,
-    rows: TreeRows | PaddedRows,
+    rows: PaddedRows,
     hidden_BLD: Tensor,
     temperature: float,
 ) -> TokenStats:

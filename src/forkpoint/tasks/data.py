@@ -33,7 +33,15 @@ class DataTask(Task):
                 the training rows.
             DataError: no such file, unreadable or empty data, no prompt column.
         """
-        _check_template(config)
+        if "{prompt}" not in config.template:
+            raise ConfigError(
+                f"task.template = {config.template!r} has no place for the {{prompt}}"
+            )
+        if config.instruction and "{instruction}" not in config.template:
+            raise ConfigError(
+                f"task.template = {config.template!r} has no place for the {{instruction}}, which "
+                f"is {config.instruction!r}"
+            )
         held_out = held_out_source(config)
         self._config = config
         self._rows = read_rows(config.path, config.subset, config.split)
@@ -186,16 +194,6 @@ def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         raise DataError(
             f"task.path = {name!r}: the hub data set cannot be loaded: {error}"
         ) from error
-
-
-def _check_template(config: DataTaskConfig) -> None:
-    if "{prompt}" not in config.template:
-        raise ConfigError(f"task.template = {config.template!r} has no place for the {{prompt}}")
-    if config.instruction and "{instruction}" not in config.template:
-        raise ConfigError(
-            f"task.template = {config.template!r} has no place for the {{instruction}}, which is "
-            f"{config.instruction!r}"
-        )
 
 
 def _chat(prompt: Any) -> tuple[Message, ...] | None:

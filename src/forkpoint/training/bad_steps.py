@@ -37,30 +37,24 @@ MOST_DUMPED_TOKENS = 1_000_000
 """Of prompts and completions in one file: less than 100 MB."""
 
 
-class BadSteps:
-    """Counts bad steps in a row."""
+def check_bad_steps(fault: str | None, count: int, limit: int) -> None:
+    """End the run once ``limit`` steps in a row could not be trained on.
 
-    def __init__(self, limit: int, count: int = 0) -> None:
-        self._limit = limit
-        self.count = count
+    Args:
+        fault: why the last step could not be trained on; None if it could.
+        count: bad steps in a row, the last step among them.
 
-    def record(self, fault: str | None) -> None:
-        """Note how a step went: None is a good step."""
-        self.count = 0 if fault is None else self.count + 1
-
-    def check(self, fault: str | None) -> None:
-        """
-        Raises:
-            NumericalError, SelectionError: the limit is reached.
-        """
-        if fault is None or self.count < self._limit:
-            return
-        advice = [text for start, text in _ADVICE.items() if fault.startswith(start)]
-        kind = SelectionError if advice else NumericalError
-        raise kind(
-            f"{self.count} steps in a row could not be trained on, the last because {fault}; "
-            + (advice[0] if advice else _DEFAULT_ADVICE)
-        )
+    Raises:
+        NumericalError, SelectionError: the limit is reached.
+    """
+    if fault is None or count < limit:
+        return
+    advice = [text for start, text in _ADVICE.items() if fault.startswith(start)]
+    kind = SelectionError if advice else NumericalError
+    raise kind(
+        f"{count} steps in a row could not be trained on, the last because {fault}; "
+        + (advice[0] if advice else _DEFAULT_ADVICE)
+    )
 
 
 def dump_batch(path: Path, batch: TokenBatch) -> None:

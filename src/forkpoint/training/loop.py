@@ -24,7 +24,7 @@ from forkpoint.training.bad_steps import (
     ALL_TRUNCATED,
     NOT_SCORED,
     ZERO_VARIANCE,
-    BadSteps,
+    check_bad_steps,
     dump_batch,
 )
 from forkpoint.training.checkpoint import (
@@ -120,7 +120,6 @@ class _Run:
         if found:
             restore_optimizer(found, self.parts.optimizer)
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
-        self.bad_steps = BadSteps(config.training.max_bad_steps, self.state.bad_steps)
         self.log = MetricsLog(directory.metrics_jsonl)
         logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
         self.log.truncate_after(logged if found else -1)
@@ -147,7 +146,7 @@ class _Run:
         """One step; the state moves on when all it says is on disk."""
         started = time.perf_counter()
         rollouts, result, fault = self._sample_and_train(step)
-        self.bad_steps.record(fault)
+        bad_steps = 0 if fault is None else self.state.bad_steps + 1
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
             line |= _metrics(rollouts, result)
@@ -160,7 +159,7 @@ class _Run:
             step=step,
             next_serial=rollouts.next_serial if rollouts else self.state.next_serial,
             updates=self.parts.optimizer.updates,
-            bad_steps=self.bad_steps.count,
+            bad_steps=bad_steps,
             unevaluated=line if evaluates else None,
         )
         if fault is not None:
@@ -170,13 +169,14 @@ class _Run:
         every = self.config.checkpoint.every
         if every and step % every == 0:
             self._save()
-        self.bad_steps.check(fault)
+        check_bad_steps(fault, bad_steps, self.config.training.max_bad_steps)
 
     def _sample_and_train(
         self, step: int
     ) -> tuple[StepRollouts | None, StepResult | None, str | None]:
         """Rollouts, what was trained on them, and why they were not if they were not."""
         config, parts = self.config, self.parts
+        dump = self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
         try:
             rollouts = self._collect(step)
         except NumericalError as error:
@@ -202,10 +202,10 @@ class _Run:
                 reference=parts.reference,
             )
         except NumericalError as error:
-            dump_batch(self._dump_path(step), batch)
+            dump_batch(dump, batch)
             return rollouts, None, str(error)
         if result.fault is not None:
-            dump_batch(self._dump_path(step), result.batch)
+            dump_batch(dump, result.batch)
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
 
@@ -266,9 +266,6 @@ class _Run:
     def _log(self, line: dict[str, float]) -> None:
         self.log.append(line)
         self.observer.step(line)
-
-    def _dump_path(self, step: int) -> Path:
-        return self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
 
     def _save_after_fault(self) -> None:
         """Save what can be saved, and say from where the run goes on if that is not all."""

@@ -126,10 +126,11 @@ def _fields_at(loc: Iterable[int | str]) -> list[str]:
     models: list[type[BaseModel]] = [RunConfig]
     for part in loc:
         nested = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        types = [
-            m.model_fields["type"].annotation if "type" in m.model_fields else None for m in models
+        tagged = [
+            m
+            for m in models
+            if "type" in m.model_fields and part in get_args(m.model_fields["type"].annotation)
         ]
-        tagged = [m for m, tag in zip(models, types, strict=True) if part in get_args(tag)]
         models = [m for a in nested for m in _models_in(a)] or tagged or models
     return [name for m in models for name in m.model_fields]
 

@@ -34,13 +34,14 @@ def tree_passes(
     lengths = dict(enumerate(map(sizes.row_length, rows)))
     passes: list[list[int]] = []
     for one in longest_first(lengths, max_tokens):
-        sequences = [b for row in one for b in rows[row]]
-        # Packed once more by itself, as ``lay_trees`` will, a pass may come out larger; a row alone
-        # never does.
-        part = sizes.take(sequences)
-        again = [part.row_length(row) for row in part.pack(width)]
-        fits = len(one) == 1 or len(again) * max(again) <= max_tokens
-        passes += [sequences] if fits else [rows[row] for row in one]
+        parts = [[b for row in one for b in rows[row]]]
+        if len(one) > 1:
+            # Packed once more by itself, as ``lay_trees`` will, a pass may come out larger.
+            alone = sizes.take(parts[0])
+            lengths_alone = [alone.row_length(row) for row in alone.pack(width)]
+            if len(lengths_alone) * max(lengths_alone) > max_tokens:
+                parts = [rows[row] for row in one]
+        passes += parts
     return cut_passes(passes, max_sequences)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.batching.batch import cut_passes, longest_first
 from forkpoint.batching.padding import PaddedRows, pad_rows, wanted_rows
-from forkpoint.batching.split import cut_passes, longest_first
 from forkpoint.batching.tree import lay_trees, sizes_of
 from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of

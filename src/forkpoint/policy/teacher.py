@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from forkpoint.batching.split import longest_first
+from forkpoint.batching.batch import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
 from forkpoint.policy.body import body_of, check_length

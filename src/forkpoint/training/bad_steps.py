@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from forkpoint.errors import NumericalError, SelectionError
+from forkpoint.sampling.collect import StepRollouts
 from forkpoint.types import TokenBatch
 
 ZERO_VARIANCE = "in no group one sample did better than another"
@@ -35,6 +36,24 @@ KEPT_DUMPS = 3
 """How many batches are kept, the newest."""
 MOST_DUMPED_TOKENS = 1_000_000
 """Of prompts and completions in one file: less than 100 MB."""
+
+
+def nothing_scored(rollouts: StepRollouts) -> str | None:
+    """Why no sample of a step has a reward, or None if one has."""
+    scores = [r.score for group in rollouts.groups for r in group.rollouts_G]
+    if any(score.reward is not None for score in scores):
+        return None
+    reasons = [score.error for score in scores if score.error is not None]
+    return f"{NOT_SCORED}: {reasons[0] if reasons else 'every reward function returned None'}"
+
+
+def nothing_to_learn(batch: TokenBatch) -> str | None:
+    """Why a batch has no gradient at all, or None."""
+    if not bool((batch.advantages_T != 0).any()):
+        return ZERO_VARIANCE
+    if not bool((batch.mask_T & (batch.advantages_T != 0)).any()):
+        return ALL_TRUNCATED
+    return None
 
 
 def check_bad_steps(fault: str | None, count: int, limit: int) -> None:

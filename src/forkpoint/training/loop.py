@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -13,19 +13,22 @@ from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import evaluate
-from forkpoint.policy.precision import unsharded
+from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.precision import compute_in, unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
-from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
+from forkpoint.sampling import RowMaker, SamplingParts, StepRollouts, build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.build import check_engine
+from forkpoint.sampling.key_keeper import KeyKeeper
 from forkpoint.sampling.record import stored_rows
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.bad_steps import (
-    ALL_TRUNCATED,
-    NOT_SCORED,
-    ZERO_VARIANCE,
     check_bad_steps,
     dump_batch,
+    nothing_scored,
+    nothing_to_learn,
 )
 from forkpoint.training.checkpoint import (
     RunState,
@@ -34,9 +37,8 @@ from forkpoint.training.checkpoint import (
     save_checkpoint,
 )
 from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_metrics
-from forkpoint.training.parts import RunParts, build_parts
+from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import StepResult, train_step
-from forkpoint.types import TokenBatch
 
 
 class Observer(Protocol):
@@ -64,6 +66,17 @@ class Outcome:
     state: RunState
     stopped: bool
     """A signal asked for it; ``--resume`` goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """What a run is made of. Made by ``build_parts``."""
+
+    sampling: SamplingParts
+    policy: PolicyModule
+    optimizer: Optimizer
+    reference: PolicyModule | None
+    """The model the run started from, frozen; only with a KL penalty."""
 
 
 def train(
@@ -300,24 +313,6 @@ class _Run:
         self.observer.note(f"saved {path.name}")
 
 
-def nothing_scored(rollouts: StepRollouts) -> str | None:
-    """Why no sample of a step has a reward, or None if one has."""
-    scores = [r.score for group in rollouts.groups for r in group.rollouts_G]
-    if any(score.reward is not None for score in scores):
-        return None
-    reasons = [score.error for score in scores if score.error is not None]
-    return f"{NOT_SCORED}: {reasons[0] if reasons else 'every reward function returned None'}"
-
-
-def nothing_to_learn(batch: TokenBatch) -> str | None:
-    """Why a batch has no gradient at all, or None."""
-    if not bool((batch.advantages_T != 0).any()):
-        return ZERO_VARIANCE
-    if not bool((batch.mask_T & (batch.advantages_T != 0)).any()):
-        return ALL_TRUNCATED
-    return None
-
-
 def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, float]:
     """The line of a step: what was sampled and what was trained."""
     line = {
@@ -330,3 +325,46 @@ def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, flo
     if "entropy/mean" not in line:  # the engine has none: those of the tokens trained on
         line |= entropy_summary(result.entropies_T.numpy())
     return line | result.metrics
+
+
+def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
+    """Sampling, and beside it what trains.
+
+    Args:
+        weights: a checkpoint to take the policy's weights from.
+
+    Raises:
+        ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
+    """
+    with ExitStack() as stack:
+        loaded = load_model(config.model, weights=weights, trained=True)
+        sampling = build_sampling(config, loaded)
+        stack.callback(sampling.close)  # unless all goes well
+        check_engine(sampling.engine, config)
+        gradient, reference = config.training.gradient, None
+        if config.loss.kl_coefficient:
+            frozen = load_model(config.model).model.requires_grad_(False)
+            # Only its values are wanted: there are no keys to keep.
+            reference = _policy(frozen, config, "sparse" if gradient == "local" else gradient)
+        policy = _policy(loaded.model, config, gradient)
+        compute_in(policy, getattr(torch, config.model.compute_dtype))
+        if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
+            sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
+        parts = RunParts(
+            sampling=sampling,
+            policy=policy,
+            optimizer=Optimizer(loaded.model, config.optim),
+            reference=reference,
+        )
+        stack.pop_all()
+    return parts
+
+
+def _policy(model: Any, config: RunConfig, gradient: str) -> PolicyModule:
+    return PolicyModule(
+        model,
+        gradient=gradient,
+        temperature=config.rollout.temperature,
+        rows=config.training.rows,
+        row_tokens=config.training.micro_batch_tokens,
+    )

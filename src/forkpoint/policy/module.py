@@ -47,7 +47,7 @@ GRADIENTS: dict[tuple[str, str], Gradient] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Arguments:
     """The arguments of a call, in one object that no wrapper looks into.
 
     FSDP moves each tensor among a forward's arguments to its device: the mask of wanted tokens,
@@ -91,7 +91,7 @@ class PolicyModule(nn.Module):
         """Width of a tree row."""
         self.keys: KeyStore | None = {} if gradient == "local" else None
         """Keys and values of the present weights, which ``local`` reads instead of running their
-        sequences once more. Whoever runs the model may leave some here."""
+        sequences once more: left here by passes with ``keep_keys``, and by the sampler."""
         self._work = Work()
 
     @property
@@ -142,7 +142,7 @@ class PolicyModule(nn.Module):
             wanted_T: bool [T], best on the CPU, where the layout is planned.
             keep_keys: leave this pass's keys and values in ``keys``; without gradient only.
         """
-        stats = super().__call__(_Asked(batch=batch, wanted_T=wanted_T, keep_keys=keep_keys))
+        stats = super().__call__(_Arguments(batch=batch, wanted_T=wanted_T, keep_keys=keep_keys))
         learns = torch.is_grad_enabled()
         self._work += Work(
             body_tokens=stats.body_tokens if learns else 0,
@@ -152,16 +152,16 @@ class PolicyModule(nn.Module):
         )
         return stats
 
-    def forward(self, asked: _Asked) -> TokenStats:
+    def forward(self, arguments: _Arguments) -> TokenStats:
         """What ``__call__`` says; wrappers hook in here."""
         extra = self._layout()
-        learns, ids = torch.is_grad_enabled(), asked.batch.sequence_ids_B.tolist()
+        learns, ids = torch.is_grad_enabled(), arguments.batch.sequence_ids_B.tolist()
         if self.keys is not None and learns and all(i in self.keys for i in ids):
             extra["kept"] = self.keys
-        if self.keys is not None and asked.keep_keys and not learns:
+        if self.keys is not None and arguments.keep_keys and not learns:
             extra["keep"] = self.keys
         stats = self._gradient.stats if learns else self._gradient.nograd_stats
-        return stats(self.model, asked.batch, asked.wanted_T, self.temperature, **extra)
+        return stats(self.model, arguments.batch, arguments.wanted_T, self.temperature, **extra)
 
     def _layout(self) -> dict[str, Any]:
         return {"width": self.row_tokens} if self.rows == "tree" else {}

@@ -46,7 +46,7 @@ class DataTask(Task):
         self._config = config
         self._rows = read_rows(config.path, config.subset, config.split)
         self._epoch, self._order = -1, []
-        """The last epoch that was asked for, and its order of rows."""
+        """The epoch of the last problem, and its order of rows."""
         self.columns = frozenset(self._rows[0])
         require_column(self.columns, config.prompt_column, "task.prompt_column", config.path)
         if config.id_column is not None:
@@ -143,16 +143,16 @@ def _overlap(
         DataError: all of them are.
     """
     trained = {_key(row.get(config.prompt_column)) for row in rows}
-    asked = {_key(row.get(config.prompt_column)) for row in held_out}
-    if not (shared := len(asked & trained)):
+    held = {_key(row.get(config.prompt_column)) for row in held_out}
+    if not (shared := len(held & trained)):
         return ()
-    if shared == len(asked):
+    if shared == len(held):
         raise DataError(
             f"every prompt of task.eval_path = {config.eval_path!r} is one of task.path as well: "
             "what is trained on cannot be held out"
         )
     return (
-        f"{shared} of {len(asked)} held-out prompts are trained on as well: the accuracy on them "
+        f"{shared} of {len(held)} held-out prompts are trained on as well: the accuracy on them "
         "is not of unseen problems",
     )
 

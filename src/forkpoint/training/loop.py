@@ -285,7 +285,7 @@ class _Run:
         if self.parts.optimizer.updates == self.state.updates:
             try:
                 self._save()
-            except RunError as error:  # the fault that ends the run is told, and this one with it
+            except RunError as error:  # reported beside the fault that ends the run
                 self.observer.note(str(error))
         else:  # nothing holds the weights that the last finished step had
             saved = self.saved.step

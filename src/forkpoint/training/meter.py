@@ -12,7 +12,7 @@ from forkpoint.types import Metric
 
 
 class Meter:
-    """Collects (sum, count) pairs that may still be on their way on a device."""
+    """Collects (sum, count) pairs, which may be tensors on a device."""
 
     def __init__(self, *policies: PolicyModule) -> None:
         """

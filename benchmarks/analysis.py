@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from forkpoint.batching.batch import longest_first
 from forkpoint.config.stages import ModelConfig
 from forkpoint.policy.load import LoadedModel, load_model
-from forkpoint.policy.teacher import Pair, _micro_batches, score_completions
+from forkpoint.policy.teacher import Pair, score_completions
 from forkpoint.runs.completions import StoredCompletion, write_completions
 from forkpoint.sampling.pieces import TokenPieces
 from forkpoint.types import Completion, FinishReason
@@ -98,7 +99,8 @@ def throughput(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int, repe
 @torch.no_grad()
 def bare(loaded: LoadedModel, pairs: Sequence[Pair], max_tokens: int) -> None:
     """The logits of the batches that ``score_completions`` makes of the pairs."""
-    for part in _micro_batches(pairs, max_tokens):
+    lengths = {i: len(prompt) + len(c) - 1 for i, (prompt, c) in enumerate(pairs) if len(c)}
+    for part in longest_first(lengths, max_tokens):
         rows = [[*pairs[i][0], *pairs[i][1].token_ids[:-1].tolist()] for i in part]
         ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for line, row in enumerate(rows):

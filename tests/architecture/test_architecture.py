@@ -69,8 +69,6 @@ LIBRARIES: dict[str, set[str]] = {
 
 UNDOCUMENTED = {
     "lab.base_policy.main",
-    *(f"losses.denominators.{name}" for name in ("sequence", "sequence_selected")),
-    "losses.denominators.microbatch_selected",
     "losses.surrogates.cispo",
 }
 """Public and without a docstring: entries of tables and records whose fields are documented."""

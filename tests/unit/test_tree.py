@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 
 from forkpoint.batching import build_batch
+from forkpoint.batching.batch import cut_passes
 from forkpoint.batching.padding import wanted_rows
-from forkpoint.batching.split import cut_passes
 from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, sizes_of
 from forkpoint.policy.attention import seen_blocks
 from forkpoint.types import TokenBatch

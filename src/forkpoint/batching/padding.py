@@ -5,8 +5,8 @@ attention mask and cannot change a real token's value: pad ids are arbitrary. To
 completion is predicted at column ``len(prompt) + t - 1``.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -53,9 +53,11 @@ class PaddedRows:
     rows_R: Tensor
     """int64 [R], the wanted rows: indices into the batch's ``_T`` streams, ascending."""
 
-    def to(self, device: Any) -> "PaddedRows":
+    def to(self, device: Any) -> Self:
         """The same with every tensor on a device."""
-        return PaddedRows(**{n: sent(getattr(self, n), device) for n in self.__slots__})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: x for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **{name: sent(tensor, device) for name, tensor in tensors.items()})
 
 
 def pad_rows(batch: TokenBatch, wanted_T: Tensor, *, drop_and_cut: bool) -> PaddedRows:

@@ -10,15 +10,15 @@ prompt is run once. Several such trees share a row, and rows are filled to a len
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.batching.padding import Wanted, wanted_rows
-from forkpoint.types import TokenBatch, sent, spans
+from forkpoint.batching.padding import PaddedRows, Wanted, wanted_rows
+from forkpoint.types import TokenBatch, spans
 
 NOTHING = -1
 """The tree of padding at the end of a row."""
@@ -32,11 +32,9 @@ from the prompt's beginning, so it is 0 for a prompt and not 0 for a completion.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TreeRows:
-    """The rectangle a model runs on, who sees whom, and its map back to the batch's rows."""
+class TreeRows(PaddedRows):
+    """The same of tree rows, with who sees whom."""
 
-    input_ids_BL: Tensor
-    """int64 [lines, L], 0 where there is nothing."""
     position_ids_BL: Tensor
     """int64 [lines, L], of each token in its own prompt + completion."""
     tree_BL: Tensor
@@ -47,12 +45,6 @@ class TreeRows:
     """int64 [N, 5], every stretch laid out: line, first column, sequence, first token, tokens. The
     first token counts from the prompt's beginning. A prompt is under the first sequence that uses
     it, and its completions follow it."""
-    line_R: Tensor
-    """int64 [R], the line of the rectangle where each wanted row is predicted."""
-    column_R: Tensor
-    """int64 [R], the column of the same."""
-    rows_R: Tensor
-    """int64 [R], the wanted rows: indices into the batch's ``_T`` streams, ascending."""
 
     @property
     def plain(self) -> bool:
@@ -73,11 +65,6 @@ class TreeRows:
         same_BSL = tree_BS[:, :, None] == self.tree_BL[:, None, :]
         branch_BSL = branch_BS[:, :, None] == self.branch_BL[:, None, :]
         return before_BSL & same_BSL & (branch_BSL | (self.branch_BL == PROMPT)[:, None, :])
-
-    def to(self, device: Any) -> "TreeRows":
-        """The same with every tensor on a device."""
-        tensors = {n: x for n in self.__slots__ if isinstance(x := getattr(self, n), Tensor)}
-        return replace(self, **{name: sent(tensor, device) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """``forkpoint demo``."""
 
 import time
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +36,8 @@ def demo(
     from forkpoint.training.loop import train
 
     started = time.perf_counter()
-    root = run_dir or _free(Path("runs") / "demo")
+    free = (Path("runs", "demo" + (f"-{number}" if number > 1 else "")) for number in count(1))
+    root = run_dir or next(path for path in free if not path.exists())
     config, control = demo_configs(set_ or [])
     titles = (
         f"forks: policy gradient on the top {config.selection.keep_fraction:.0%} by entropy",
@@ -66,9 +67,3 @@ def demo(
     console.print(f"\nreport: {report}", highlight=False, markup=False, soft_wrap=True)
     console.say(f"in {minutes:.1f} minutes")
     return 0
-
-
-def _free(path: Path) -> Path:
-    """``path``, or ``path-2``, ``path-3``, .. whichever is not there yet."""
-    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(free for free in chain([path], others) if not free.exists())

@@ -22,25 +22,19 @@ def doctor() -> int:
     if missing:
         return 2
     console.print("[bold]machine[/bold]")
-    for line in _machine():
-        console.print(f"  {line}")
-    return 0
-
-
-def _machine() -> list[str]:
     import torch
 
     from forkpoint.lab import BASE_POLICY
 
-    lab = (BASE_POLICY / "model.safetensors").is_file()
-    lines = [
-        f"{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}",
-        "laboratory policy shipped: forkpoint demo will run"
-        if lab
-        else "laboratory policy missing",
-    ]
-    if torch.cuda.is_available():
-        lines.append(f"CUDA: {torch.cuda.get_device_name()} (training on CUDA is untested so far)")
+    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    console.print(f"  {threads} CPU threads, {capability}")
+    if (BASE_POLICY / "model.safetensors").is_file():
+        console.print("  laboratory policy shipped: forkpoint demo will run")
     else:
-        lines.append("no CUDA device: training runs on the CPU")
-    return lines
+        console.print("  laboratory policy missing")
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        console.print(f"  CUDA: {name} (training on CUDA is untested so far)")
+    else:
+        console.print("  no CUDA device: training runs on the CPU")
+    return 0

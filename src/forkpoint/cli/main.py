@@ -55,19 +55,14 @@ def main() -> None:
     try:
         sys.exit(app(sys.argv[1:]) or 0)
     except CycloptsError as error:
-        _print_parse_error(error)
+        text = visible(str(_misspelling(error) or error))
+        SafeConsole(stderr=True).print(CycloptsPanel(CycloptsError(msg=text)))
         sys.exit(USER_ERROR)
     except ForkpointError as error:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _print_parse_error(error: CycloptsError) -> None:
-    """As cyclopts prints it, with the nearest name for a typo."""
-    text = visible(str(_misspelling(error) or error))
-    SafeConsole(stderr=True).print(CycloptsPanel(CycloptsError(msg=text)))
 
 
 def _misspelling(error: CycloptsError) -> UnknownOptionError | None:

@@ -14,10 +14,11 @@ COLUMNS = {
 
 
 class LiveTable:
-    """An ``Observer`` that prints; entropies are in nats, lengths in tokens."""
+    """An ``Observer`` of ``training.loop`` that prints; entropies in nats, lengths in tokens."""
 
     def __init__(self, console: SafeConsole, steps: int, title: str) -> None:
         self._console, self._steps, self._title = console, steps, title
+        self.note = console.note
         self._started: float | None = None
         self._first_step = 0
         self._status = console.status("") if console.is_terminal else None
@@ -34,12 +35,8 @@ class LiveTable:
         if self._status:
             self._status.stop()
 
-    def note(self, text: str) -> None:
-        """See ``training.loop.Observer``."""
-        self._console.note(text)
-
     def step(self, metrics: dict[str, float]) -> None:
-        """See ``training.loop.Observer``."""
+        """Print a step's line."""
         step = int(metrics["step"])
         texts = _texts(metrics, f"{step}/{self._steps}", self._eta(step))
         self._console.print(_line(texts), highlight=False, markup=False)

@@ -101,14 +101,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
-    node[name] = _toml_value(text.strip())
-
-
-def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        node[name] = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        return text  # a bare word: --set model.path=lab
+        node[name] = text.strip()  # a bare word: --set model.path=lab
 
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
@@ -134,10 +130,11 @@ def _fields_at(loc: Iterable[int | str]) -> list[str]:
     models: list[type[BaseModel]] = [RunConfig]
     for part in loc:
         nested = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        types = [
-            m.model_fields["type"].annotation if "type" in m.model_fields else None for m in models
+        tagged = [
+            m
+            for m in models
+            if "type" in m.model_fields and part in get_args(m.model_fields["type"].annotation)
         ]
-        tagged = [m for m, tag in zip(models, types, strict=True) if part in get_args(tag)]
         models = [m for a in nested for m in _models_in(a)] or tagged or models
     return [name for m in models for name in m.model_fields]
 

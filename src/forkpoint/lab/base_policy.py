@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.lab.problems import Split, draw_problem
@@ -166,14 +167,12 @@ def _ids(tokenizer: Any, problem: Problem, words: list[str]) -> tuple[list[int],
 
 def _batch(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """Right-padded ids and labels; the prompt and the padding teach nothing."""
-    width = max(len(prompt) + len(answer) for prompt, answer in pairs)
-    ids_BL = torch.zeros(len(pairs), width, dtype=torch.int64)
-    labels_BL = torch.full_like(ids_BL, IGNORED)
-    for line, (prompt, answer) in enumerate(pairs):
-        end = len(prompt) + len(answer)
-        ids_BL[line, :end] = torch.tensor(prompt + answer)
-        labels_BL[line, len(prompt) : end] = torch.tensor(answer)
-    return ids_BL, labels_BL
+    ids = [torch.tensor(prompt + answer) for prompt, answer in pairs]
+    labels = [torch.tensor([IGNORED] * len(prompt) + answer) for prompt, answer in pairs]
+    return (
+        pad_sequence(ids, batch_first=True),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    )
 
 
 def _readme(options: argparse.Namespace, model: Any, error: EntropyError) -> str:

@@ -14,7 +14,7 @@ exponential must not overflow.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,10 +31,6 @@ class Surrogate(NamedTuple):
     """[R], with gradient; to be maximised."""
     clipped_R: Tensor
     """bool [R], where the clip took the gradient away (cispo: where it changed the weight)."""
-
-
-SurrogateFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, LossConfig], Surrogate]
-"""(logprobs_R, old_logprobs_R, advantages_R, sequence_R, config) -> Surrogate."""
 
 
 def ppo_clip(
@@ -69,12 +65,13 @@ def cispo(
     return Surrogate(weight_R * advantages_R * logprobs_R, weight_R != ratio_R)
 
 
-SURROGATES: dict[str, SurrogateFunction] = {
+SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, LossConfig], Surrogate]] = {
     "ppo_clip": ppo_clip,
     "reinforce": reinforce,
     "gspo": gspo,
     "cispo": cispo,
 }
+"""(logprobs_R, old_logprobs_R, advantages_R, sequence_R, config) -> Surrogate."""
 
 NEEDS_WHOLE_SEQUENCES = frozenset({"gspo"})
 """Surrogates of a selected token that read every token of its sequence."""

@@ -54,7 +54,14 @@ def attention_mask(model: Any, visible_BQK: Tensor) -> Any:
         visible_BQK: bool [lines, queries, keys], on the model's device.
     """
     if _flexible(model):
-        return _block_mask(visible_BQK)
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def sees(line: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return visible_BQK[line, query, key]
+
+        lines, queries, keys = visible_BQK.shape
+        device = str(visible_BQK.device)
+        return create_block_mask(sees, lines, None, queries, keys, device=device)
     hidden = torch.finfo(model.dtype).min
     mask = torch.zeros(visible_BQK.shape, dtype=model.dtype, device=visible_BQK.device)
     return mask.masked_fill_(~visible_BQK, hidden)[:, None]
@@ -90,13 +97,17 @@ def seen_blocks(rows: TreeRows, block: int) -> tuple[Tensor, Tensor]:
     count = -(-width // block)
     some_BNN = np.zeros((lines, count, count), dtype=bool)
     every_BNN = np.zeros_like(some_BNN)
-    prompt = (0, 0)
+    prompt = (slice(0), slice(0))
     for line, begin, _, first, size in rows.pieces_N5.tolist():
-        own = (begin, begin + size)
-        prompt = prompt if first else own
-        for seen in (prompt, own):
-            some_BNN[line, _touched(own, block), _touched(seen, block)] = True
-            every_BNN[line, _filled(own, block), _filled(seen, block)] = True
+        end = begin + size
+        touched = slice(
+            begin // block, -(-end // block)
+        )  # the blocks that hold a part of a stretch
+        filled = slice(-(-begin // block), end // block)  # those that it fills
+        prompt = prompt if first else (touched, filled)
+        for seen_touched, seen_filled in (prompt, (touched, filled)):
+            some_BNN[line, touched, seen_touched] = True
+            every_BNN[line, filled, seen_filled] = True
     some_BNN |= np.eye(count, dtype=bool)  # padding sees itself
     every_BNN = np.tril(every_BNN, -1)
     return torch.from_numpy(np.tril(some_BNN) & ~every_BNN), torch.from_numpy(every_BNN)
@@ -146,23 +157,3 @@ def hidden_windows(model: Any) -> list[int]:
 
 def _flexible(model: Any) -> bool:
     return model.config._attn_implementation == "flex_attention"
-
-
-def _touched(span: tuple[int, int], block: int) -> slice:
-    """The blocks that hold a part of a span of columns."""
-    return slice(span[0] // block, -(-span[1] // block))
-
-
-def _filled(span: tuple[int, int], block: int) -> slice:
-    """The blocks that a span of columns fills."""
-    return slice(-(-span[0] // block), span[1] // block)
-
-
-def _block_mask(visible_BQK: Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def sees(line: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return visible_BQK[line, query, key]
-
-    lines, queries, keys = visible_BQK.shape
-    return create_block_mask(sees, lines, None, queries, keys, device=str(visible_BQK.device))

@@ -119,9 +119,9 @@ def enable_checkpointing(model: Any) -> None:
     """Let every layer that transformers would checkpoint keep its input only, and run once more in
     the backward pass.
 
-    transformers' own switch works in training mode alone, where dropout, router jitter and dropped
-    layers strike: the policy would not be the model that sampled. Here the model stays in eval
-    mode.
+    transformers' own switch works in training mode alone, in which dropout, router jitter and
+    dropped layers would make the policy another model than the one that sampled. Here the model
+    stays in eval mode.
 
     Raises:
         ModelError: this class has none.

@@ -6,8 +6,8 @@ What every peer does, and what the other ways are tested against.
 import torch
 from torch import Tensor, nn
 
+from forkpoint.batching.batch import split_microbatches
 from forkpoint.batching.padding import pad_rows
-from forkpoint.batching.split import split_microbatches
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.types import TokenBatch, TokenStats

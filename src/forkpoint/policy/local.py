@@ -9,7 +9,6 @@ The cache comes from sampling or from the pass for old log-probabilities while t
 same, else from a pass of its own without gradient.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,18 +21,6 @@ from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
 from forkpoint.policy.keys import KeyStore, new_cache, row_cache
 from forkpoint.types import TokenBatch, TokenStats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Queries:
-    """The positions that run with gradient: S slots a line, some of them empty."""
-
-    columns_BS: Tensor
-    """int64 [lines, S]; an empty slot repeats column 0."""
-    filled_BS: Tensor
-    """bool [lines, S]."""
-    slot_R: Tensor
-    """int64 [R], the slot of each wanted row's prediction in its line."""
 
 
 def local_stats(
@@ -52,16 +39,16 @@ def local_stats(
     """
     rows = lay_trees(batch, wanted_T, width).to(model.device)
     cache = fill_cache(model, rows) if kept is None else row_cache(rows, batch, kept)
-    queries = _queries(rows)
-    ids_BS = rows.input_ids_BL.gather(1, queries.columns_BS)
+    columns_BS, filled_BS, slot_R = _queries(rows)
+    ids_BS = rows.input_ids_BL.gather(1, columns_BS)
     hidden_BSD = body_of(model)(
         input_ids=ids_BS,
-        position_ids=rows.position_ids_BL.gather(1, queries.columns_BS),
-        attention_mask=attention_mask(model, _visible(rows, queries)),
+        position_ids=rows.position_ids_BL.gather(1, columns_BS),
+        attention_mask=attention_mask(model, _visible(rows, columns_BS, filled_BS)),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    hidden_RD = hidden_BSD[rows.line_R, queries.slot_R]
+    hidden_RD = hidden_BSD[rows.line_R, slot_R]
     token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
     logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
     (lines, longest), slots = rows.input_ids_BL.shape, ids_BS.shape[1]
@@ -87,8 +74,14 @@ def fill_cache(model: Any, rows: TreeRows) -> Any:
     return cache
 
 
-def _queries(rows: TreeRows) -> _Queries:
-    """Each predicting position once, though several completions may begin at it."""
+def _queries(rows: TreeRows) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions that run with gradient, in S slots a line, some of them empty: each predicting
+    position once, though several completions may begin at it.
+
+    Returns:
+        The columns of the slots, int64 [lines, S] (an empty slot repeats column 0); which are
+        filled, bool [lines, S]; the slot of each wanted row's prediction in its line, int64 [R].
+    """
     lines, width = rows.input_ids_BL.shape
     device = rows.line_R.device
     places, which_R = (rows.line_R * width + rows.column_R).unique(return_inverse=True)
@@ -101,13 +94,13 @@ def _queries(rows: TreeRows) -> _Queries:
     columns_BS[line_Q, slot_Q] = column_Q
     filled_BS = torch.zeros(lines, slots, dtype=torch.bool, device=device)
     filled_BS[line_Q, slot_Q] = True
-    return _Queries(columns_BS=columns_BS, filled_BS=filled_BS, slot_R=slot_Q[which_R])
+    return columns_BS, filled_BS, slot_Q[which_R]
 
 
-def _visible(rows: TreeRows, queries: _Queries) -> Tensor:
+def _visible(rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor) -> Tensor:
     """bool [lines, S, L + S]: the cache but the query's own old entry, and its own new one."""
-    lines, slots = queries.columns_BS.shape
-    cached_BSL = rows.visible_BSL(queries.columns_BS) & queries.filled_BS[:, :, None]
-    cached_BSL.scatter_(2, queries.columns_BS[:, :, None], False)
+    lines, slots = columns_BS.shape
+    cached_BSL = rows.visible_BSL(columns_BS) & filled_BS[:, :, None]
+    cached_BSL.scatter_(2, columns_BS[:, :, None], False)
     own_BSS = torch.eye(slots, dtype=torch.bool, device=cached_BSL.device).expand(lines, -1, -1)
     return torch.cat([cached_BSL, own_BSS], dim=2)

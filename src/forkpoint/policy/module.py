@@ -7,7 +7,7 @@ model from outside of it.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,32 +22,32 @@ from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tr
 from forkpoint.policy.trial import settle_rows
 from forkpoint.types import TokenBatch, TokenStats, sent
 
-Passes: TypeAlias = Callable[..., list[list[int]]]
-"""(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
     """One way to get token statistics, and so their gradient."""
 
-    passes: Passes
+    passes: Callable[..., list[list[int]]]
+    """(batch, wanted_T, most tokens, most sequences) -> the sequences of each forward pass."""
     stats: Callable[..., TokenStats]
     """(model, batch, wanted_T, temperature): with gradient."""
-    look: Callable[..., TokenStats]
+    nograd_stats: Callable[..., TokenStats]
     """The same without gradient."""
 
 
 GRADIENTS: dict[tuple[str, str], Gradient] = {
-    ("dense", "padded"): Gradient(passes=dense_passes, stats=dense_stats, look=dense_stats),
-    ("sparse", "tree"): Gradient(passes=tree_passes, stats=tree_stats, look=tree_stats),
-    ("sparse", "padded"): Gradient(passes=padded_passes, stats=padded_stats, look=padded_stats),
-    ("local", "tree"): Gradient(passes=tree_passes, stats=local_stats, look=tree_stats),
+    ("dense", "padded"): Gradient(passes=dense_passes, stats=dense_stats, nograd_stats=dense_stats),
+    ("sparse", "tree"): Gradient(passes=tree_passes, stats=tree_stats, nograd_stats=tree_stats),
+    ("sparse", "padded"): Gradient(
+        passes=padded_passes, stats=padded_stats, nograd_stats=padded_stats
+    ),
+    ("local", "tree"): Gradient(passes=tree_passes, stats=local_stats, nograd_stats=tree_stats),
 }
 """(``training.gradient``, layout of rows) -> how."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Arguments:
     """The arguments of a call, in one object that no wrapper looks into.
 
     FSDP moves each tensor among a forward's arguments to its device: the mask of wanted tokens,
@@ -91,7 +91,7 @@ class PolicyModule(nn.Module):
         """Width of a tree row."""
         self.keys: KeyStore | None = {} if gradient == "local" else None
         """Keys and values of the present weights, which ``local`` reads instead of running their
-        sequences once more. Whoever runs the model may leave some here."""
+        sequences once more: left here by passes with ``keep_keys``, and by the sampler."""
         self._work = Work()
 
     @property
@@ -101,7 +101,7 @@ class PolicyModule(nn.Module):
         return torch.device("cpu") if device.type == "mps" else device
 
     def weights_changed(self) -> None:
-        """To be called after every update: what was computed with the old weights is void."""
+        """To be called after every update: forgets what was computed with the old weights."""
         if self.keys is not None:
             self.keys.clear()
 
@@ -126,7 +126,10 @@ class PolicyModule(nn.Module):
         lengths = map(len, batch.prompts_B), map(len, batch.completions_B)
         check_length(self.model, max(map(sum, zip(*lengths, strict=True)), default=0))
         if torch.is_grad_enabled():
-            self._count_dense(batch, dense_passes(batch, wanted_T, max_tokens, max_sequences))
+            for dense in dense_passes(batch, wanted_T, max_tokens, max_sequences):
+                width = max(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in dense)
+                self._work.dense_tokens += len(dense) * width
+                self._work.dense_flops += dense_flops(self.model, len(dense), width, learns=True)
         layout = self._layout()
         return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
 
@@ -139,7 +142,7 @@ class PolicyModule(nn.Module):
             wanted_T: bool [T], best on the CPU, where the layout is planned.
             keep_keys: leave this pass's keys and values in ``keys``; without gradient only.
         """
-        stats = super().__call__(_Asked(batch=batch, wanted_T=wanted_T, keep_keys=keep_keys))
+        stats = super().__call__(_Arguments(batch=batch, wanted_T=wanted_T, keep_keys=keep_keys))
         learns = torch.is_grad_enabled()
         self._work += Work(
             body_tokens=stats.body_tokens if learns else 0,
@@ -149,25 +152,19 @@ class PolicyModule(nn.Module):
         )
         return stats
 
-    def forward(self, asked: _Asked) -> TokenStats:
+    def forward(self, arguments: _Arguments) -> TokenStats:
         """What ``__call__`` says; wrappers hook in here."""
         extra = self._layout()
-        learns, ids = torch.is_grad_enabled(), asked.batch.sequence_ids_B.tolist()
+        learns, ids = torch.is_grad_enabled(), arguments.batch.sequence_ids_B.tolist()
         if self.keys is not None and learns and all(i in self.keys for i in ids):
             extra["kept"] = self.keys
-        if self.keys is not None and asked.keep_keys and not learns:
+        if self.keys is not None and arguments.keep_keys and not learns:
             extra["keep"] = self.keys
-        stats = self._gradient.stats if learns else self._gradient.look
-        return stats(self.model, asked.batch, asked.wanted_T, self.temperature, **extra)
+        stats = self._gradient.stats if learns else self._gradient.nograd_stats
+        return stats(self.model, arguments.batch, arguments.wanted_T, self.temperature, **extra)
 
     def _layout(self) -> dict[str, Any]:
         return {"width": self.row_tokens} if self.rows == "tree" else {}
-
-    def _count_dense(self, batch: TokenBatch, passes: list[list[int]]) -> None:
-        for sequences in passes:
-            width = max(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in sequences)
-            self._work.dense_tokens += len(sequences) * width
-            self._work.dense_flops += dense_flops(self.model, len(sequences), width, learns=True)
 
     @torch.no_grad()
     def annotate(

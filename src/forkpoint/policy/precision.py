@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import name_of
 from forkpoint.policy.checks import FAULTS, SAME_NATS_16_BIT, first_line, gap_nats
-from forkpoint.policy.trial import SHORT, reference_attention, trial_batch
+from forkpoint.policy.trial import SHORT, reference_attention, trial_batch, wanted_only
 
 if TYPE_CHECKING:
     from forkpoint.policy.module import PolicyModule
@@ -111,8 +111,8 @@ def _first_pass(policy: "PolicyModule") -> tuple[Tensor, Tensor]:
         stats = policy(batch, wanted_T)
         (stats.logprobs_R.sum() + stats.entropies_R.sum()).backward()
     policy.zero_grad()
-    kept_R = wanted_T[stats.rows_R]
-    return stats.logprobs_R.detach()[kept_R], stats.entropies_R.detach()[kept_R]
+    logprobs_R, entropies_R = wanted_only(stats, wanted_T)
+    return logprobs_R.detach(), entropies_R.detach()
 
 
 def _world(device: torch.device) -> DeviceMesh:

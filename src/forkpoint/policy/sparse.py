@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.batching.batch import cut_passes, longest_first
 from forkpoint.batching.padding import PaddedRows, pad_rows, wanted_rows
-from forkpoint.batching.split import cut_passes, longest_first
-from forkpoint.batching.tree import TreeRows, lay_trees, sizes_of
+from forkpoint.batching.tree import lay_trees, sizes_of
 from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
@@ -34,13 +34,14 @@ def tree_passes(
     lengths = dict(enumerate(map(sizes.row_length, rows)))
     passes: list[list[int]] = []
     for one in longest_first(lengths, max_tokens):
-        sequences = [b for row in one for b in rows[row]]
-        # Packed once more by itself, as ``lay_trees`` will, a pass may come out larger; a row alone
-        # never does.
-        part = sizes.take(sequences)
-        again = [part.row_length(row) for row in part.pack(width)]
-        fits = len(one) == 1 or len(again) * max(again) <= max_tokens
-        passes += [sequences] if fits else [rows[row] for row in one]
+        parts = [[b for row in one for b in rows[row]]]
+        if len(one) > 1:
+            # Packed once more by itself, as ``lay_trees`` will, a pass may come out larger.
+            alone = sizes.take(parts[0])
+            lengths_alone = [alone.row_length(row) for row in alone.pack(width)]
+            if len(lengths_alone) * max(lengths_alone) > max_tokens:
+                parts = [rows[row] for row in one]
+        passes += parts
     return cut_passes(passes, max_sequences)
 
 
@@ -90,7 +91,7 @@ def padded_stats(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: f
 def _stats(
     model: Any,
     batch: TokenBatch,
-    rows: TreeRows | PaddedRows,
+    rows: PaddedRows,
     hidden_BLD: Tensor,
     temperature: float,
 ) -> TokenStats:

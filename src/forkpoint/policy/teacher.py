@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from forkpoint.batching.split import longest_first
+from forkpoint.batching.batch import longest_first
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
 from forkpoint.errors import DataError, NumericalError
 from forkpoint.policy.body import body_of, check_length
@@ -98,10 +99,8 @@ class _Teacher:
         Right padding needs no mask: under causal attention nothing sees what is on its right.
         """
         # the last token predicts nothing
-        rows = [[*prompt, *completion.token_ids[:-1].tolist()] for prompt, completion in pairs]
-        ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for line, row in enumerate(rows):
-            ids_BL[line, : len(row)] = torch.tensor(row)
+        rows = [torch.tensor([*prompt, *c.token_ids[:-1].tolist()]) for prompt, c in pairs]
+        ids_BL = pad_sequence(rows, batch_first=True)
         check_length(self._model, ids_BL.shape[1])
         body = self._model if self._head is None else body_of(self._model)
         output = body(input_ids=ids_BL.to(self._model.device), use_cache=False)

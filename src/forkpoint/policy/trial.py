@@ -118,15 +118,19 @@ def _fault(
     """How two ways to get the statistics of trees of ``width`` tokens differ, or None."""
     batch, wanted_T = trial_batch(model, width)
     try:
-        found, plain = (way(model, batch, wanted_T, 1.0) for way in (stats, expected))
+        pair = [
+            wanted_only(way(model, batch, wanted_T, 1.0), wanted_T) for way in (stats, expected)
+        ]
     except FAULTS as error:
         return first_line(error)
-    pairs = [
-        (one.logprobs_R[wanted_T[one.rows_R]], one.entropies_R[wanted_T[one.rows_R]])
-        for one in (found, plain)
-    ]
-    gap = gap_nats(*pairs)
+    gap = gap_nats(*pair)
     return None if gap <= same_nats(model) else f"log-probabilities are {gap:.2g} nats off"
+
+
+def wanted_only(stats: TokenStats, wanted_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(ln p, H) of the wanted tokens, of statistics that may hold more."""
+    kept_R = wanted_T[stats.rows_R]
+    return stats.logprobs_R[kept_R], stats.entropies_R[kept_R]
 
 
 def _by_length(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: float) -> TokenStats:

@@ -80,7 +80,7 @@ def describe(error: BaseException) -> str:
 
 
 def start(parent: int, memory_gb: float, imports: Sequence[str]) -> None:
-    """Prepare a new worker: its death, its signals, its modules, its memory.
+    """Prepare a new worker: when it ends, the signals it obeys, its modules and its memory.
 
     Args:
         parent: the process id of the run.

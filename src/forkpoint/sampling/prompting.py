@@ -14,7 +14,7 @@ class Prompter:
     ) -> None:
         """
         Args:
-            max_positions: how many tokens the model reads, see ``policy.lengths.context_length``.
+            max_positions: how many tokens the model reads, see ``policy.body.context_length``.
             max_new_tokens: how long an answer may be.
 
         Raises:

@@ -39,7 +39,8 @@ def ask(text: str, *, chat: bool) -> str | tuple[Message, ...]:
 
 
 def require_column(columns: Collection[str], name: str, key: str, where: str) -> None:
-    """
+    """Refuse data without a column.
+
     Args:
         key: the setting that names the column.
         where: whose columns they are, for the message.

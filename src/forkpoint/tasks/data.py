@@ -33,12 +33,20 @@ class DataTask(Task):
                 the training rows.
             DataError: no such file, unreadable or empty data, no prompt column.
         """
-        _check_template(config)
+        if "{prompt}" not in config.template:
+            raise ConfigError(
+                f"task.template = {config.template!r} has no place for the {{prompt}}"
+            )
+        if config.instruction and "{instruction}" not in config.template:
+            raise ConfigError(
+                f"task.template = {config.template!r} has no place for the {{instruction}}, which "
+                f"is {config.instruction!r}"
+            )
         held_out = held_out_source(config)
         self._config = config
         self._rows = read_rows(config.path, config.subset, config.split)
         self._epoch, self._order = -1, []
-        """The last epoch that was asked for, and its order of rows."""
+        """The epoch of the last problem, and its order of rows."""
         self.columns = frozenset(self._rows[0])
         require_column(self.columns, config.prompt_column, "task.prompt_column", config.path)
         if config.id_column is not None:
@@ -135,16 +143,16 @@ def _overlap(
         DataError: all of them are.
     """
     trained = {_key(row.get(config.prompt_column)) for row in rows}
-    asked = {_key(row.get(config.prompt_column)) for row in held_out}
-    if not (shared := len(asked & trained)):
+    held = {_key(row.get(config.prompt_column)) for row in held_out}
+    if not (shared := len(held & trained)):
         return ()
-    if shared == len(asked):
+    if shared == len(held):
         raise DataError(
             f"every prompt of task.eval_path = {config.eval_path!r} is one of task.path as well: "
             "what is trained on cannot be held out"
         )
     return (
-        f"{shared} of {len(asked)} held-out prompts are trained on as well: the accuracy on them "
+        f"{shared} of {len(held)} held-out prompts are trained on as well: the accuracy on them "
         "is not of unseen problems",
     )
 
@@ -186,16 +194,6 @@ def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         raise DataError(
             f"task.path = {name!r}: the hub data set cannot be loaded: {error}"
         ) from error
-
-
-def _check_template(config: DataTaskConfig) -> None:
-    if "{prompt}" not in config.template:
-        raise ConfigError(f"task.template = {config.template!r} has no place for the {{prompt}}")
-    if config.instruction and "{instruction}" not in config.template:
-        raise ConfigError(
-            f"task.template = {config.template!r} has no place for the {{instruction}}, which is "
-            f"{config.instruction!r}"
-        )
 
 
 def _chat(prompt: Any) -> tuple[Message, ...] | None:

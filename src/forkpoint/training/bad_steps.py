@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from forkpoint.errors import NumericalError, SelectionError
+from forkpoint.sampling.collect import StepRollouts
 from forkpoint.types import TokenBatch
 
 ZERO_VARIANCE = "in no group one sample did better than another"
@@ -37,30 +38,42 @@ MOST_DUMPED_TOKENS = 1_000_000
 """Of prompts and completions in one file: less than 100 MB."""
 
 
-class BadSteps:
-    """Counts bad steps in a row."""
+def nothing_scored(rollouts: StepRollouts) -> str | None:
+    """Why no sample of a step has a reward, or None if one has."""
+    scores = [r.score for group in rollouts.groups for r in group.rollouts_G]
+    if any(score.reward is not None for score in scores):
+        return None
+    reasons = [score.error for score in scores if score.error is not None]
+    return f"{NOT_SCORED}: {reasons[0] if reasons else 'every reward function returned None'}"
 
-    def __init__(self, limit: int, count: int = 0) -> None:
-        self._limit = limit
-        self.count = count
 
-    def record(self, fault: str | None) -> None:
-        """Note how a step went: None is a good step."""
-        self.count = 0 if fault is None else self.count + 1
+def nothing_to_learn(batch: TokenBatch) -> str | None:
+    """Why a batch has no gradient at all, or None."""
+    if not bool((batch.advantages_T != 0).any()):
+        return ZERO_VARIANCE
+    if not bool((batch.mask_T & (batch.advantages_T != 0)).any()):
+        return ALL_TRUNCATED
+    return None
 
-    def check(self, fault: str | None) -> None:
-        """
-        Raises:
-            NumericalError, SelectionError: the limit is reached.
-        """
-        if fault is None or self.count < self._limit:
-            return
-        advice = [text for start, text in _ADVICE.items() if fault.startswith(start)]
-        kind = SelectionError if advice else NumericalError
-        raise kind(
-            f"{self.count} steps in a row could not be trained on, the last because {fault}; "
-            + (advice[0] if advice else _DEFAULT_ADVICE)
-        )
+
+def check_bad_steps(fault: str | None, count: int, limit: int) -> None:
+    """End the run once ``limit`` steps in a row could not be trained on.
+
+    Args:
+        fault: why the last step could not be trained on; None if it could.
+        count: bad steps in a row, the last step among them.
+
+    Raises:
+        NumericalError, SelectionError: the limit is reached.
+    """
+    if fault is None or count < limit:
+        return
+    advice = [text for start, text in _ADVICE.items() if fault.startswith(start)]
+    kind = SelectionError if advice else NumericalError
+    raise kind(
+        f"{count} steps in a row could not be trained on, the last because {fault}; "
+        + (advice[0] if advice else _DEFAULT_ADVICE)
+    )
 
 
 def dump_batch(path: Path, batch: TokenBatch) -> None:

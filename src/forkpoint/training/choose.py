@@ -36,34 +36,25 @@ def choose(
             entropies.
         NumericalError: entropies are not finite.
     """
-    entropies_T = _entropies(policy, batch, config)
-    if not chosen_at_once(config) and not batch.pool_T.any():
-        return entropies_T, torch.zeros_like(entropies_T)  # a mini-batch may have no pool
-    seed = config.training.seed
-    chosen = select(batch, entropies_T, groups_T, config.selection, seed=seed, step=step)
-    meter.add_total("selection/pool_tokens", chosen.pool_tokens)
-    meter.add("selection/kept_fraction", Metric(chosen.kept_tokens, chosen.pool_tokens))
-    known = [nats for nats in chosen.thresholds if nats == nats]  # not nan
-    meter.add("selection/threshold_nats", Metric(sum(known), len(known)))
-    return entropies_T, chosen.weights_T
-
-
-def _entropies(policy: PolicyModule, batch: TokenBatch, config: RunConfig) -> Tensor:
-    """The entropies of the source that the method names: float32 [T] nats.
-
-    Raises:
-        SelectionError: the engine gave a completion without entropies.
-    """
     source = config.selection.entropy
-    if source == "current":
-        # The selection must be known before the pass with gradient: one more pass without.
-        return all_tokens(policy, batch, config).entropies_R
     if source == "auto":
         source = "old" if batch.rollout_entropies_T is None else "rollout"
-    entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
+    if source == "current":
+        # The selection must be known before the pass with gradient: one more pass without.
+        entropies_T = all_tokens(policy, batch, config).entropies_R
+    else:
+        entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
     if entropies_T is None:
         raise SelectionError(
             "selection.entropy = 'rollout', but the engine gave a completion without entropies: "
             "use 'old'"
         )
-    return entropies_T
+    if not chosen_at_once(config) and not batch.pool_T.any():
+        return entropies_T, torch.zeros_like(entropies_T)  # a mini-batch may have no pool
+    seed = config.training.seed
+    chosen = select(batch, entropies_T, groups_T, config.selection, seed=seed, step=step)
+    meter.totals["selection/pool_tokens"] += chosen.pool_tokens
+    meter.add("selection/kept_fraction", Metric(chosen.kept_tokens, chosen.pool_tokens))
+    known = [nats for nats in chosen.thresholds if nats == nats]  # not nan
+    meter.add("selection/threshold_nats", Metric(sum(known), len(known)))
+    return entropies_T, chosen.weights_T

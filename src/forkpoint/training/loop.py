@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -13,19 +13,22 @@ from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.errors import Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import evaluate
-from forkpoint.policy.precision import unsharded
+from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.precision import compute_in, unsharded
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
-from forkpoint.sampling import RowMaker, StepRollouts, collect_groups
+from forkpoint.sampling import RowMaker, SamplingParts, StepRollouts, build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.sampling.build import check_engine
+from forkpoint.sampling.key_keeper import KeyKeeper
 from forkpoint.sampling.record import stored_rows
+from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.bad_steps import (
-    ALL_TRUNCATED,
-    NOT_SCORED,
-    ZERO_VARIANCE,
-    BadSteps,
+    check_bad_steps,
     dump_batch,
+    nothing_scored,
+    nothing_to_learn,
 )
 from forkpoint.training.checkpoint import (
     RunState,
@@ -34,9 +37,8 @@ from forkpoint.training.checkpoint import (
     save_checkpoint,
 )
 from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_metrics
-from forkpoint.training.parts import RunParts, build_parts
+from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import StepResult, train_step
-from forkpoint.types import TokenBatch
 
 
 class Observer(Protocol):
@@ -64,6 +66,17 @@ class Outcome:
     state: RunState
     stopped: bool
     """A signal asked for it; ``--resume`` goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """What a run is made of. Made by ``build_parts``."""
+
+    sampling: SamplingParts
+    policy: PolicyModule
+    optimizer: Optimizer
+    reference: PolicyModule | None
+    """The model the run started from, frozen; only with a KL penalty."""
 
 
 def train(
@@ -120,7 +133,6 @@ class _Run:
         if found:
             restore_optimizer(found, self.parts.optimizer)
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
-        self.bad_steps = BadSteps(config.training.max_bad_steps, self.state.bad_steps)
         self.log = MetricsLog(directory.metrics_jsonl)
         logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
         self.log.truncate_after(logged if found else -1)
@@ -147,7 +159,7 @@ class _Run:
         """One step; the state moves on when all it says is on disk."""
         started = time.perf_counter()
         rollouts, result, fault = self._sample_and_train(step)
-        self.bad_steps.record(fault)
+        bad_steps = 0 if fault is None else self.state.bad_steps + 1
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
             line |= _metrics(rollouts, result)
@@ -160,7 +172,7 @@ class _Run:
             step=step,
             next_serial=rollouts.next_serial if rollouts else self.state.next_serial,
             updates=self.parts.optimizer.updates,
-            bad_steps=self.bad_steps.count,
+            bad_steps=bad_steps,
             unevaluated=line if evaluates else None,
         )
         if fault is not None:
@@ -170,13 +182,14 @@ class _Run:
         every = self.config.checkpoint.every
         if every and step % every == 0:
             self._save()
-        self.bad_steps.check(fault)
+        check_bad_steps(fault, bad_steps, self.config.training.max_bad_steps)
 
     def _sample_and_train(
         self, step: int
     ) -> tuple[StepRollouts | None, StepResult | None, str | None]:
         """Rollouts, what was trained on them, and why they were not if they were not."""
         config, parts = self.config, self.parts
+        dump = self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
         try:
             rollouts = self._collect(step)
         except NumericalError as error:
@@ -202,10 +215,10 @@ class _Run:
                 reference=parts.reference,
             )
         except NumericalError as error:
-            dump_batch(self._dump_path(step), batch)
+            dump_batch(dump, batch)
             return rollouts, None, str(error)
         if result.fault is not None:
-            dump_batch(self._dump_path(step), result.batch)
+            dump_batch(dump, result.batch)
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
 
@@ -267,15 +280,12 @@ class _Run:
         self.log.append(line)
         self.observer.step(line)
 
-    def _dump_path(self, step: int) -> Path:
-        return self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
-
     def _save_after_fault(self) -> None:
         """Save what can be saved, and say from where the run goes on if that is not all."""
         if self.parts.optimizer.updates == self.state.updates:
             try:
                 self._save()
-            except RunError as error:  # the fault that ends the run is told, and this one with it
+            except RunError as error:  # reported beside the fault that ends the run
                 self.observer.note(str(error))
         else:  # nothing holds the weights that the last finished step had
             saved = self.saved.step
@@ -303,24 +313,6 @@ class _Run:
         self.observer.note(f"saved {path.name}")
 
 
-def nothing_scored(rollouts: StepRollouts) -> str | None:
-    """Why no sample of a step has a reward, or None if one has."""
-    scores = [r.score for group in rollouts.groups for r in group.rollouts_G]
-    if any(score.reward is not None for score in scores):
-        return None
-    reasons = [score.error for score in scores if score.error is not None]
-    return f"{NOT_SCORED}: {reasons[0] if reasons else 'every reward function returned None'}"
-
-
-def nothing_to_learn(batch: TokenBatch) -> str | None:
-    """Why a batch has no gradient at all, or None."""
-    if not bool((batch.advantages_T != 0).any()):
-        return ZERO_VARIANCE
-    if not bool((batch.mask_T & (batch.advantages_T != 0)).any()):
-        return ALL_TRUNCATED
-    return None
-
-
 def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, float]:
     """The line of a step: what was sampled and what was trained."""
     line = {
@@ -333,3 +325,46 @@ def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, flo
     if "entropy/mean" not in line:  # the engine has none: those of the tokens trained on
         line |= entropy_summary(result.entropies_T.numpy())
     return line | result.metrics
+
+
+def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
+    """Sampling, and beside it what trains.
+
+    Args:
+        weights: a checkpoint to take the policy's weights from.
+
+    Raises:
+        ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
+    """
+    with ExitStack() as stack:
+        loaded = load_model(config.model, weights=weights, trained=True)
+        sampling = build_sampling(config, loaded)
+        stack.callback(sampling.close)  # unless all goes well
+        check_engine(sampling.engine, config)
+        gradient, reference = config.training.gradient, None
+        if config.loss.kl_coefficient:
+            frozen = load_model(config.model).model.requires_grad_(False)
+            # Only its values are wanted: there are no keys to keep.
+            reference = _policy(frozen, config, "sparse" if gradient == "local" else gradient)
+        policy = _policy(loaded.model, config, gradient)
+        compute_in(policy, getattr(torch, config.model.compute_dtype))
+        if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
+            sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
+        parts = RunParts(
+            sampling=sampling,
+            policy=policy,
+            optimizer=Optimizer(loaded.model, config.optim),
+            reference=reference,
+        )
+        stack.pop_all()
+    return parts
+
+
+def _policy(model: Any, config: RunConfig, gradient: str) -> PolicyModule:
+    return PolicyModule(
+        model,
+        gradient=gradient,
+        temperature=config.rollout.temperature,
+        rows=config.training.rows,
+        row_tokens=config.training.micro_batch_tokens,
+    )

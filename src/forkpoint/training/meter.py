@@ -12,7 +12,7 @@ from forkpoint.types import Metric
 
 
 class Meter:
-    """Collects (sum, count) pairs that may still be on their way on a device."""
+    """Collects (sum, count) pairs, which may be tensors on a device."""
 
     def __init__(self, *policies: PolicyModule) -> None:
         """
@@ -20,7 +20,8 @@ class Meter:
             policies: whose work from now on is part of the metrics.
         """
         self._means: defaultdict[str, list[Metric]] = defaultdict(list)
-        self._totals: defaultdict[str, float] = defaultdict(float)
+        self.totals: defaultdict[str, float] = defaultdict(float)
+        """Quantities whose sum is wanted."""
         self._policies, self._work = policies, Work()
         for policy in policies:
             policy.take_work()
@@ -28,10 +29,6 @@ class Meter:
     def add(self, name: str, metric: Metric) -> None:
         """A part of a quantity whose mean is wanted."""
         self._means[name].append(metric)
-
-    def add_total(self, name: str, value: float) -> None:
-        """A part of a quantity whose sum is wanted."""
-        self._totals[name] += value
 
     def means(self) -> dict[str, float]:
         """Every metric, to be called once a step: this waits for the device."""
@@ -42,7 +39,7 @@ class Meter:
             for name, metrics in self._means.items()
         }
         self._work = sum((policy.take_work() for policy in self._policies), self._work)
-        return found | self._totals | self._work.metrics()
+        return found | self.totals | self._work.metrics()
 
 
 def _read(numbers: Iterable[float | Tensor]) -> list[float]:

@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from forkpoint.runs import read_metrics
 from forkpoint.runs.completions import read_completions
+from forkpoint.runs.results import Demo, read_result, result_path
 
 pytestmark = pytest.mark.slow
 
@@ -34,21 +34,25 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summary(demo: Path) -> dict[str, dict[str, Any]]:
-    return json.loads((demo / "summary.json").read_text())
+def found(demo: Path) -> Demo:
+    return read_result(result_path(demo, Demo), Demo)
 
 
-def test_forks_at_least_double_the_accuracy(summary: dict[str, dict[str, Any]]) -> None:
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
-    assert before["n"] == after["n"] >= 500
-    assert after["value"] >= 2 * before["value"]
-    assert after["low"] > before["high"]
+def test_forks_at_least_double_the_accuracy(found: Demo) -> None:
+    before, after = found.accuracy_before, found.accuracy_after
+    assert before.n == after.n >= 500
+    assert before.interval is not None
+    assert after.interval is not None
+    assert after.value >= 2 * before.value
+    assert after.interval[0] > before.interval[1]
 
 
-def test_forks_end_clearly_above_the_control(summary: dict[str, dict[str, Any]]) -> None:
-    after, control = summary["accuracy_after"], summary["accuracy_control"]
-    assert control["n"] == after["n"]
-    assert after["low"] > control["high"]
+def test_forks_end_clearly_above_the_control(found: Demo) -> None:
+    after, control = found.accuracy_after, found.accuracy_control
+    assert control.n == after.n
+    assert after.interval is not None
+    assert control.interval is not None
+    assert after.interval[0] > control.interval[1]
 
 
 def test_the_run_directory_says_what_was_trained(demo: Path) -> None:

@@ -25,6 +25,7 @@ from forkpoint.cli.temperature import temperature
 from forkpoint.cli.terminal import SafeConsole, visible
 from forkpoint.cli.train import train
 from forkpoint.errors import ForkpointError
+from forkpoint.ranks import TOLD, speaks
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -59,7 +60,9 @@ def main() -> None:
         SafeConsole(stderr=True).print(CycloptsPanel(CycloptsError(msg=text)))
         sys.exit(USER_ERROR)
     except ForkpointError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        if TOLD not in getattr(error, "__notes__", ()):
+            who = "" if speaks() else f"process {os.environ['RANK']}: "
+            print(f"{who}error: {visible(str(error))}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

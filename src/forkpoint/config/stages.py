@@ -151,7 +151,7 @@ class ScoringConfig(Stage):
     """The processes that call the rewards."""
 
     workers: int | None = Field(default=None, ge=1)
-    """How many; default: one a CPU, 8 at most."""
+    """How many; default: one a CPU, 8 at most, divided by the run's processes on this machine."""
     memory_gb: float = Field(default=4.0, gt=0)
     """10^9 bytes that each may take beyond what its modules do. Obeyed on Linux only."""
 
@@ -282,6 +282,8 @@ class TrainingConfig(Stage):
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
     max_bad_steps: int = Field(default=5, ge=1)
     """Stop after so many steps in a row that could not be trained on."""
+    rank_timeout_minutes: float = Field(default=60.0, gt=0)
+    """Of several processes, the most that one waits for another, as while that one is sampling."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; part of what makes two runs byte-identical. Default: torch's."""
 

@@ -13,6 +13,7 @@ from forkpoint.errors import ModelError
 from forkpoint.hub import prepare_hub
 from forkpoint.policy.body import enable_checkpointing, name_of
 from forkpoint.policy.checks import check_rows, first_line, settle_attention
+from forkpoint.ranks import local_rank
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,10 @@ def _eos_ids(model: Any, tokenizer: Any, path: str) -> tuple[int, ...]:
 
 
 def _device(name: str) -> torch.device:
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_rank())  # each process of a machine has its own
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"model.device = {name!r}, but torch sees no CUDA device; use 'cpu'")
     try:

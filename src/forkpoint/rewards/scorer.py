@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted
+from forkpoint.ranks import local_size
 from forkpoint.rewards.pool import Call, RewardFunction, WorkerPool
 from forkpoint.rewards.worker import Part, describe, evaluate
 from forkpoint.types import Completion, Problem, Score
@@ -38,7 +39,8 @@ class Scorer:
         self._overlong = overlong
         self._limit = max_new_tokens
         self._pool = WorkerPool(
-            workers=scoring.workers or min(MOST_WORKERS, os.cpu_count() or 1),
+            workers=scoring.workers
+            or min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // local_size())),
             memory_gb=scoring.memory_gb,
             imports=[name for f in functions for name in f.imports],
         )

@@ -18,6 +18,11 @@ MOST_WORKERS = 8
 DEFAULTS = ScoringConfig()
 
 
+def default_workers() -> int:
+    """One a CPU that is this process's share, ``MOST_WORKERS`` at most."""
+    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // local_size()))
+
+
 class Scorer:
     """reward = sum of weight * part, plus the overlong penalty.
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
-EXTRAS := dev,gym,math,hub,gguf,trl
+EXTRAS := dev,gym,math,hub,gguf,lora,trl
 
 .PHONY: install dev demo test test-distributed check format bench bench-analysis bench-gpu smollm2 clean
 

@@ -127,8 +127,7 @@ def join(timeout_minutes: float) -> Ranks:
     Raises:
         Lost: they do not meet.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if world_size() == 1:
         return ALONE
     import torch
     import torch.distributed as dist
@@ -152,6 +151,11 @@ def leave() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def speaks() -> bool:

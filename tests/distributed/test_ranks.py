@@ -83,7 +83,8 @@ def assert_same_run(run: Path, other: Path, *, but: str = r"mismatch/|^grad/norm
                 assert value == pytest.approx(theirs[name], rel=TOLERANCE, abs=1e-6), name
     newest = [sorted((r / "checkpoints").iterdir())[-1] for r in (run, other)]
     assert newest[0].name == newest[1].name
-    for file in ("model.safetensors", "optimizer.safetensors"):
+    weights = [path.name for path in newest[0].glob("*model.safetensors")]
+    for file in (*weights, "optimizer.safetensors"):
         ours, theirs = (load_file(folder / file) for folder in newest)
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
@@ -144,6 +145,7 @@ def test_several_processes_make_the_run_of_one(alone: Path, tmp_path: Path, proc
         {"selection__rule": "random", "loss__denominator": "sequence"},
         {"training__micro_batch_tokens": 64, "training__mini_batches": 5},
         {"rollout__prompts_per_step": 2, "training__mini_batches": 8},  # some have nothing to do
+        {"model__lora__rank": 4},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )

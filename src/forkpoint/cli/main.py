@@ -19,6 +19,7 @@ from forkpoint.cli.demo import demo
 from forkpoint.cli.doctor import doctor
 from forkpoint.cli.dynamics import dynamics
 from forkpoint.cli.evaluate import evaluate
+from forkpoint.cli.export import export
 from forkpoint.cli.figures import figures
 from forkpoint.cli.report import report
 from forkpoint.cli.temperature import temperature
@@ -45,6 +46,7 @@ app.command(dynamics)
 app.command(temperature)
 app.command(branch)
 app.command(figures)
+app.command(export)
 app.command(report)
 app.command(doctor)
 

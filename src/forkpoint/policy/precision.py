@@ -38,8 +38,9 @@ def compute_in(policy: "PolicyModule", dtype: torch.dtype) -> None:
     Raises:
         ModelError: naming the class: it does not run like that, or gives other numbers.
     """
-    if dtype == torch.float32 and policy.ranks.size == 1:
-        return
+    held = {p.dtype for p in policy.parameters() if not p.requires_grad}
+    if policy.ranks.size == 1 and (dtype == torch.float32 or held == {dtype}):
+        return  # the frozen weights of adapters are in the type already
     expected = _first_pass(policy)
     try:
         _shard(policy, dtype)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from forkpoint.errors import RunError
+from forkpoint.policy.lora import adapts
 from forkpoint.policy.precision import gathered
 from forkpoint.ranks import ALONE, Ranks
 from forkpoint.runs.checkpoints import (
@@ -70,7 +71,10 @@ def save_checkpoint(
     Raises:
         RunError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    weights = gathered(model.state_dict(keep_vars=True), keep=ranks.first)
+    held = model.state_dict(keep_vars=True)
+    if adapts(model):  # the frozen weights are where they were
+        held = {name: tensor for name, tensor in held.items() if tensor.requires_grad}
+    weights = gathered(held, keep=ranks.first)
     moments = optimizer.state_tensors(keep=ranks.first)
     path = checkpoint_path(root, state.step)
     if ranks.first:
@@ -97,6 +101,8 @@ def _write(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=weights, safe_serialization=True)
+        if adapts(model):
+            model.config.save_pretrained(partial)  # transformers writes it beside weights only
         tokenizer.save_pretrained(partial)
         save_file(
             {name: tensor.contiguous() for name, tensor in moments.items()},

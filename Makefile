@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
-EXTRAS := dev,gym,math,hub,gguf,trl
+EXTRAS := dev,gym,math,hub,gguf,lora,trl
 
-.PHONY: install dev demo test check format bench bench-analysis bench-gpu smollm2 clean
+.PHONY: install dev demo test test-distributed check format bench bench-analysis bench-gpu smollm2 clean
 
 install: $(BIN)/forkpoint
 
@@ -27,6 +27,10 @@ demo: install
 test: check
 	$(BIN)/pytest -m slow
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered
+
+# Runs on several processes are the run on one.
+test-distributed: dev
+	$(BIN)/pytest tests/distributed
 
 # Before each commit: style, types and the quick tests.
 check: dev

@@ -18,6 +18,7 @@ EXTRAS = {
     "gym": ("reasoning-gym", "task.type = 'gym'"),
     "hub": ("datasets", "task.path = a hub id"),
     "gguf": ("gguf", "make smollm2"),
+    "lora": ("peft", "model.lora"),
     "trl": ("trl", "comparisons with TRL in the tests"),
 }
 """Extra -> (its package, what needs it)."""

@@ -19,7 +19,7 @@ PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "types"},
-    {"config", "dotted", "hub", "randomness", "environment"},
+    {"config", "dotted", "hub", "randomness", "environment", "ranks"},
     {"runs", "advantages", "entropy"},
     {"lab", "batching", "selection", "losses"},
     {"verifiers"},
@@ -39,7 +39,7 @@ LAYERS: tuple[set[str], ...] = (
 
 LIBRARIES: dict[str, set[str]] = {
     "torch": {
-        *("types", "environment", "entropy", "batching", "selection", "losses", "lab"),
+        *("types", "environment", "ranks", "entropy", "batching", "selection", "losses", "lab"),
         *("policy", "sampling", "analysis", "training", "cli"),
     },
     "transformers": {"lab", "policy", "sampling", "analysis"},

@@ -13,7 +13,8 @@ from forkpoint.runs.checkpoints import checkpoint_folders
 
 KEEP_MORE = "--set checkpoint.every=4 --set checkpoint.keep_last=99"
 
-WEIGHTS = "model*.safetensors"
+WEIGHTS = "*model*.safetensors"
+"""Whole weights, or adapters."""
 
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """What two checkpoints of one model have in common."""

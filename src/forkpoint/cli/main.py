@@ -19,12 +19,14 @@ from forkpoint.cli.demo import demo
 from forkpoint.cli.doctor import doctor
 from forkpoint.cli.dynamics import dynamics
 from forkpoint.cli.evaluate import evaluate
+from forkpoint.cli.export import export
 from forkpoint.cli.figures import figures
 from forkpoint.cli.report import report
 from forkpoint.cli.temperature import temperature
 from forkpoint.cli.terminal import SafeConsole, visible
 from forkpoint.cli.train import train
 from forkpoint.errors import ForkpointError
+from forkpoint.ranks import TOLD, speaks
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -44,6 +46,7 @@ app.command(dynamics)
 app.command(temperature)
 app.command(branch)
 app.command(figures)
+app.command(export)
 app.command(report)
 app.command(doctor)
 
@@ -59,7 +62,9 @@ def main() -> None:
         SafeConsole(stderr=True).print(CycloptsPanel(CycloptsError(msg=text)))
         sys.exit(USER_ERROR)
     except ForkpointError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        if TOLD not in getattr(error, "__notes__", ()):
+            who = "" if speaks() else f"process {os.environ['RANK']}: "
+            print(f"{who}error: {visible(str(error))}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

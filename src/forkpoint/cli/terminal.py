@@ -51,7 +51,7 @@ class StopFlag:
     @property
     def exit_code(self) -> int:
         """128 + signal, as shells report it: 143 for SIGTERM, 130 for Ctrl-C."""
-        return 128 + (self.signal or 0)
+        return 128 + (self.signal or signal.SIGTERM)  # another process of the run was stopped
 
     def __enter__(self) -> "StopFlag":
         for number in (signal.SIGTERM, signal.SIGINT):

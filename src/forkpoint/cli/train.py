@@ -52,9 +52,10 @@ def train(
         print(visible(describe(config, root), newlines=True))
         return 0
     from forkpoint.cli.table import LiveTable
+    from forkpoint.ranks import speaks
     from forkpoint.training.loop import train as run
 
-    console = SafeConsole()
+    console = SafeConsole(quiet=not speaks())
     with StopFlag() as stop, LiveTable(console, config.training.steps, str(root)) as table:
         outcome = run(config, root, resume=resume, observer=table, should_stop=stop)
     if outcome.stopped:

@@ -13,6 +13,19 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class LoraConfig(Stage):
+    """Low-rank adapters that are trained in the place of the model's weights."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' product is multiplied by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Names of linear layers, such as ``["q_proj", "v_proj"]``; ``all-linear``: every one but the
+    head."""
+    seed: int = Field(default=0, ge=0)
+    """Of the adapters' first values."""
+
+
 class ModelConfig(Stage):
     """Which model, and how it is held."""
 
@@ -25,6 +38,9 @@ class ModelConfig(Stage):
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``."""
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
     """Tree rows are cheapest by ``flex_attention`` on a GPU; ``flash_attention_2`` takes none."""
+    lora: LoraConfig | None = None
+    """Train adapters (``--set model.lora.rank=16``). The frozen weights are then held in
+    ``compute_dtype`` on one process, the adapters in float32."""
     gradient_checkpointing: bool = False
     """Run each layer again in backward instead of keeping its activations."""
 
@@ -151,7 +167,7 @@ class ScoringConfig(Stage):
     """The processes that call the rewards."""
 
     workers: int | None = Field(default=None, ge=1)
-    """How many; default: one a CPU, 8 at most."""
+    """How many; default: one a CPU, 8 at most, divided by the run's processes on this machine."""
     memory_gb: float = Field(default=4.0, gt=0)
     """10^9 bytes that each may take beyond what its modules do. Obeyed on Linux only."""
 
@@ -282,6 +298,8 @@ class TrainingConfig(Stage):
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
     max_bad_steps: int = Field(default=5, ge=1)
     """Stop after so many steps in a row that could not be trained on."""
+    rank_timeout_minutes: float = Field(default=60.0, gt=0)
+    """Of several processes, the most that one waits for another, as while that one is sampling."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; part of what makes two runs byte-identical. Default: torch's."""
 

@@ -13,6 +13,8 @@ from forkpoint.errors import ModelError
 from forkpoint.hub import prepare_hub
 from forkpoint.policy.body import enable_checkpointing, name_of
 from forkpoint.policy.checks import check_rows, first_line, settle_attention
+from forkpoint.policy.lora import add_adapters, base_of, found_adapters
+from forkpoint.ranks import local_rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +51,14 @@ def load_model(
     from safetensors import SafetensorError
 
     source = model_source(config.path)
+    adapters = found_adapters(Path(weights or source))
+    adapts = trained and config.lora is not None
+    # FSDP wants one type for all parameters of a layer; one process needs no FSDP for adapters.
+    whole = trained and not (adapts and world_size() == 1)
     read = partial(
         transformers.AutoModelForCausalLM.from_pretrained,
-        str(weights or source),
-        dtype=torch.float32 if trained else getattr(torch, config.compute_dtype),
+        str(weights or source if adapters is None else source if weights else base_of(adapters)),
+        dtype=torch.float32 if whole else getattr(torch, config.compute_dtype),
         use_safetensors=True,
         trust_remote_code=False,
     )
@@ -68,6 +74,8 @@ def load_model(
         raise ModelError(
             f"model.path = {config.path!r} cannot be loaded: {first_line(error)}"
         ) from error
+    if adapters is not None or (trained and config.lora is not None):
+        add_adapters(model, config.lora if trained else None, adapters)
     tokenizer = _load_tokenizer(source, config.path, model)
     # Weights come memory-mapped from the file; fresh memory has the same alignment in every
     # process, on which the last bit of a vectorised sum can depend.
@@ -128,8 +136,10 @@ def _eos_ids(model: Any, tokenizer: Any, path: str) -> tuple[int, ...]:
 
 
 def _device(name: str) -> torch.device:
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_rank())  # each process of a machine has its own
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"model.device = {name!r}, but torch sees no CUDA device; use 'cpu'")
     try:

@@ -19,7 +19,8 @@ from forkpoint.policy.flops import Work
 from forkpoint.policy.keys import KeyStore
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
-from forkpoint.policy.trial import settle_rows
+from forkpoint.policy.trial import SHORT, settle_rows, trial_batch
+from forkpoint.ranks import ALONE, Ranks
 from forkpoint.types import TokenBatch, TokenStats, sent
 
 
@@ -70,6 +71,7 @@ class PolicyModule(nn.Module):
         temperature: float,
         rows: str = "auto",
         row_tokens: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """
         Args:
@@ -78,6 +80,7 @@ class PolicyModule(nn.Module):
             temperature: of sampling; entropies and log-probabilities are those of softmax(z / T).
             rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
             row_tokens: most tokens in a tree row, where what pays for this model is more.
+            ranks: the processes that share the passes of a batch, which all of them hold.
 
         Raises:
             ModelError: a trial finds the numbers of this layout wrong, and there is no other.
@@ -89,7 +92,10 @@ class PolicyModule(nn.Module):
         self._gradient = GRADIENTS[gradient, self.rows]
         self.row_tokens = min(row_width(model), row_tokens or sys.maxsize)
         """Width of a tree row."""
-        self.keys: KeyStore | None = {} if gradient == "local" else None
+        self.ranks = ranks
+        # With several processes all must run the layers equally often: none keeps keys.
+        keeps = gradient == "local" and ranks.size == 1
+        self.keys: KeyStore | None = {} if keeps else None
         """Keys and values of the present weights, which ``local`` reads instead of running their
         sequences once more: left here by passes with ``keep_keys``, and by the sampler."""
         self._work = Work()
@@ -118,20 +124,40 @@ class PolicyModule(nn.Module):
         max_tokens: int,
         max_sequences: int | None = None,
     ) -> list[list[int]]:
-        """The sequences of each forward pass; those that need none are left out.
+        """The sequences of each forward pass of this process; those that need none are left out.
+
+        All processes have the same number of passes. One without sequences is to be spent in
+        ``idle``.
 
         Raises:
             ModelError: a sequence whose numbers would depend on its neighbours.
         """
         lengths = map(len, batch.prompts_B), map(len, batch.completions_B)
         check_length(self.model, max(map(sum, zip(*lengths, strict=True)), default=0))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.ranks.first:
             for dense in dense_passes(batch, wanted_T, max_tokens, max_sequences):
                 width = max(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in dense)
                 self._work.dense_tokens += len(dense) * width
                 self._work.dense_flops += dense_flops(self.model, len(dense), width, learns=True)
         layout = self._layout()
-        return self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
+        found = self._gradient.passes(batch, wanted_T, max_tokens, max_sequences, **layout)
+        costs = [
+            sum(len(batch.prompts_B[b]) + len(batch.completions_B[b]) for b in one) for one in found
+        ]
+        return [[] if i is None else found[i] for i in self.ranks.share(costs)]
+
+    def idle(self) -> None:
+        """Take part in a pass of the other processes without sequences of one's own.
+
+        A pass over a few made-up tokens, and with gradient a backward pass of zeros.
+        """
+        if self.ranks.size == 1:
+            return
+        batch, wanted_T = trial_batch(self.model, SHORT)
+        batch = batch.to(self.device)
+        stats = super().__call__(_Arguments(batch=batch, wanted_T=wanted_T, keep_keys=False))
+        if torch.is_grad_enabled():
+            (0.0 * (stats.logprobs_R.sum() + stats.entropies_R.sum())).backward()
 
     def __call__(
         self, batch: TokenBatch, wanted_T: Tensor, *, keep_keys: bool = False
@@ -183,20 +209,24 @@ class PolicyModule(nn.Module):
         if keep_keys and self.keys is not None:
             self.keys.clear()
         every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
-        logprobs_T, entropies_T = torch.empty(2, batch.num_tokens, device=batch.token_ids_T.device)
+        found_2T = torch.zeros(2, batch.num_tokens, device=batch.token_ids_T.device)
         tokens, flops = 0, 0.0
         for sequences in self.passes(
             batch, every_T, max_tokens=max_tokens, max_sequences=max_sequences
         ):
+            if not sequences:
+                self.idle()
+                continue
             part = batch.take(sequences)
             everything_T = torch.ones(part.num_tokens, dtype=torch.bool)
             stats = self(part, everything_T, keep_keys=keep_keys)
-            rows = sent(batch.rows_of(sequences), logprobs_T.device)
-            logprobs_T[rows] = stats.logprobs_R
-            entropies_T[rows] = stats.entropies_R
+            rows = sent(batch.rows_of(sequences), found_2T.device)
+            found_2T[0, rows] = stats.logprobs_R
+            found_2T[1, rows] = stats.entropies_R
             tokens, flops = tokens + stats.body_tokens, flops + stats.flops
+        logprobs_T, entropies_T = self.ranks.add(found_2T)  # zeros where another process ran
         return TokenStats(
-            rows_R=torch.arange(batch.num_tokens, device=logprobs_T.device),
+            rows_R=torch.arange(batch.num_tokens, device=found_2T.device),
             logprobs_R=logprobs_T,
             entropies_R=entropies_T,
             body_tokens=0,

@@ -7,7 +7,7 @@ and on one process it is the same mechanism with a world of one.
 """
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,17 @@ if TYPE_CHECKING:
 def compute_in(policy: "PolicyModule", dtype: torch.dtype) -> None:
     """Let the passes of ``policy`` compute in ``dtype``; its parameters are and stay float32.
 
+    With several processes each holds a part of every parameter, its gradient and its moments.
+
     In a pass each layer's weights are copied to ``dtype`` when it begins and freed when it ends;
-    their gradient arrives in float32 and is added up there. Does nothing for float32.
+    their gradient arrives in float32 and is added up there. One process does nothing for float32.
 
     Raises:
         ModelError: naming the class: it does not run like that, or gives other numbers.
     """
-    if dtype == torch.float32:
-        return
+    held = {p.dtype for p in policy.parameters() if not p.requires_grad}
+    if policy.ranks.size == 1 and (dtype == torch.float32 or held == {dtype}):
+        return  # the frozen weights of adapters are in the type already
     expected = _first_pass(policy)
     try:
         _shard(policy, dtype)
@@ -78,6 +81,21 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Each as one plain tensor. All processes put them together; only those that keep hold them.
+
+    A tensor of two names, such as a tied head's weight, stays one tensor.
+    """
+    found: dict[str, Tensor] = {}
+    first_name: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first = first_name.setdefault(id(tensor), name)
+        plain = whole(tensor) if first == name else None
+        if keep:
+            found[name] = found[first] if plain is None else plain.detach()
+    return found
+
+
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A plain tensor of a parameter's shape, laid out as the parameter is."""
     if isinstance(parameter, DTensor):
@@ -99,6 +117,11 @@ def _shard(policy: "PolicyModule", dtype: torch.dtype) -> None:
     for layer in _layers(model):
         fully_shard(layer, **settings)
     fully_shard(policy, **settings)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule) and policy.ranks.size > 1:
+            # The processes' shares of a loss add up: no mean, and no factor, which gloo cannot do.
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
 
 
 def _first_pass(policy: "PolicyModule") -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from forkpoint.config.stages import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted
+from forkpoint.ranks import local_size
 from forkpoint.rewards.pool import Call, RewardFunction, WorkerPool
 from forkpoint.rewards.worker import Part, describe, evaluate
 from forkpoint.types import Completion, Problem, Score
@@ -15,6 +16,11 @@ OVERLONG = "overlong"
 MOST_WORKERS = 8
 """Unless ``scoring.workers`` says otherwise."""
 DEFAULTS = ScoringConfig()
+
+
+def default_workers() -> int:
+    """One a CPU that is this process's share, ``MOST_WORKERS`` at most."""
+    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // local_size()))
 
 
 class Scorer:
@@ -38,7 +44,8 @@ class Scorer:
         self._overlong = overlong
         self._limit = max_new_tokens
         self._pool = WorkerPool(
-            workers=scoring.workers or min(MOST_WORKERS, os.cpu_count() or 1),
+            workers=scoring.workers
+            or min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // local_size())),
             memory_gb=scoring.memory_gb,
             imports=[name for f in functions for name in f.imports],
         )

@@ -23,7 +23,7 @@ FIRST_VERSION = ("rollouts", "eval", "analysis/tokens")
 MAY_CHANGE = frozenset(
     {
         *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
-        *("scoring.workers", "rollout.keep"),
+        *("scoring.workers", "rollout.keep", "training.rank_timeout_minutes"),
     }
 )
 """What a resumed run may set anew: nothing here touches the steps already made."""

@@ -8,6 +8,7 @@ from forkpoint.dotted import call_users, resolve
 from forkpoint.errors import ConfigError
 from forkpoint.policy.body import check_length, context_length
 from forkpoint.policy.load import LoadedModel, load_model
+from forkpoint.ranks import ALONE, Ranks
 from forkpoint.rewards import Scorer, build_scorer
 from forkpoint.sampling.base import Engine
 from forkpoint.sampling.prompting import Prompter
@@ -26,6 +27,7 @@ class SamplingParts:
     prompter: Prompter
     engine: Engine
     scorer: Scorer
+    ranks: Ranks = ALONE
 
     def close(self) -> None:
         """End the engine and the verifiers' processes."""
@@ -33,12 +35,15 @@ class SamplingParts:
         self.scorer.close()
 
 
-def build_sampling(config: RunConfig, loaded: LoadedModel | None = None) -> SamplingParts:
+def build_sampling(
+    config: RunConfig, loaded: LoadedModel | None = None, ranks: Ranks = ALONE
+) -> SamplingParts:
     """What samples and scores: the task is opened, processes are started.
 
     Args:
         loaded: the model to sample from, such as the one that is trained; None loads
             ``config.model``.
+        ranks: the processes that share the prompts.
 
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
@@ -55,6 +60,7 @@ def build_sampling(config: RunConfig, loaded: LoadedModel | None = None) -> Samp
         ),
         engine=build_engine(loaded, config.rollout),
         scorer=build_scorer(config, task),
+        ranks=ranks,
     )
 
 

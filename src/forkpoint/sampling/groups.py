@@ -32,6 +32,8 @@ def sample_groups(
 ) -> ScoredGroups:
     """Draw ``samples`` completions of each prompt and let the rewards score them.
 
+    With several processes each does some of the prompts, and all get all groups.
+
     Args:
         prompts: by serial, which names a prompt's random streams and its group.
 
@@ -39,27 +41,36 @@ def sample_groups(
         Interrupted: ``should_stop()`` turned true; nothing is kept.
         NumericalError: the model gave logits that are not finite.
     """
-    started = time.perf_counter()
-    requests = [
-        SampleRequest(prompt=prompt, serial=serial, sample=sample)
-        for serial, prompt in prompts.items()
-        for sample in range(samples)
-    ]
-    completions = parts.engine.sample(requests, settings, should_stop)
-    sampled = time.perf_counter()
-    pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
-    scores = parts.scorer.score(pairs, should_stop)
-    rollouts = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
-    groups = [
-        Group(
-            prompt=prompt,
-            serial=serial,
-            rollouts_G=tuple(rollouts[i * samples : (i + 1) * samples]),
-        )
-        for i, (serial, prompt) in enumerate(prompts.items())
-    ]
+    ranks = parts.ranks
+    serials = list(prompts)
+    mine = serials[ranks.rank :: ranks.size]
+
+    def work() -> tuple[list[tuple[Rollout, ...]], float, float]:
+        started = time.perf_counter()
+        requests = [
+            SampleRequest(prompt=prompts[serial], serial=serial, sample=sample)
+            for serial in mine
+            for sample in range(samples)
+        ]
+        completions = parts.engine.sample(requests, settings, should_stop) if requests else []
+        sampled = time.perf_counter()
+        pairs = [(r.prompt.problem, c) for r, c in zip(requests, completions, strict=True)]
+        scores = parts.scorer.score(pairs, should_stop) if pairs else []
+        found = [Rollout(completion=c, score=s) for c, s in zip(completions, scores, strict=True)]
+        groups = [tuple(found[i : i + samples]) for i in range(0, len(found), samples)]
+        return groups, sampled - started, time.perf_counter() - sampled
+
+    done = ranks.agree(work)
+    rollouts = {
+        serial: group
+        for rank, (groups, _, _) in enumerate(done)
+        for serial, group in zip(serials[rank :: ranks.size], groups, strict=True)
+    }
     return ScoredGroups(
-        groups=tuple(groups),
-        sample_s=sampled - started,
-        score_s=time.perf_counter() - sampled,
+        groups=tuple(
+            Group(prompt=prompt, serial=serial, rollouts_G=rollouts[serial])
+            for serial, prompt in prompts.items()
+        ),
+        sample_s=max(sample_s for _, sample_s, _ in done),
+        score_s=max(score_s for _, _, score_s in done),
     )

@@ -13,8 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from forkpoint.errors import RunError
-from forkpoint.policy.precision import whole
+from forkpoint.policy.lora import adapts
+from forkpoint.policy.precision import gathered
+from forkpoint.ranks import ALONE, Ranks
 from forkpoint.runs.checkpoints import (
     checkpoint_fault,
     checkpoint_folders,
@@ -50,29 +54,58 @@ class FoundCheckpoint:
 
 
 def save_checkpoint(
-    root: Path, state: RunState, model: Any, tokenizer: Any, optimizer: Optimizer, keep_last: int
+    root: Path,
+    state: RunState,
+    model: Any,
+    tokenizer: Any,
+    optimizer: Optimizer,
+    keep_last: int,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write ``root/step_XXXXX``; of it and the earlier ones the newest ``keep_last`` stay.
 
     A folder of a later step is one that could not be used, or the run would have gone on from it:
-    it does not count, and is replaced when the run gets there.
+    it does not count, and is replaced when the run gets there. Several processes put each tensor
+    together in turn, and the first one writes.
 
     Raises:
         RunError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    held = model.state_dict(keep_vars=True)
+    if adapts(model):  # the frozen weights are where they were
+        held = {name: tensor for name, tensor in held.items() if tensor.requires_grad}
+    weights = gathered(held, keep=ranks.first)
+    moments = optimizer.state_tensors(keep=ranks.first)
+    path = checkpoint_path(root, state.step)
+    if ranks.first:
+        ranks.agree(lambda: _write(path, state, model, weights, tokenizer, moments, keep_last))
+    else:
+        ranks.agree(lambda: None)
+    return path
+
+
+def _write(
+    final: Path,
+    state: RunState,
+    model: Any,
+    weights: dict[str, Tensor],
+    tokenizer: Any,
+    moments: dict[str, Tensor],
+    keep_last: int,
+) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final = checkpoint_path(root, state.step)
-    partial = root / f".{final.name}.partial"
+    root, partial = final.parent, final.parent / f".{final.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
         model.save_pretrained(partial, state_dict=weights, safe_serialization=True)
+        if adapts(model):
+            model.config.save_pretrained(partial)  # transformers writes it beside weights only
         tokenizer.save_pretrained(partial)
         save_file(
-            {k: v.contiguous() for k, v in optimizer.state_tensors().items()},
+            {name: tensor.contiguous() for name, tensor in moments.items()},
             partial / "optimizer.safetensors",
         )
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
@@ -90,7 +123,6 @@ def save_checkpoint(
     earlier = [path for step, path in checkpoint_folders(root).items() if step <= state.step]
     for old in earlier[:-keep_last]:
         remove_checkpoint(old)
-    return final
 
 
 def latest_checkpoint(root: Path) -> tuple[FoundCheckpoint | None, list[str]]:

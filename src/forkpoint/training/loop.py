@@ -11,10 +11,11 @@ import torch
 
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
-from forkpoint.errors import Interrupted, NumericalError, RunError
+from forkpoint.errors import ForkpointError, Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import evaluate
 from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.precision import compute_in, unsharded
+from forkpoint.ranks import ALONE, Lost, Ranks, join
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
@@ -99,14 +100,26 @@ def train(
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
+    ranks = join(config.training.rank_timeout_minutes)
+    if not ranks.first:
+        observer = None
     with ExitStack() as stack:
-        directory = stack.enter_context(
-            RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
-        )
-        directory.write_environment()
-        run = _Run(config, directory, observer or Silent(), should_stop)
+        directory = RunDirectory(root)
+
+        def take() -> None:  # one process owns the folder
+            opened = RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
+            stack.enter_context(opened)
+            directory.write_environment()
+            finish_removals(directory.checkpoints_dir)
+
+        ranks.agree(take if ranks.first else _nothing)
+        run = _Run(config, directory, observer or Silent(), should_stop, ranks)
         stack.callback(run.parts.sampling.close)
         return run.run()
+
+
+def _nothing() -> None:
+    """What other processes do while the first one writes."""
 
 
 class _Run:
@@ -118,14 +131,16 @@ class _Run:
         directory: RunDirectory,
         observer: Observer,
         should_stop: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
         self.config, self.directory, self.observer = config, directory, observer
-        self.should_stop = should_stop
-        finish_removals(directory.checkpoints_dir)
-        found, skipped = latest_checkpoint(directory.checkpoints_dir)
+        self.should_stop, self.ranks = should_stop, ranks
+        found, skipped = self._first(lambda: latest_checkpoint(directory.checkpoints_dir))
         for sentence in skipped:
             observer.note(sentence)
-        self.parts: RunParts = build_parts(config, weights=found.path if found else None)
+        self.parts: RunParts = build_parts(
+            config, weights=found.path if found else None, ranks=ranks
+        )
         for sentence in self.parts.sampling.task.notes:
             observer.note(sentence)
         self.state = found.state if found else RunState()
@@ -135,7 +150,7 @@ class _Run:
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
         self.log = MetricsLog(directory.metrics_jsonl)
         logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
-        self.log.truncate_after(logged if found else -1)
+        self._first(lambda: self.log.truncate_after(logged if found else -1))
         self.rows = RowMaker(self.parts.sampling.loaded.tokenizer, config.advantage.kind)
 
     def run(self) -> Outcome:
@@ -144,12 +159,17 @@ class _Run:
                 self._evaluate({"step": 0})
             if self.state.unevaluated is not None:
                 self._evaluate(self.state.unevaluated)
-            while self.state.step < self.config.training.steps and not self.should_stop():
+            while self.state.step < self.config.training.steps:
+                if self.ranks.any(self.should_stop()):
+                    break
                 self._step(self.state.step + 1)
         except Interrupted:
             pass  # what was being sampled is given up; the last finished step is saved below
-        except BaseException:
-            self._save_after_fault()
+        except BaseException as error:
+            # Of several processes all have met an error of ours; any other, only this one.
+            together = isinstance(error, ForkpointError) and not isinstance(error, Lost)
+            if together or self.ranks.size == 1:
+                self._save_after_fault()
             raise
         self._save()
         finished = self.state.step >= self.config.training.steps and not self.state.unevaluated
@@ -215,10 +235,10 @@ class _Run:
                 reference=parts.reference,
             )
         except NumericalError as error:
-            dump_batch(dump, batch)
+            self._first(lambda: dump_batch(dump, batch))
             return rollouts, None, str(error)
         if result.fault is not None:
-            dump_batch(dump, result.batch)
+            self._first(lambda: dump_batch(dump, result.batch))
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
 
@@ -243,8 +263,8 @@ class _Run:
         keep = self.config.rollout.keep
         if keep != "none":
             rows = self.rows.rows(step, rollouts, result.batch if result else None, keep)
-            folder = self.directory.completions_dir("train")
-            write_completions(folder / f"step_{step:05d}.parquet", rows)
+            path = self.directory.completions_dir("train") / f"step_{step:05d}.parquet"
+            self._first(lambda: write_completions(path, rows))
 
     def _evaluates_at(self, step: int) -> bool:
         config = self.config.evaluation
@@ -262,7 +282,8 @@ class _Run:
             evaluation = evaluate(parts, self.config, self.should_stop)
         accuracy = evaluation.accuracy
         rows = (r for g in evaluation.groups for r in stored_rows(g, parts.loaded.tokenizer))
-        write_completions(self.directory.completions_dir("eval") / f"step_{step:05d}.parquet", rows)
+        path = self.directory.completions_dir("eval") / f"step_{step:05d}.parquet"
+        self._first(lambda: write_completions(path, rows))
         self._log(
             line
             | {
@@ -277,8 +298,12 @@ class _Run:
         self.state = replace(self.state, unevaluated=None)
 
     def _log(self, line: dict[str, float]) -> None:
-        self.log.append(line)
+        self._first(lambda: self.log.append(line))
         self.observer.step(line)
+
+    def _first(self, write: Callable[[], Any]) -> Any:
+        """What the first process, which owns the run directory, does for all of them."""
+        return self.ranks.agree(write if self.ranks.first else _nothing)[0]
 
     def _save_after_fault(self) -> None:
         """Save what can be saved, and say from where the run goes on if that is not all."""
@@ -308,6 +333,7 @@ class _Run:
             loaded.tokenizer,
             optimizer,
             self.config.checkpoint.keep_last,
+            self.ranks,
         )
         self.saved = self.state
         self.observer.note(f"saved {path.name}")
@@ -327,7 +353,9 @@ def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, flo
     return line | result.metrics
 
 
-def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
+def build_parts(
+    config: RunConfig, *, weights: Path | None = None, ranks: Ranks = ALONE
+) -> RunParts:
     """Sampling, and beside it what trains.
 
     Args:
@@ -338,15 +366,16 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     """
     with ExitStack() as stack:
         loaded = load_model(config.model, weights=weights, trained=True)
-        sampling = build_sampling(config, loaded)
+        sampling = build_sampling(config, loaded, ranks)
         stack.callback(sampling.close)  # unless all goes well
         check_engine(sampling.engine, config)
         gradient, reference = config.training.gradient, None
         if config.loss.kl_coefficient:
             frozen = load_model(config.model).model.requires_grad_(False)
             # Only its values are wanted: there are no keys to keep.
-            reference = _policy(frozen, config, "sparse" if gradient == "local" else gradient)
-        policy = _policy(loaded.model, config, gradient)
+            kind = "sparse" if gradient == "local" else gradient
+            reference = _policy(frozen, config, kind, ranks)
+        policy = _policy(loaded.model, config, gradient, ranks)
         compute_in(policy, getattr(torch, config.model.compute_dtype))
         if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
             sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
@@ -360,11 +389,12 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> RunParts:
     return parts
 
 
-def _policy(model: Any, config: RunConfig, gradient: str) -> PolicyModule:
+def _policy(model: Any, config: RunConfig, gradient: str, ranks: Ranks) -> PolicyModule:
     return PolicyModule(
         model,
         gradient=gradient,
         temperature=config.rollout.temperature,
         rows=config.training.rows,
         row_tokens=config.training.micro_batch_tokens,
+        ranks=ranks,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from forkpoint.config.stages import OptimConfig
 from forkpoint.errors import ModelError
-from forkpoint.policy.precision import like, whole
+from forkpoint.policy.precision import gathered, like, whole
 
 
 class Optimizer:
@@ -64,13 +64,18 @@ class Optimizer:
     def zero_grad(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """``<moment>/<parameter>`` -> tensor; empty before the first update."""
-        return {
-            f"{moment}/{name}": whole(value)
+    def state_tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """``<moment>/<parameter>`` -> tensor; empty before the first update.
+
+        Args:
+            keep: see ``policy.precision.gathered``.
+        """
+        state = {
+            f"{moment}/{name}": value
             for name, parameter in self._parameters.items()
             for moment, value in self._adamw.state[parameter].items()
         }
+        return gathered(state, keep=keep)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Continue from ``state_tensors()``."""

@@ -26,13 +26,16 @@ def update(
 ) -> str | None:
     """Loss and gradient of each micro-batch, then one update; why it was skipped, if it was.
 
-    Whether a loss is finite is all that the host waits for in a micro-batch.
+    The host waits for nothing between the passes. Processes share the passes, and what decides is
+    added up over them.
 
     Args:
         part: a mini-batch with coefficients.
         on_policy: no update was made since sampling, so a difference between the sampler's and
             the trainer's log-probabilities is numerical mismatch.
     """
+    ranks = policy.ranks
+    losses: list[Tensor] = []
     shares: defaultdict[str, list[Tensor]] = defaultdict(list)
     wanted_T = needed_rows(part, config.loss).cpu()  # the host plans the passes
     for sequences in policy.passes(
@@ -41,23 +44,26 @@ def update(
         max_tokens=config.training.micro_batch_tokens,
         max_sequences=config.training.micro_batch_sequences,
     ):
+        if not wanted_T[part.rows_of(sequences)].any():
+            policy.idle()  # a loss of zero with a gradient of zero
+            continue
         micro, wanted = part.take(sequences), wanted_T[part.rows_of(sequences)]
-        if not wanted.any():
-            continue  # a loss of zero with a gradient of zero
         stats = policy(micro, wanted)
         output = policy_loss(micro, stats, config.loss)
-        if not output.loss.isfinite():
-            optimizer.zero_grad()
-            return "the loss is not finite"
         output.loss.backward()
+        losses.append(output.loss.detach())
         for name, share in output.shares.items():
             shares[name].append(share)
         for name, metric in output.metrics.items():
             meter.add(name, metric)
         if on_policy:
             meter.add("mismatch/kl", _mismatch(micro, stats))
-    if not shares:
-        return None  # no token of this mini-batch was selected: nothing to learn from it
+    loss = sum(losses, torch.zeros((), device=part.token_ids_T.device))
+    passes, loss_sum = ranks.add(torch.stack([loss.new_tensor(len(losses)), loss])).tolist()
+    if not passes or not math.isfinite(loss_sum):
+        optimizer.zero_grad()
+        # Without a pass no token of this mini-batch was selected: nothing to learn from it.
+        return "the loss is not finite" if passes else None
     meter.add("optim/lr", Metric(optimizer.lr, 1))
     norm = optimizer.step()
     policy.weights_changed()
@@ -65,7 +71,9 @@ def update(
         return "the gradient is not finite"
     meter.add("grad/norm", Metric(norm, 1))
     for name, parts in shares.items():
-        meter.add(name, Metric(torch.stack(parts).sum(), 1))
+        meter.add(name, Metric(torch.stack(parts).sum(), 0))
+    for name in dict.fromkeys(name for names in ranks.gather(list(shares)) for name in names):
+        meter.add(name, Metric(0.0, int(ranks.first)))  # one update
     return None
 
 

@@ -1,0 +1,106 @@
+"""Low-rank adapters: W x + (alpha / r) B A x, with A and B trained and W frozen (Hu et al. 2021).
+
+By peft, through transformers' own adapters: the model keeps its class, so that everything that is
+known of it (body, head, masks, trials) holds. B starts at zero, so the policy starts as the model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forkpoint.config.stages import LoraConfig
+from forkpoint.errors import ConfigError, ModelError
+from forkpoint.runs.atomic import read_object
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def add_adapters(model: Any, settings: LoraConfig | None, adapters: Path | None) -> None:
+    """Freeze the model and put adapters into its linear layers, in float32.
+
+    Args:
+        settings: of adapters that are trained; None: those that are there are used as they are.
+        adapters: a checkpoint with adapters; None starts new ones.
+
+    Raises:
+        ConfigError: peft is not installed.
+        ModelError: no layer has such a name, or the checkpoint's adapters are others.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("model.lora needs peft: pip install 'forkpoint[lora]'") from None
+    try:
+        if adapters is not None:
+            model.load_adapter(str(adapters), is_trainable=settings is not None)
+        elif settings is not None:
+            targets = settings.targets
+            wanted = peft.LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                task_type="CAUSAL_LM",
+            )
+            with torch.random.fork_rng():
+                torch.manual_seed(settings.seed)  # A is drawn at random
+                model.add_adapter(wanted)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ModelError(f"model.lora: {str(error).splitlines()[0]}") from error
+    for name, parameter in model.named_parameters():
+        adapter = "lora_" in name
+        parameter.requires_grad_(adapter and settings is not None)
+        if adapter:
+            parameter.data = parameter.data.float()
+
+
+def found_adapters(folder: Path) -> Path | None:
+    """The folder, if it holds adapters."""
+    return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+
+def base_of(adapters: Path) -> str:
+    """The model that adapters were trained on.
+
+    Raises:
+        ModelError: the folder does not say.
+    """
+    base = read_object(adapters / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{adapters / ADAPTER_CONFIG} names no base model")
+    return str(base)
+
+
+def adapts(model: Any) -> bool:
+    """Whether a model has adapters."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def merge(checkpoint: Path, out: Path) -> None:
+    """Write the model that adapters make of their base, as one model without adapters.
+
+    Args:
+        checkpoint: a folder with ``adapter_config.json``, such as a checkpoint of a run.
+
+    Raises:
+        ModelError: no adapters there, or their base is not where it was.
+        ConfigError: peft is not installed.
+    """
+    import transformers
+
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("adapters need peft: pip install 'forkpoint[lora]'") from None
+    if found_adapters(checkpoint) is None:
+        raise ModelError(f"{checkpoint} holds no adapters: there is no {ADAPTER_CONFIG}")
+    base = base_of(checkpoint)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            base, use_safetensors=True, trust_remote_code=False
+        )
+        merged = peft.PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
+        merged.save_pretrained(out, safe_serialization=True)
+        transformers.AutoTokenizer.from_pretrained(str(checkpoint)).save_pretrained(out)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot merge {checkpoint}: {str(error).splitlines()[0]}") from error

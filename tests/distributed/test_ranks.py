@@ -1,0 +1,279 @@
+"""A run on several processes is the run on one: same selection, metrics, weights; none hangs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from forkpoint.ranks import ALONE, Ranks
+from forkpoint.runs.completions import read_completions
+
+SMALL = {
+    "training.threads": 1,
+    "training.mini_batches": 2,
+    "rollout.prompts_per_step": 6,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 60,
+    "evaluation.every": 2,
+    "evaluation.problems": 6,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": 9,
+    "scoring.workers": 1,
+}
+TOLERANCE = 1e-5
+"""Relative; what differs is the order in which gradients are added."""
+
+
+def command(processes: int, run: Path, steps: int, **settings: Any) -> list[str]:
+    """``forkpoint train`` on so many processes; settings with ``__`` for the dot."""
+    given = {**SMALL, "training.steps": steps}
+    given |= {name.replace("__", "."): value for name, value in settings.items()}
+    launch = ["-m", "forkpoint"]
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launch += ["-m", "forkpoint"]
+    what = ["--resume"] if (run / "config.json").exists() else ["lab_demo"]
+    options = [part for k, v in given.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    return [sys.executable, *launch, "train", *what, *options, "--run-dir", str(run)]
+
+
+def train(processes: int, run: Path, steps: int = 2, **settings: Any) -> str:
+    done = subprocess.run(
+        command(processes, run, steps, **settings), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what no two runs have in common."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [
+        {k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in found
+    ]
+
+
+def selected(run: Path) -> list[tuple[Any, ...]]:
+    """Which tokens of which completions got a policy gradient."""
+    paths = sorted((run / "completions" / "train").glob("*.parquet"))
+    found = []
+    for row in (row for path in paths for row in read_completions([path])):
+        chosen = [] if row.selected is None else list(row.selected)
+        found.append((row.step, row.serial, row.sample, row.completion.token_ids.tolist(), chosen))
+    return found
+
+
+def assert_same_run(run: Path, other: Path, *, but: str = r"mismatch/|^grad/norm") -> None:
+    assert selected(run) == selected(other)
+    for ours, theirs in zip(lines(run), lines(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if not re.match(but, name):
+                assert value == pytest.approx(theirs[name], rel=TOLERANCE, abs=1e-6), name
+    newest = [sorted((r / "checkpoints").iterdir())[-1] for r in (run, other)]
+    assert newest[0].name == newest[1].name
+    weights = [path.name for path in newest[0].glob("*model.safetensors")]
+    for file in (*weights, "optimizer.safetensors"):
+        ours, theirs = (load_file(folder / file) for folder in newest)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            gap = (tensor - theirs[name]).norm() / tensor.norm().clamp(min=1e-12)
+            assert gap < 1e-3 if file.startswith("opt") else gap < TOLERANCE, (file, name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(1, run, steps=4)
+    return run
+
+
+# ---- plans --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.1, 9), max_size=12), st.integers(1, 5))
+def test_tasks_are_shared_out_and_no_process_has_more_of_them(
+    costs: list[float], size: int
+) -> None:
+    shares = [Ranks(rank, size).share(costs) for rank in range(size)]
+    assert len({len(share) for share in shares}) == 1
+    done = sorted(task for share in shares for task in share if task is not None)
+    assert done == list(range(len(costs)))
+    counts = [sum(task is not None for task in share) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    assert ALONE.share(costs) == list(range(len(costs)))
+
+
+def test_one_process_talks_to_nobody() -> None:
+    assert ALONE.gather(3) == [3]
+    assert ALONE.agree(lambda: "x") == ["x"]
+    assert ALONE.add(torch.ones(2)).tolist() == [1, 1]
+    assert (ALONE.any(True), ALONE.any(False), ALONE.first) == (True, False, True)
+
+
+# ---- the same run -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_make_the_run_of_one(alone: Path, tmp_path: Path, processes: int) -> None:
+    run = tmp_path / "run"
+    said = train(processes, run, steps=4)
+    assert_same_run(run, alone)
+    assert said.count("done: ") == 1  # one process speaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training__gradient": "dense"},
+        {"selection__scope": "sequence", "loss__kl_coefficient": 0.01},
+        {"selection__entropy": "current", "selection__scope": "minibatch"},
+        {"selection__rule": "random", "loss__denominator": "sequence"},
+        {"training__micro_batch_tokens": 64, "training__mini_batches": 5},
+        {"rollout__prompts_per_step": 2, "training__mini_batches": 8},  # some have nothing to do
+        {"model__lora__rank": 4},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_every_way_to_train_is_the_same_on_two(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(1, tmp_path / "one", **settings)
+    train(2, tmp_path / "two", **settings)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_local_and_bfloat16_run_on_two(tmp_path: Path) -> None:
+    """Their work differs: no keys are kept; bfloat16 sums differ by its rounding."""
+    train(1, tmp_path / "one", training__gradient="local")
+    train(2, tmp_path / "two", training__gradient="local")
+    assert_same_run(tmp_path / "two", tmp_path / "one", but=r"mismatch/|grad/norm|work/")
+    train(2, tmp_path / "half", model__compute_dtype="bfloat16")
+    assert [line["step"] for line in lines(tmp_path / "half")] == [0, 1, 2]
+
+
+# ---- going on -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for processes, steps in ((2, 1), (1, 2), (3, 4)):
+        train(processes, run, steps=steps, evaluation__every=2)
+    ours, theirs = lines(run), lines(alone)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert selected(run) == selected(alone)
+
+
+def start(processes: int, run: Path, steps: int, **settings: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(processes, run, steps, **settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def worker_of(launcher: subprocess.Popen[str], rank: int) -> int:
+    """The process id of a rank."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environment:
+            return int(child)
+    raise AssertionError(f"no process has rank {rank}")
+
+
+def wait_for_line(run: Path, count: int) -> None:
+    for _ in range(600):
+        path = run / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no step was made")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_all_and_the_run_goes_on(
+    alone: Path, tmp_path: Path, rank: int
+) -> None:
+    run = tmp_path / "run"
+    launcher = start(2, run, steps=4)
+    wait_for_line(run, 2)
+    os.kill(worker_of(launcher, rank), signal.SIGKILL)
+    killed = time.monotonic()
+    launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert time.monotonic() - killed < 60
+    train(2, run, steps=4)
+    assert_same_run(run, alone)
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_process_stops_all_with_everything_saved(alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = start(2, run, steps=4)
+    wait_for_line(run, 2)
+    os.kill(worker_of(launcher, 1), signal.SIGTERM)
+    _, said = launcher.communicate(timeout=120)
+    assert "/forkpoint/" not in said  # torchrun prints a traceback of its own
+    made = len(lines(run)) - 1
+    assert made < 4
+    assert sorted(p.name for p in (run / "checkpoints").iterdir())[-1] == f"step_{made:05d}"
+    train(1, run, steps=4)
+    assert selected(run) == selected(alone)
+
+
+@pytest.mark.slow
+def test_what_one_process_meets_ends_all_with_its_message(tmp_path: Path) -> None:
+    rewards = tmp_path / "only_here.py"
+    rewards.write_text(
+        "import os\n"
+        "def factory(loaded, config):\n"
+        "    from forkpoint.errors import RewardError\n"
+        "    class Engine:\n"
+        "        captures_entropy = same_weights = splits_temperatures = False\n"
+        "        def sample(self, *_):\n"
+        "            if os.environ['RANK'] == '1':\n"
+        "                raise RewardError('the disk of the second machine is full')\n"
+        "            raise RewardError('unreachable') if False else RewardError\n"
+        "        def close(self): pass\n"
+        "    return Engine()\n"
+    )
+    run = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    started = time.monotonic()
+    done = subprocess.run(
+        command(2, run, 2, rollout__engine="only_here:factory", selection__entropy="old"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert done.returncode != 0
+    assert "the disk of the second machine is full" in done.stderr
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_taken_is_refused_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("")
+    done = subprocess.run(command(2, run, 1), capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("exists already: go on with it by --resume") == 1

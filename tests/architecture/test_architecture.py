@@ -44,6 +44,7 @@ LIBRARIES: dict[str, set[str]] = {
     },
     "transformers": {"lab", "policy", "sampling", "analysis"},
     "tokenizers": {"lab"},
+    "peft": {"policy"},
     "safetensors": {"policy", "training"},
     "numpy": {
         *("types", "randomness", "lab", "batching", "policy", "selection", "sampling"),

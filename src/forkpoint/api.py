@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forkpoint.config import RunConfig, load_config, parse_config
 from forkpoint.dotted import path_of
+from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
     from forkpoint.runs.results import Evaluation, Pattern
@@ -118,6 +119,8 @@ def _settled(
     raw = config.model_dump(exclude_unset=True)
     if rewards is not None:
         listed = [rewards] if callable(rewards) else list(rewards)
+        if wrong := [reward for reward in listed if not callable(reward)]:
+            raise ConfigError(f"rewards: {wrong[0]!r} cannot be called")
         raw["rewards"] = [{"type": "custom", "path": path_of(reward)} for reward in listed]
     for section, key, given in (("selection", "rule", rule), ("rollout", "engine", engine)):
         if given is not None:

@@ -148,6 +148,12 @@ def test_training_with_callables_of_this_process(tmp_path: Path) -> None:
     assert settled.selection.rule.startswith("python:test_training")
 
 
+def test_what_cannot_be_called_is_refused(tmp_path: Path) -> None:
+    wrong: Any = [even, 3]
+    with pytest.raises(ConfigError, match="rewards: 3 cannot be called"):
+        forkpoint.train(QUICK, tmp_path, rewards=wrong)
+
+
 def test_a_reward_of_this_process_that_raises_is_data(tmp_path: Path) -> None:
     def broken(**columns: Any) -> list[float]:
         raise ValueError("no idea")

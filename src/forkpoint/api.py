@@ -121,9 +121,10 @@ def _settled(
         listed = [rewards] if callable(rewards) else list(rewards)
         if wrong := [reward for reward in listed if not callable(reward)]:
             raise ConfigError(f"rewards: {wrong[0]!r} cannot be called")
-        raw["rewards"] = [{"type": "custom", "path": path_of(reward)} for reward in listed]
+        paths = [path_of(reward, f"rewards.{i}") for i, reward in enumerate(listed)]
+        raw["rewards"] = [{"type": "custom", "path": path} for path in paths]
     for section, key, given in (("selection", "rule", rule), ("rollout", "engine", engine)):
         if given is not None:
-            path = path_of(given) if callable(given) else given
+            path = path_of(given, f"{section}.{key}") if callable(given) else given
             raw[section] = {**raw.get(section, {}), key: path}
     return parse_config(raw)

@@ -18,18 +18,21 @@ GIVEN = "python"
 _GIVEN: dict[str, Callable[..., Any]] = {}
 
 
-def path_of(function: Callable[..., Any]) -> str:
+def path_of(function: Callable[..., Any], setting: str) -> str:
     """The path under which ``resolve`` finds a callable, ``package.module:name``.
 
     A callable that another process could not import, such as a lambda or one that a notebook
-    defines, gets the path ``python:name``, which holds in this process only.
+    defines, gets the path ``python:name@setting``, which holds in this process only.
+
+    Args:
+        setting: what the callable is for; two lambdas of one call have the same name.
     """
     module = getattr(function, "__module__", None) or "__main__"
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is function:
         return f"{module}:{name}"
-    _GIVEN[name] = function
-    return f"{GIVEN}:{name}"
+    _GIVEN[f"{name}@{setting}"] = function
+    return f"{GIVEN}:{name}@{setting}"
 
 
 def resolve(path: str, key: str) -> Any:

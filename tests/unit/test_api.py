@@ -116,10 +116,10 @@ def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_callable_of_a_module_goes_by_its_path_and_any_other_by_a_name_of_this_process() -> None:
-    assert path_of(even) == f"{__name__}:even"
-    assert path_of(lambda: 1).startswith("python:")
+    assert path_of(even, "x") == f"{__name__}:even"
+    assert path_of(lambda: 1, "x").startswith("python:")
     for function in (even, lambda: 1, type("Rule", (), {"__call__": lambda self: 1})()):
-        assert resolve(path_of(function), key="x") is function
+        assert resolve(path_of(function, "x"), key="x") is function
     with pytest.raises(ConfigError, match="was given in Python, by a process that is gone"):
         resolve("python:lost", key="selection.rule")
 
@@ -146,6 +146,19 @@ def test_training_with_callables_of_this_process(tmp_path: Path) -> None:
     assert all(row.score.reward == 1 - len(row.completion) % 2 for row in rows)
     settled = _settled(tmp_path / "config.json")
     assert settled.selection.rule.startswith("python:test_training")
+
+
+def test_lambdas_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    rewards = [lambda completions, **_: [1.0] * len(completions)]
+    rewards += [lambda completions, **_: [0.25] * len(completions)]
+    everything = [lambda candidates: torch.ones_like(candidates.entropies_N)]
+    forkpoint.train(QUICK, tmp_path, rewards=rewards, rule=everything[0])
+    rows = [
+        r
+        for path in (tmp_path / "completions").rglob("*.parquet")
+        for r in read_completions([path])
+    ]
+    assert {tuple(row.score.parts.values()) for row in rows} == {(1.0, 0.25)}
 
 
 def test_what_cannot_be_called_is_refused(tmp_path: Path) -> None:

@@ -173,6 +173,21 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def lost(error: BaseException) -> Lost | None:
+    """What an error of torch's collectives, inside FSDP too, means; None of another error."""
+    import torch.distributed as dist
+
+    text = str(error).strip().split("\n")[0]
+    if not isinstance(error, RuntimeError | ValueError):
+        return None
+    if not (isinstance(error, dist.DistError) or "gloo" in text or "process group" in text.lower()):
+        return None
+    return Lost(
+        "the processes of this run have lost each other: one has ended (its message says why) "
+        f"or did not answer in time ({text}); go on with --resume"
+    )
+
+
 def _together(collective: Callable[[], Any]) -> None:
     """
     Raises:
@@ -181,8 +196,4 @@ def _together(collective: Callable[[], Any]) -> None:
     try:
         collective()
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise Lost(
-            "the processes of this run have lost each other: one has ended (its message says why) "
-            f"or did not answer in time ({first}); go on with --resume"
-        ) from error
+        raise (lost(error) or error) from error

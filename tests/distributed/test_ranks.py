@@ -216,7 +216,9 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
     wait_for_line(run, 2)
     os.kill(worker_of(launcher, rank), signal.SIGKILL)
     killed = time.monotonic()
-    launcher.communicate(timeout=120)
+    _, said = launcher.communicate(timeout=120)
+    assert "error: the processes of this run have lost each other" in said
+    assert "/forkpoint/" not in said  # torchrun prints a traceback of its own, and we none
     assert launcher.returncode != 0
     assert time.monotonic() - killed < 60
     train(2, run, steps=4)

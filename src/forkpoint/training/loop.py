@@ -15,7 +15,7 @@ from forkpoint.errors import ForkpointError, Interrupted, NumericalError, RunErr
 from forkpoint.evaluation.evaluate import evaluate
 from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.precision import compute_in, unsharded
-from forkpoint.ranks import ALONE, Lost, Ranks, join
+from forkpoint.ranks import ALONE, Lost, Ranks, join, lost
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
@@ -166,6 +166,8 @@ class _Run:
         except Interrupted:
             pass  # what was being sampled is given up; the last finished step is saved below
         except BaseException as error:
+            if self.ranks.size > 1 and (found := lost(error)):
+                raise found from error
             # Of several processes all have met an error of ours; any other, only this one.
             together = isinstance(error, ForkpointError) and not isinstance(error, Lost)
             if together or self.ranks.size == 1:

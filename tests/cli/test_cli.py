@@ -19,6 +19,7 @@ from forkpoint.config import load_config, parse_config
 from forkpoint.demo import demo_configs
 from forkpoint.evaluation.statistics import bootstrap_interval
 from forkpoint.lab import BASE_POLICY
+from forkpoint.report.provenance import leaves
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import part_files, read_completions
 from forkpoint.runs.results import Evaluation, read_result, result_path

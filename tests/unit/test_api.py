@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import forkpoint
 from forkpoint.api import _settled
 from forkpoint.dotted import path_of, resolve
 from forkpoint.entropy import reference_entropy, reference_logprob
-from forkpoint.errors import ConfigError, SelectionError
+from forkpoint.errors import ConfigError, Interrupted, SelectionError
+from forkpoint.rewards import build_scorer
+from forkpoint.rewards.scorer import default_workers
 from forkpoint.runs.completions import read_completions
+from forkpoint.tasks import build_task
+from tests.stored import make_completion
 
 QUICK = {
     "training": {"steps": 2, "threads": 1},
@@ -98,8 +103,11 @@ def test_token_stats_are_the_definition() -> None:
     assert torch.allclose(logprobs.double(), expected.double(), atol=1e-5)
     expected = reference_entropy(logits, 0.7).view(2, 3)
     assert torch.allclose(entropies.double(), expected.double(), atol=1e-5)
-    logprobs.sum().backward()
-    assert hidden.grad is not None
+    entropies.sum().backward()  # and no gradient through the log-probabilities
+    (expected,) = torch.autograd.grad(
+        -(logits.div(0.7).log_softmax(-1).exp() * logits.div(0.7).log_softmax(-1)).sum(), hidden
+    )
+    assert torch.allclose(hidden.grad, expected, atol=1e-5)
 
 
 # ---- recipes and callables -----------------------------------------------------------------------
@@ -161,6 +169,21 @@ def test_lambdas_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert {tuple(row.score.parts.values()) for row in rows} == {(1.0, 0.25)}
 
 
+def test_a_stop_is_obeyed_between_two_calls_of_this_process() -> None:
+    config = _settled({"scoring": {"workers": 1}}, rewards=lambda **_: [1.0])
+    with closing(build_scorer(config, build_task(config.task))) as scorer:
+        problem = build_task(config.task).problem(0)
+        with pytest.raises(Interrupted, match="stopped while scoring"):
+            scorer.score([(problem, make_completion().completion)], lambda: True)
+
+
+def test_processes_of_a_machine_share_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    for processes, workers in (("1", 8), ("3", 4), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert default_workers() == workers
+
+
 def test_what_cannot_be_called_is_refused(tmp_path: Path) -> None:
     wrong: Any = [even, 3]
     with pytest.raises(ConfigError, match="rewards: 3 cannot be called"):
@@ -182,3 +205,21 @@ def test_evaluate_and_analyze_return_typed_results(tmp_path: Path) -> None:
     pattern = forkpoint.analyze(QUICK, tmp_path / "analysis", keep_fraction=0.5)
     assert pattern.completions == 4
     assert pattern.keep_fraction == 0.5
+
+
+def test_names_of_selection_are_imported_when_they_are_used() -> None:
+    import forkpoint.selection as selection
+
+    assert selection.select_tokens is forkpoint.select_tokens
+    with pytest.raises(AttributeError, match="no attribute 'selct'"):
+        selection.selct  # noqa: B018
+    nothing = torch.zeros(0)
+    candidates = selection.Candidates(
+        entropies_N=nothing,
+        sequence_ids_N=nothing.long(),
+        positions_N=nothing.long(),
+        advantages_N=nothing,
+        logprobs_N=nothing,
+        keep_fraction=0.2,
+    )
+    assert selection.RULES["top"](candidates).tolist() == []

@@ -20,6 +20,7 @@ from forkpoint.analysis.temperature import (
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
+from forkpoint.ranks import ALONE
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.results import (
     Estimate,
@@ -115,6 +116,8 @@ class FakeTask:
 
 
 class FakeParts:
+    ranks = ALONE
+
     def __init__(self, engine: Any) -> None:
         self.engine, self.scorer, self.task = engine, FakeScorer(), FakeTask()
 

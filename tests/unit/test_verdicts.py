@@ -10,6 +10,7 @@ import pytest
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.evaluation.evaluate import accuracy, is_right, tally
 from forkpoint.evaluation.held_out import sample_answers
+from forkpoint.ranks import ALONE
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards import build_scorer
 from forkpoint.runs.completions import read_completions, write_completions
@@ -101,7 +102,11 @@ def rollouts() -> StepRollouts:
     scorer = build_scorer(config, task)
     try:
         parts = SimpleNamespace(
-            task=task, prompter=prompter, engine=ScriptedEngine(script), scorer=scorer
+            task=task,
+            prompter=prompter,
+            engine=ScriptedEngine(script),
+            scorer=scorer,
+            ranks=ALONE,
         )
         return collect_groups(
             parts,  # pyright: ignore[reportArgumentType]

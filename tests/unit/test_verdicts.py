@@ -210,6 +210,7 @@ def test_an_analysis_stores_the_verdict() -> None:
         engine=ScriptedEngine({("p", 0): answer(WRONG, 2)}),
         scorer=SimpleNamespace(score=lambda pairs, should_stop: [score]),
         loaded=SimpleNamespace(tokenizer=NumberTokenizer()),
+        ranks=ALONE,
     )
     (row,) = sample_answers(parts, config, {0: prompt}, lambda: False)
     assert row.score == score

@@ -101,8 +101,6 @@ def train(
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     ranks = join(config.training.rank_timeout_minutes)
-    if not ranks.first:
-        observer = None
     with ExitStack() as stack:
         directory = RunDirectory(root)
 
@@ -113,7 +111,8 @@ def train(
             finish_removals(directory.checkpoints_dir)
 
         ranks.agree(take if ranks.first else _nothing)
-        run = _Run(config, directory, observer or Silent(), should_stop, ranks)
+        told = observer if observer and ranks.first else Silent()
+        run = _Run(config, directory, told, should_stop, ranks)
         stack.callback(run.parts.sampling.close)
         return run.run()
 
@@ -159,9 +158,8 @@ class _Run:
                 self._evaluate({"step": 0})
             if self.state.unevaluated is not None:
                 self._evaluate(self.state.unevaluated)
-            while self.state.step < self.config.training.steps:
-                if self.ranks.any(self.should_stop()):
-                    break
+            steps = self.config.training.steps
+            while self.state.step < steps and not self.ranks.any(self.should_stop()):
                 self._step(self.state.step + 1)
         except Interrupted:
             pass  # what was being sampled is given up; the last finished step is saved below

@@ -5,7 +5,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable
-from itertools import dropwhile
+from itertools import count, dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ def path_of(function: Callable[..., Any], setting: str) -> str:
     A callable that another process could not import, such as a lambda or one that a notebook
     defines, gets the path ``python:name@setting``, which holds in this process only.
 
+    A number follows where the name is taken; ``same_path`` leaves it out.
+
     Args:
         setting: what the callable is for; two lambdas of one call have the same name.
     """
@@ -31,8 +33,23 @@ def path_of(function: Callable[..., Any], setting: str) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is function:
         return f"{module}:{name}"
-    _GIVEN[f"{name}@{setting}"] = function
-    return f"{GIVEN}:{name}@{setting}"
+    given = name = f"{name}@{setting}"
+    for number in count(2):  # another run of this process may still use one of this name
+        if _GIVEN.setdefault(given, function) is function:
+            return f"{GIVEN}:{given}"
+        given = f"{name}#{number}"
+    raise AssertionError("count never ends")
+
+
+def same_path(value: Any) -> Any:
+    """A setting as a run and the run that goes on with it have in common: ``python:name@setting``
+    without its number, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {key: same_path(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [same_path(one) for one in value]
+    given = isinstance(value, str) and value.startswith(f"{GIVEN}:")
+    return value.partition("#")[0] if given else value
 
 
 def resolve(path: str, key: str) -> Any:

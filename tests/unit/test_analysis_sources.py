@@ -341,6 +341,7 @@ PROMPTED = {"prompt": "n5", "completion": "n7"}
     [
         ({"question": "n5", "solution": "n7"}, r"row 2 has no column 'completion'; it has"),
         ({**PROMPTED, "completion": 7}, r"row 2: column 'completion' holds 7, not text"),
+        ({**PROMPTED, "reward": 10**400}, r"row 2: column 'reward' holds a number beyond 1e308"),
         ({**PROMPTED, "reward": "good"}, r"row 2: column 'reward' holds 'good', not a number"),
         ({**PROMPTED, "completion": "x"}, r"row 2: the tokenizer cannot read the text"),
         ({**PROMPTED, "completion": "\ud83d n7"}, r"row 2: column 'completion' is not UTF-8 text"),
@@ -434,3 +435,12 @@ def test_rows_of_the_same_prompt_stay_one_prompt_through_parquet(tmp_path: Path)
         last.prompt_token_ids,
         last.completion,
     )
+
+
+def test_a_reason_to_finish_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_completions(path, [rollout()])
+    (row,) = pq.read_table(path).to_pylist()
+    (tmp_path / "b.jsonl").write_text(json.dumps({**row, "finish_reason": "zzz"}) + "\n")
+    with pytest.raises(DataError, match=r"row 1: column 'finish_reason' holds 'zzz', not one of"):
+        read(tmp_path / "b.jsonl")

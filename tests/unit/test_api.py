@@ -16,7 +16,7 @@ import forkpoint
 from forkpoint.api import _settled
 from forkpoint.dotted import path_of, resolve
 from forkpoint.entropy import reference_entropy, reference_logprob
-from forkpoint.errors import ConfigError, Interrupted, SelectionError
+from forkpoint.errors import ConfigError, Interrupted, RunError, SelectionError
 from forkpoint.rewards import build_scorer
 from forkpoint.rewards.scorer import default_workers
 from forkpoint.runs.completions import read_completions
@@ -184,6 +184,22 @@ def test_processes_of_a_machine_share_its_workers(monkeypatch: pytest.MonkeyPatc
         assert default_workers() == workers
 
 
+def test_another_run_keeps_the_lambda_it_was_given(tmp_path: Path) -> None:
+    paths = []
+    for value in (1, 2):
+        (reward,) = _settled(QUICK, rewards=[lambda value=value, **_: value]).rewards
+        assert reward.type == "custom"
+        paths.append(reward.path)
+    assert [resolve(path, key="x")() for path in paths] == [1, 2]
+    # A run goes on with a new lambda of the same name, and says what it lacks without one.
+    forkpoint.train(QUICK, tmp_path, rewards=[lambda completions, **_: [1.0] * len(completions)])
+    longer = {**QUICK, "training": {"steps": 3, "threads": 1}}
+    with pytest.raises(RunError, match="given in Python must be given again"):
+        forkpoint.train(longer, tmp_path, resume=True)
+    again = [lambda completions, **_: [1.0] * len(completions)]
+    assert forkpoint.train(longer, tmp_path, rewards=again, resume=True).state.step == 3
+
+
 def test_what_cannot_be_called_is_refused(tmp_path: Path) -> None:
     wrong: Any = [even, 3]
     with pytest.raises(ConfigError, match="rewards: 3 cannot be called"):
@@ -223,3 +239,13 @@ def test_names_of_selection_are_imported_when_they_are_used() -> None:
         keep_fraction=0.2,
     )
     assert selection.RULES["top"](candidates).tolist() == []
+
+
+def test_a_rule_of_complex_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SelectionError, match="it returned complex numbers"):
+        forkpoint.train(
+            QUICK,
+            tmp_path,
+            rewards=even,
+            rule=lambda candidates: candidates.entropies_N.to(torch.complex64),
+        )

@@ -282,3 +282,11 @@ def test_an_old_recipe_is_told_what_to_write(tmp_path: Path, given: str) -> None
         load_config(recipe)
     assert "config.json" in str(told.value)  # of a run, where writing the new key helps nobody
     assert "\n" not in str(told.value)
+
+
+def test_a_folder_of_a_recipes_name_is_not_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab_demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("lab_demo").name == "demo"

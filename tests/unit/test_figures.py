@@ -1,5 +1,6 @@
 """Charts draw the numbers of their results: axes, ends of whiskers, labels, words, files."""
 
+import json
 import re
 from importlib.resources import files
 from itertools import pairwise
@@ -20,7 +21,7 @@ from forkpoint.figures.histogram import histogram
 from forkpoint.figures.render import COLOURS, svg_for_page
 from forkpoint.figures.words import LARGEST, SMALLEST, CloudWord, pack, shown
 from forkpoint.report.intervals import Row, intervals
-from forkpoint.runs.results import EntropyBin, Estimate
+from forkpoint.runs.results import Dynamics, EntropyBin, Estimate, Pattern, result_path
 from tests.analysis_runs import (
     BRANCHING,
     DYNAMICS,
@@ -357,3 +358,17 @@ def test_intervals_of_figures_are_those_of_the_results() -> None:
     group = BRANCHING.low.model_copy(update={"squared_gap": bare})
     said = [t for t, *_ in drawn(paper.squared_gaps(BRANCHING.model_copy(update={"low": group})))]
     assert "low, 1 positions: 0.5" in said
+
+
+@pytest.mark.parametrize(
+    "broken", [{"edges": [], "counts": []}, {"edges": [0, 1], "counts": [1, 2]}]
+)
+def test_results_without_anything_are_none(tmp_path: Path, broken: dict[str, Any]) -> None:
+    root = write_analysis(tmp_path / "run", PATTERN, DYNAMICS)
+    for model, key, value in ((Pattern, "histogram", broken), (Dynamics, "checkpoints", [])):
+        path = result_path(root, model)
+        whole = path.read_text()
+        path.write_text(json.dumps({**json.loads(whole), key: value}))
+        with pytest.raises(RunError, match=rf"{path.name} is not a result .*{key}"):
+            paper.draw_figures(root, "svg")
+        path.write_text(whole)

@@ -279,3 +279,9 @@ def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
 
 def test_leaves_of_a_configuration() -> None:
     assert leaves({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
+
+
+def test_metrics_beyond_drawing_are_left_out(tmp_path: Path) -> None:
+    metrics = [{"step": s, "reward/mean": v} for s, v in ((1, 1e308), (2, -1e308), (3, 0.5))]
+    page = page_of(make_run(tmp_path / "run", metrics=metrics))
+    assert [t for t in page.titles() if ", step " in t] == ["run, step 3: 0.5"]

@@ -101,7 +101,7 @@ def forkpoint(row: Row) -> Iterator[Entry]:
         prompt=_text(row, "prompt"),
         prompt_id=str(values["prompt_id"]),
         reward=_number(row, "verdict"),
-        finish_reason=FinishReason(values["finish_reason"]),
+        finish_reason=_stored_reason(row),
         prompt_token_ids=None if prompt_ids is None else _ids(row, "prompt_token_ids"),
         token_ids=_ids(row, "token_ids"),
         has_special_tokens=True,
@@ -235,6 +235,16 @@ def _chat_in_json(context: Any) -> Any:
         return context
 
 
+def _stored_reason(row: Row) -> FinishReason:
+    given = row.values["finish_reason"]
+    try:
+        return FinishReason(given)
+    except ValueError:
+        known = ", ".join(FinishReason)
+        text = f"column 'finish_reason' holds {short(given)}, not one of {known}"
+        raise DataError(f"{row.place}: {text}") from None
+
+
 def _ids(row: Row, name: str) -> tuple[int, ...]:
     value = _value(row, name)
     if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
@@ -248,7 +258,10 @@ def _number(row: Row, name: str) -> float | None:
         return None
     if not isinstance(value, int | float):
         raise DataError(f"{row.place}: column {name!r} holds {short(value)}, not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise DataError(f"{row.place}: column {name!r} holds a number beyond 1e308") from None
 
 
 def _first_mark_of_trl(row: Row) -> float | None:

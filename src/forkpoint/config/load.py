@@ -48,7 +48,7 @@ def recipe_path(recipe: str | Path) -> Path:
         ConfigError: a name without a file and without a recipe: naming those there are.
     """
     path = Path(recipe)
-    if path.exists() or path.suffix in (".toml", ".json") or len(path.parts) > 1:
+    if path.is_file() or path.suffix in (".toml", ".json") or len(path.parts) > 1:
         return path
     shipped = RECIPES / f"{path.name}.toml"
     if not shipped.is_file():

@@ -60,11 +60,14 @@ class RunData:
         return begun and not result_path(self.root, model).exists()
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of the lines where the metric stands and is a number."""
+        """(step, value) of the lines where the metric stands and is a number that can be drawn: an
+        axis from -1e308 to 1e308 would have no finite length."""
         return [
             (int(step), float(value))
             for line in self.metrics
-            if (step := line.get("step")) is not None and (value := line.get(name)) is not None
+            if (step := line.get("step")) is not None
+            and (value := line.get(name)) is not None
+            and abs(value) < 1e300
         ]
 
 

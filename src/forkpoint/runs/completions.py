@@ -234,7 +234,10 @@ def read_columns(paths: Iterable[Path], names: Sequence[str] = SCHEMA.names) -> 
                     if table.num_rows:
                         yield Columns(table.select(list(names)).combine_chunks().to_batches()[0])
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"cannot read {path}: {error}") from error
+            raise RunError(
+                f"cannot read {path}: {error}; if it was cut off, delete it: the command that made "
+                "it makes it again"
+            ) from error
 
 
 def read_completions(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forkpoint.dotted import GIVEN, same_path
 from forkpoint.environment import environment
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import read_object, write_json, write_text
@@ -186,9 +187,16 @@ def _claim(lock: int, root: Path) -> None:
 
 
 def _check_same_run(path: Path, new: dict[str, Any]) -> None:
-    forbidden = {k: v for k, v in changed_settings(path, new).items() if k not in MAY_CHANGE}
+    changed = changed_settings(path, new).items()
+    forbidden = {
+        key: (old, given)
+        for key, (old, given) in changed
+        if key not in MAY_CHANGE and same_path(old) != same_path(given)
+    }
     if forbidden:
+        ours = any(f"{GIVEN}:" in str(old) for old, _ in forbidden.values())
+        again = "what was given in Python must be given again; " if ours else ""
         raise RunError(
-            f"{path.parent} was started with other settings ({listed(forbidden)}); a resumed run "
-            f"may change only {', '.join(sorted(MAY_CHANGE))}"
+            f"{path.parent} was started with other settings ({listed(forbidden)}); {again}a "
+            f"resumed run may change only {', '.join(sorted(MAY_CHANGE))}"
         )

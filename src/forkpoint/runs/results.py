@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forkpoint.errors import RunError
-from forkpoint.runs.atomic import write_json
+from forkpoint.runs.atomic import first_fault, write_json
 
 SCHEMA_VERSION = 1  # it goes up when a field changes its name or its meaning
 
@@ -98,9 +98,15 @@ class Ablation(Result):
 class Histogram(_Frozen):
     """Counts of tokens between edges; a bin holds its lower edge."""
 
-    edges: tuple[float, ...]
+    edges: tuple[float, ...] = Field(min_length=2)
     """Nats; one more than ``counts``."""
     counts: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "Histogram":
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(f"{len(self.edges)} edges and {len(self.counts)} counts")
+        return self
 
 
 class EntropyBin(_Frozen):
@@ -230,7 +236,7 @@ class Dynamics(Result):
     tokens: int
     completions: int
     prompts: int
-    checkpoints: tuple[CheckpointEntropy, ...]
+    checkpoints: tuple[CheckpointEntropy, ...] = Field(min_length=1)
     """The base first, the final policy last."""
     change_by_bin: tuple[EntropyChange, ...]
     """By ascending base entropy, 5 % of the tokens each."""
@@ -391,10 +397,3 @@ def find_result(root: Path, model: type[AnyResult]) -> AnyResult | None:
     """The result of a run directory; None if it was not measured. Raises as ``read_result``."""
     path = result_path(root, model)
     return read_result(path, model) if path.exists() else None
-
-
-def first_fault(error: ValidationError) -> str:
-    """Which field is wrong, and how."""
-    fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    return f"{place}: {fault['msg']}" if place else fault["msg"]

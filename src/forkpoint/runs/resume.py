@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from forkpoint.errors import RunError
-from forkpoint.runs.atomic import read_object, write_json
-from forkpoint.runs.results import first_fault
+from forkpoint.runs.atomic import first_fault, read_object, write_json
 
 Piece = TypeVar("Piece")
 """A pydantic model, or a dataclass of plain fields."""

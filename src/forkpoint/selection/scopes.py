@@ -117,6 +117,8 @@ def _checked(rule: Rule, candidates: Candidates, name: str) -> Tensor:
     """What the rule says, if it is one finite weight >= 0 per candidate."""
     n = len(candidates.entropies_N)
     given = call_users(rule, candidates, setting=f"selection.rule = {name!r}")
+    if torch.is_tensor(given) and given.is_complex():
+        raise _refused(rule, n, "complex numbers")
     try:
         weights_N = torch.as_tensor(
             given, dtype=torch.float32, device=candidates.entropies_N.device

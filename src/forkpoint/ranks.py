@@ -77,8 +77,11 @@ class Ranks:
     def share(self, costs: Sequence[float]) -> list[int | None]:
         """Which of some tasks this process does; as many entries in every process.
 
-        The longest task goes first, each to the process with least to do so far. None: nothing is
-        left for this process, but the others wait for it.
+        The longest goes first, each to the process with fewest tasks so far, and of those to the
+        one with least to do. None: nothing is left for this process, but the others wait for it.
+
+        Args:
+            costs: of each task, in any unit; the same in every process.
         """
         if self.size == 1:
             return list(range(len(costs)))
@@ -94,7 +97,8 @@ class Ranks:
         """What ``make`` gives in every process; if it raises in one, that is raised in all.
 
         Raises:
-            ForkpointError: of the first process in which there was one.
+            ForkpointError: of the first process in which there was one, also where another was
+                raised: all must go on in the same way.
         """
         value, error = None, None
         try:
@@ -104,11 +108,11 @@ class Ranks:
                 raise
             error = raised
         outcomes = self.gather((value, None if error is None else (type(error), str(error))))
-        faults = [fault for _, fault in outcomes if fault is not None]
-        if error is not None:
-            raise error
+        faults = [(rank, fault) for rank, (_, fault) in enumerate(outcomes) if fault is not None]
         if faults:
-            kind, text = faults[0]
+            rank, (kind, text) = faults[0]
+            if rank == self.rank and error is not None:
+                raise error
             elsewhere = kind(text)
             elsewhere.add_note(TOLD)
             raise elsewhere

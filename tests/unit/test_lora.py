@@ -128,7 +128,11 @@ def test_what_cannot_be_is_one_line(
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
+    (moved / "adapter_model.safetensors").touch()
     with pytest.raises(ModelError, match="names no base model"):
+        load_model(ModelConfig(path=str(moved)))
+    (moved / "adapter_model.safetensors").rename(moved / "adapter_model.bin")
+    with pytest.raises(ModelError, match="only safetensors are read"):
         load_model(ModelConfig(path=str(moved)))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'forkpoint\[lora\]'"):

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.selection.radix import kth_largest, kth_values, numbers, patterns
+from forkpoint.selection.radix import kth_values, numbers, patterns
 
 floats = st.floats(allow_nan=False, width=32)
 
@@ -30,36 +30,6 @@ def test_kth_values_by_group_against_sorting(
     found = kth_values(read, np.arange(4), np.array(ranks))
     expected = [np.sort(values[groups == g])[r - 1] for g, r in enumerate(ranks)]
     assert found.tolist() == [float(x) for x in expected]
-
-
-@given(st.lists(st.one_of(floats, st.sampled_from([0.0, -0.0, 1.0])), min_size=1), st.data())
-def test_the_kth_largest_of_chunks(values: list[float], data: st.DataObject) -> None:
-    size = data.draw(st.integers(1, 5))
-    k = data.draw(st.integers(1, len(values)))
-    array = np.array(values, dtype=np.float32)
-    found = kth_largest(lambda: (array[i : i + size] for i in range(0, len(array), size)), k)
-    assert found == sorted(values, reverse=True)[k - 1]
-
-
-@given(st.lists(floats, min_size=2), st.data())
-def test_processes_that_add_up_their_counts_find_the_value_of_all(
-    values: list[float], data: st.DataObject
-) -> None:
-    """Each of two processes has a part of the numbers; what the other counted is added."""
-    cut = data.draw(st.integers(0, len(values)))
-    k = data.draw(st.integers(1, len(values)))
-    array = np.array(values, dtype=np.float32)
-    rounds: list[np.ndarray] = []
-    kth_largest(lambda: [array], k, add_up=lambda c: rounds.append(c) or c)
-    whole = iter(rounds)
-
-    def add_up(counts: np.ndarray) -> np.ndarray:
-        everyones = next(whole)
-        assert (counts <= everyones).all()
-        return everyones
-
-    found = kth_largest(lambda: [array[:cut]], k, add_up=add_up)
-    assert found == sorted(values, reverse=True)[k - 1]
 
 
 @given(st.lists(floats, min_size=2, max_size=2))

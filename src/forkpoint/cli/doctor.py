@@ -34,7 +34,7 @@ def doctor() -> int:
         console.print("  laboratory policy missing")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        console.print(f"  CUDA: {name} (training on CUDA is untested so far)")
+        console.print(f"  CUDA: {name}")
     else:
         console.print("  no CUDA device: training runs on the CPU")
     return 0

@@ -13,7 +13,7 @@ from forkpoint.config.stages import LoraConfig
 from forkpoint.errors import ConfigError, ModelError
 from forkpoint.runs.atomic import read_object
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTERS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_adapters(model: Any, settings: LoraConfig | None, adapters: Path | None) -> None:
@@ -55,8 +55,16 @@ def add_adapters(model: Any, settings: LoraConfig | None, adapters: Path | None)
 
 
 def found_adapters(folder: Path) -> Path | None:
-    """The folder, if it holds adapters."""
-    return folder if (folder / ADAPTER_CONFIG).is_file() else None
+    """The folder, if it holds adapters.
+
+    Raises:
+        ModelError: adapters that are not safetensors, which peft would unpickle.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    if not (folder / ADAPTERS).is_file():
+        raise ModelError(f"{folder} has adapters, but no {ADAPTERS}: only safetensors are read")
+    return folder
 
 
 def base_of(adapters: Path) -> str:
@@ -80,7 +88,8 @@ def merge(checkpoint: Path, out: Path) -> None:
     """Write the model that adapters make of their base, as one model without adapters.
 
     Args:
-        checkpoint: a folder with ``adapter_config.json``, such as a checkpoint of a run.
+        checkpoint: a folder with adapters, such as a checkpoint of a run.
+        out: the new folder; float32 weights.
 
     Raises:
         ModelError: no adapters there, or their base is not where it was.

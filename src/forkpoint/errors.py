@@ -8,6 +8,7 @@
     ├── SelectionError        no token to select from
     ├── NumericalError        a non-finite logit, loss or gradient, again and again
     ├── UserCodeError         a rule or an engine of the user's that failed
+    ├── EngineError           the servers that sample: none is left, or they refuse
     ├── RunError              the run directory or a checkpoint in it
     └── Interrupted           SIGTERM or Ctrl-C: not a fault, the run can be resumed
 
@@ -46,6 +47,10 @@ class NumericalError(ForkpointError):
 
 class UserCodeError(ForkpointError):
     """A selection rule or an engine of the user's that raised, or an engine that gave nonsense."""
+
+
+class EngineError(ForkpointError):
+    """Servers that sample and cannot: none is left, or a request is refused."""
 
 
 class RunError(ForkpointError):

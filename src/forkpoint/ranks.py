@@ -12,7 +12,7 @@ is N.
 import atexit
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +38,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    group: Any = None
+    """What torch calls the line over which they speak; None: the first one."""
 
     @property
     def first(self) -> bool:
@@ -55,8 +57,17 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        _together(lambda: dist.all_gather_object(values, value))
+        _together(lambda: dist.all_gather_object(values, value, group=self.group))
         return values
+
+    def second_line(self) -> "Ranks":
+        """The same processes on a line of its own, for a second thread of each. To be called in all
+        of them together."""
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        return replace(self, group=dist.new_group(backend="gloo"))
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in some process."""
@@ -71,7 +82,7 @@ class Ranks:
         if self.size > 1:
             import torch.distributed as dist
 
-            _together(lambda: dist.all_reduce(tensor))
+            _together(lambda: dist.all_reduce(tensor, group=self.group))
         return tensor
 
     def share(self, costs: Sequence[float]) -> list[int | None]:

@@ -78,6 +78,8 @@ class Completion:
     """int32 [T, K], the most likely token ids in each place, descending; from teacher forcing."""
     top_logprobs: np.ndarray | None = None
     """float32 [T, K] nats, of those."""
+    weights_version: int | None = None
+    """Updates that had been made to the weights it was sampled from, where the engine knows."""
 
     def __post_init__(self) -> None:
         for name, dtype in _ARRAYS.items():
@@ -196,6 +198,9 @@ class TokenBatch:
     """float32 [T], of the frozen reference model; only with a KL penalty."""
     weights_T: "Tensor | None" = None
     """float32 [T] >= 0, the selection: 0 means no policy gradient."""
+    importance_T: "Tensor | None" = None
+    """float32 [T], min(pi_old / pi_sampler, cap): what coefficients are multiplied by where the
+    sampler does not hold the trainer's own weights."""
     coefficients_T: "Tensor | None" = None
     """float32 [T], weights over their denominator: what a token's surrogate is multiplied by."""
     penalty_coefficients_T: "Tensor | None" = None

@@ -69,6 +69,25 @@ class RunConfig(stages.Stage):
             )
         if training.rows == "tree" and training.gradient == "dense":
             raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
+        if s.entropy == "rollout" and self.rollout.engine == "vllm":
+            raise ValueError(
+                "selection.entropy = 'rollout', but vLLM gives no entropies: use 'old' (or 'auto')"
+            )
+        if self.rollout.lag and self.rollout.engine == "transformers":
+            raise ValueError(
+                "rollout.lag = 1 needs an engine in another process: rollout.engine = 'vllm'"
+            )
+        vllm = self.rollout.vllm
+        if vllm.servers and vllm.weights_dir is None:
+            raise ValueError(
+                "rollout.vllm.servers needs rollout.vllm.weights_dir: a folder that they and this "
+                "run see"
+            )
+        if vllm.devices and len(vllm.devices) != vllm.launch:
+            raise ValueError(
+                f"rollout.vllm.devices names {len(vllm.devices)}, and rollout.vllm.launch is "
+                f"{vllm.launch}: one for each server"
+            )
         if self.overlong.buffer > self.rollout.max_new_tokens:
             raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
         return self

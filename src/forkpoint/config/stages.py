@@ -180,11 +180,42 @@ class OverlongConfig(Stage):
     penalty: float = Field(default=1.0, ge=0)
 
 
+class VllmConfig(Stage):
+    """The vLLM servers of ``rollout.engine = "vllm"``; see docs/vllm.md."""
+
+    servers: tuple[str, ...] = ()
+    """URLs of servers that run already, such as ``http://node7:8000``; without any, the run starts
+    its own on this machine."""
+    launch: int = Field(default=1, ge=1)
+    """How many servers the run starts."""
+    devices: tuple[str, ...] = ()
+    """``CUDA_VISIBLE_DEVICES`` of each of them, such as ``["6", "7"]``."""
+    python: str | None = None
+    """The Python that has vLLM, such as ``.venv-vllm/bin/python``; default: this one."""
+    arguments: tuple[str, ...] = ()
+    """More arguments for each server that is started, such as ``["--max-model-len", "4096"]``."""
+    weights_dir: str | None = None
+    """A folder that run and servers see, for new weights; needed with ``servers``. Default: in
+    shared memory, where there is room for two copies, else among temporary files."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the servers compute in; ``auto``: ``model.compute_dtype``."""
+    concurrency: int = Field(default=128, ge=1)
+    """Completions that are asked of one server at a time."""
+    stall_s: float = Field(default=120.0, gt=0)
+    """A server at work that makes no token for so long is given up."""
+    start_minutes: float = Field(default=15.0, gt=0)
+    """The most that a server may take to start."""
+
+
 class RolloutConfig(Stage):
     """How completions are sampled."""
 
     engine: str = "transformers"
-    """``transformers`` or ``package.module:factory`` (see ``sampling.base.Engine``)."""
+    """``transformers``, ``vllm``, or ``package.module:factory`` (see ``sampling.base.Engine``)."""
+    vllm: VllmConfig = VllmConfig()
+    lag: Literal[0, 1] = 0
+    """1: sample the next step while this one is trained on, with weights one step older. Needs an
+    engine in another process."""
     prompts_per_step: int = Field(default=24, ge=1)
     group_size: int = Field(default=12, ge=2)
     max_new_tokens: int = Field(default=160, ge=1)
@@ -260,6 +291,9 @@ class LossConfig(Stage):
     kl_coefficient: float = Field(default=0.0, ge=0)
     """> 0 loads a frozen copy of the first weights as the reference."""
     entropy_bonus: float = Field(default=0.0, ge=0)
+    importance_cap: float | None = Field(default=2.0, gt=0)
+    """Where the engine does not hold the trainer's own weights: each token's coefficient is
+    multiplied by min(pi_old / pi_sampler, this); None: by 1."""
     penalties_on: Literal["selected", "all"] = "selected"
     """Which tokens carry KL penalty and entropy bonus, divided as the surrogate is; ``all`` makes
     sparse run every head row."""

@@ -99,6 +99,9 @@ def with_coefficients(
 ) -> TokenBatch:
     """The mini-batch with ``weights_T``, ``coefficients_T`` and ``penalty_coefficients_T`` set.
 
+    A surrogate's coefficient is w_t / denominator, times ``importance_T`` where the batch has it:
+    the importance weight takes no part in the denominator.
+
     Penalties (KL, entropy bonus) go with the selected tokens and their coefficients, or with
     ``penalties_on = "all"`` have the coefficients that every token of the mask would get if all of
     them were selected.
@@ -121,6 +124,8 @@ def with_coefficients(
         if loss.penalties_on == "all":
             every_T = batch.mask_T.float()
             penalties_T = _divide(every_T, denominator(batch, every_T, measures))
+    if batch.importance_T is not None:
+        coefficients_T = coefficients_T * batch.importance_T
     return batch.with_streams(
         weights_T=weights_T,
         coefficients_T=coefficients_T,

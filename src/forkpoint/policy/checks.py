@@ -21,6 +21,11 @@ SAME_NATS_16_BIT = 0.2
 """The same for 16-bit dtypes, whose rounding alone is some hundredths of a nat, and above 0.1 in a
 deep mixture of experts."""
 
+SAME_NUMBERS_NATS = {"float32": (1e-3, 1e-3), "bfloat16": (0.05, 1.0)}
+"""``model.compute_dtype`` -> how far, on average and at most over one sequence, a sampler's
+log-probabilities and entropies may be from the policy's to stand in for them. Any two bfloat16
+passes of different shapes differ by their rounding: see docs/performance.md."""
+
 FAULTS = (
     *(ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError),
     *(AssertionError, NotImplementedError, StopIteration),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from forkpoint.config import RunConfig
-from forkpoint.config.stages import RolloutConfig
 from forkpoint.dotted import call_users, resolve
 from forkpoint.errors import ConfigError
 from forkpoint.policy.body import check_length, context_length
@@ -15,6 +14,7 @@ from forkpoint.sampling.prompting import Prompter
 from forkpoint.sampling.rows import settle_decoding
 from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.sampling.users_engine import UsersEngine
+from forkpoint.sampling.vllm.open import open_servers
 from forkpoint.tasks import Task, build_task
 
 
@@ -58,7 +58,7 @@ def build_sampling(
             max_positions=context_length(loaded.model),
             max_new_tokens=config.rollout.max_new_tokens,
         ),
-        engine=build_engine(loaded, config.rollout),
+        engine=build_engine(loaded, config, ranks),
         scorer=build_scorer(config, task),
         ranks=ranks,
     )
@@ -81,6 +81,11 @@ def check_engine(engine: Engine, config: RunConfig, *, splits_temperatures: bool
             f"selection.entropy = 'rollout', but rollout.engine = {name!r} does not capture "
             "entropies: write selection.entropy = 'old' (or 'auto')"
         )
+    if config.rollout.lag and engine.same_weights:
+        raise ConfigError(
+            f"rollout.lag = 1 samples while the model is trained, and rollout.engine = {name!r} "
+            "samples from the very model: use rollout.engine = 'vllm', or lag = 0"
+        )
     if splits_temperatures and not (engine.captures_entropy and engine.splits_temperatures):
         raise ConfigError(
             f"rollout.engine = {name!r} cannot decode forks and the rest at different "
@@ -88,19 +93,23 @@ def check_engine(engine: Engine, config: RunConfig, *, splits_temperatures: bool
         )
 
 
-def build_engine(loaded: LoadedModel, config: RolloutConfig) -> Engine:
+def build_engine(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -> Engine:
     """The engine a recipe names, drawing from ``loaded``.
 
     Raises:
         ModelError: the in-process engine would sample this model wrong.
+        EngineError: a vLLM server does not start, or does not have the model's weights.
     """
-    check_length(loaded.model, 1 + config.max_new_tokens)
-    if config.engine == "transformers":
+    rollout = config.rollout
+    check_length(loaded.model, 1 + rollout.max_new_tokens)
+    if rollout.engine == "transformers":
         return TransformersEngine(
             loaded,
             decoding=settle_decoding(loaded.model),
-            batch_sequences=config.batch_sequences,
+            batch_sequences=rollout.batch_sequences,
         )
-    setting = f"rollout.engine = {config.engine!r}"
-    factory = resolve(config.engine, key="rollout.engine")
-    return UsersEngine(call_users(factory, loaded, config, setting=setting), setting)
+    if rollout.engine == "vllm":
+        return open_servers(loaded, config, ranks)
+    setting = f"rollout.engine = {rollout.engine!r}"
+    factory = resolve(rollout.engine, key="rollout.engine")
+    return UsersEngine(call_users(factory, loaded, rollout, setting=setting), setting)

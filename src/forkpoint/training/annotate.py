@@ -3,14 +3,11 @@
 import torch
 
 from forkpoint.config.run import RunConfig
+from forkpoint.losses.surrogates import LOG_RATIO_BOUND
+from forkpoint.policy.checks import SAME_NUMBERS_NATS
 from forkpoint.policy.module import PolicyModule
 from forkpoint.training.meter import Meter
 from forkpoint.types import Metric, TokenBatch, TokenStats
-
-SAME_NUMBERS_NATS = {"float32": (1e-3, 1e-3), "bfloat16": (0.05, 1.0)}
-"""``model.compute_dtype`` -> how far, on average and at most over one sequence, a sampler's
-log-probabilities and entropies may be from the policy's to stand in for them. Any two bfloat16
-passes of different shapes differ by their rounding: see docs/performance.md."""
 
 
 def annotate(
@@ -39,10 +36,24 @@ def annotate(
         )
     else:
         batch = batch.with_streams(old_logprobs_T=batch.rollout_logprobs_T)
+    if not same_weights and (cap := config.loss.importance_cap) is not None:
+        batch = batch.with_streams(importance_T=_importance(batch, cap, meter))
     if reference is not None:
         stats = all_tokens(reference, batch, config)
         batch = batch.with_streams(reference_logprobs_T=stats.logprobs_R)
     return batch
+
+
+def _importance(batch: TokenBatch, cap: float, meter: Meter) -> torch.Tensor:
+    """min(pi_old / pi_sampler, cap) of each token; 1 where the sampler's probability is unknown."""
+    assert batch.old_logprobs_T is not None
+    difference_T = (batch.old_logprobs_T - batch.rollout_logprobs_T).nan_to_num(nan=0.0)
+    importance_T = difference_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    capped_T = importance_T > cap
+    counted_T = batch.mask_T
+    meter.add("mismatch/importance_mean", Metric(importance_T[counted_T].sum(), counted_T.sum()))
+    meter.add("mismatch/truncated_share", Metric((capped_T & counted_T).sum(), counted_T.sum()))
+    return importance_T.clamp(max=cap)
 
 
 def _same_numbers(

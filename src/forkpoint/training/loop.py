@@ -13,18 +13,12 @@ from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
 from forkpoint.errors import ForkpointError, Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import evaluate
-from forkpoint.policy import PolicyModule, load_model
-from forkpoint.policy.precision import compute_in, unsharded
-from forkpoint.ranks import ALONE, Lost, Ranks, join, lost
+from forkpoint.ranks import Lost, Ranks, join, lost
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
-from forkpoint.sampling import RowMaker, SamplingParts, StepRollouts, build_sampling, collect_groups
-from forkpoint.sampling.base import SamplingSettings
-from forkpoint.sampling.build import check_engine
-from forkpoint.sampling.key_keeper import KeyKeeper
+from forkpoint.sampling import RowMaker, StepRollouts
 from forkpoint.sampling.record import stored_rows
-from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.training.bad_steps import (
     check_bad_steps,
     dump_batch,
@@ -38,7 +32,8 @@ from forkpoint.training.checkpoint import (
     save_checkpoint,
 )
 from forkpoint.training.metrics import entropy_summary, peak_memory, rollout_metrics
-from forkpoint.training.optimizer import Optimizer
+from forkpoint.training.parts import RunParts, build_parts
+from forkpoint.training.sampler import StepSampler
 from forkpoint.training.step import StepResult, train_step
 
 
@@ -67,17 +62,6 @@ class Outcome:
     state: RunState
     stopped: bool
     """A signal asked for it; ``--resume`` goes on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunParts:
-    """What a run is made of. Made by ``build_parts``."""
-
-    sampling: SamplingParts
-    policy: PolicyModule
-    optimizer: Optimizer
-    reference: PolicyModule | None
-    """The model the run started from, frozen; only with a KL penalty."""
 
 
 def train(
@@ -113,7 +97,7 @@ def train(
         ranks.agree(take if ranks.first else _nothing)
         told = observer if observer and ranks.first else Silent()
         run = _Run(config, directory, told, should_stop, ranks)
-        stack.callback(run.parts.sampling.close)
+        stack.callback(run.close)
         return run.run()
 
 
@@ -150,7 +134,13 @@ class _Run:
         self.log = MetricsLog(directory.metrics_jsonl)
         logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
         self._first(lambda: self.log.truncate_after(logged if found else -1))
+        self.sampler = StepSampler(config, self.parts, should_stop)
         self.rows = RowMaker(self.parts.sampling.loaded.tokenizer, config.advantage.kind)
+
+    def close(self) -> None:
+        """End what samples and scores."""
+        self.sampler.close()
+        self.parts.sampling.close()
 
     def run(self) -> Outcome:
         try:
@@ -182,7 +172,7 @@ class _Run:
         bad_steps = 0 if fault is None else self.state.bad_steps + 1
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
-            line |= _metrics(rollouts, result)
+            line |= _metrics(rollouts, result) | self.sampler.metrics
             self._record(step, rollouts, result)
         line |= {"time/step_s": time.perf_counter() - started, **peak_memory()}
         evaluates = self._evaluates_at(step)
@@ -211,7 +201,7 @@ class _Run:
         config, parts = self.config, self.parts
         dump = self.directory.root / "bad_steps" / f"step_{step:05d}.safetensors"
         try:
-            rollouts = self._collect(step)
+            rollouts = self.sampler.take(step, self.state.next_serial)
         except NumericalError as error:
             return None, None, str(error)
         batch = build_batch(
@@ -242,22 +232,6 @@ class _Run:
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
 
-    def _collect(self, step: int) -> StepRollouts:
-        config, parts = self.config, self.parts.sampling
-        with unsharded(self.parts.policy):
-            return collect_groups(
-                parts,
-                config.rollout,
-                SamplingSettings(
-                    max_new_tokens=config.rollout.max_new_tokens,
-                    temperature=config.rollout.temperature,
-                    seed=config.training.seed,
-                    step=step,
-                ),
-                first_serial=self.state.next_serial,
-                should_stop=self.should_stop,
-            )
-
     def _record(self, step: int, rollouts: StepRollouts, result: StepResult | None) -> None:
         """Store as many of a step's completions as the configuration asks for."""
         keep = self.config.rollout.keep
@@ -278,7 +252,7 @@ class _Run:
         """Evaluate, and log ``line`` with the result in it."""
         started = time.perf_counter()
         parts, step = self.parts.sampling, int(line["step"])
-        with unsharded(self.parts.policy):
+        with self.sampler.serving():
             evaluation = evaluate(parts, self.config, self.should_stop)
         accuracy = evaluation.accuracy
         rows = (r for g in evaluation.groups for r in stored_rows(g, parts.loaded.tokenizer))
@@ -351,50 +325,3 @@ def _metrics(rollouts: StepRollouts, result: StepResult | None) -> dict[str, flo
     if "entropy/mean" not in line:  # the engine has none: those of the tokens trained on
         line |= entropy_summary(result.entropies_T.numpy())
     return line | result.metrics
-
-
-def build_parts(
-    config: RunConfig, *, weights: Path | None = None, ranks: Ranks = ALONE
-) -> RunParts:
-    """Sampling, and beside it what trains.
-
-    Args:
-        weights: a checkpoint to take the policy's weights from.
-
-    Raises:
-        ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
-    """
-    with ExitStack() as stack:
-        loaded = load_model(config.model, weights=weights, trained=True)
-        sampling = build_sampling(config, loaded, ranks)
-        stack.callback(sampling.close)  # unless all goes well
-        check_engine(sampling.engine, config)
-        gradient, reference = config.training.gradient, None
-        if config.loss.kl_coefficient:
-            frozen = load_model(config.model).model.requires_grad_(False)
-            # Only its values are wanted: there are no keys to keep.
-            kind = "sparse" if gradient == "local" else gradient
-            reference = _policy(frozen, config, kind, ranks)
-        policy = _policy(loaded.model, config, gradient, ranks)
-        compute_in(policy, getattr(torch, config.model.compute_dtype))
-        if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
-            sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
-        parts = RunParts(
-            sampling=sampling,
-            policy=policy,
-            optimizer=Optimizer(loaded.model, config.optim),
-            reference=reference,
-        )
-        stack.pop_all()
-    return parts
-
-
-def _policy(model: Any, config: RunConfig, gradient: str, ranks: Ranks) -> PolicyModule:
-    return PolicyModule(
-        model,
-        gradient=gradient,
-        temperature=config.rollout.temperature,
-        rows=config.training.rows,
-        row_tokens=config.training.micro_batch_tokens,
-        ranks=ranks,
-    )

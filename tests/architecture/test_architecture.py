@@ -195,7 +195,7 @@ def test_sampling_knows_of_the_policy_what_a_model_is_and_nothing_of_its_gradien
         for name in everything_imported(path)
         if name.startswith("forkpoint.policy")
     }
-    parts = ("body", "checks", "head", "keys", "load")
+    parts = ("body", "checks", "head", "keys", "load", "served", "teacher")
     assert known == {f"forkpoint.policy.{part}" for part in parts}
 
 

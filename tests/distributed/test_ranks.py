@@ -293,9 +293,11 @@ def test_what_one_process_meets_ends_all_with_its_message(tmp_path: Path) -> Non
     (tmp_path / "only_here.py").write_text(
         "import os\n"
         "from forkpoint.errors import DataError\n"
-        "from forkpoint.sampling.build import build_engine\n"
+        "from forkpoint.sampling.rows import settle_decoding\n"
+        "from forkpoint.sampling.transformers import TransformersEngine\n"
         "def factory(loaded, config):\n"
-        "    engine = build_engine(loaded, config.model_copy(update={'engine': 'transformers'}))\n"
+        "    decoding = settle_decoding(loaded.model)\n"
+        "    engine = TransformersEngine(loaded, decoding=decoding, batch_sequences=99)\n"
         "    sample = engine.sample\n"
         "    def fails(*arguments):\n"
         "        if os.environ['RANK'] == '1':\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from forkpoint.config.stages import RolloutConfig
+from forkpoint.config import parse_config
 from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.body import body_of, check_length, enable_checkpointing, exact_length
@@ -165,7 +165,7 @@ def test_a_state_that_is_lost_between_tokens_is_found() -> None:
 
 @pytest.mark.parametrize("family", ["rwkv", "minimax", "deepseek_v4"])
 def test_a_model_that_cannot_be_sampled_is_refused_at_load(family: str) -> None:
-    config = RolloutConfig(max_new_tokens=8)
+    config = parse_config({"rollout": {"max_new_tokens": 8}})
     with pytest.raises(ModelError, match="cannot be sampled a token at a time by this engine"):
         build_engine(loaded(build(family)), config)
 
@@ -233,8 +233,8 @@ def test_a_length_beyond_which_neighbours_matter_is_known_and_real(family: str) 
 def test_it_is_refused_at_load_while_sampling_and_in_training() -> None:
     model = build("phi3", **LONGROPE)
     with pytest.raises(ModelError, match="beyond 32 tokens"):
-        build_engine(loaded(model), RolloutConfig(max_new_tokens=32))
-    engine = build_engine(loaded(model), RolloutConfig(max_new_tokens=8))
+        build_engine(loaded(model), parse_config({"rollout": {"max_new_tokens": 32}}))
+    engine = build_engine(loaded(model), parse_config({"rollout": {"max_new_tokens": 8}}))
     requests = uneven_requests()
     assert engine.sample(requests[:3], SETTINGS)  # 4 + 12 tokens
     with pytest.raises(ModelError, match=r"beyond 32 tokens .* up to 38"):

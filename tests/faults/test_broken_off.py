@@ -10,7 +10,7 @@ import pytest
 
 from forkpoint.config import RunConfig
 from forkpoint.errors import RunError, UserCodeError
-from forkpoint.training import loop
+from forkpoint.training import loop, sampler
 from forkpoint.training.checkpoint import latest_checkpoint
 from forkpoint.training.loop import train
 from tests.faults import broken_rule
@@ -95,8 +95,9 @@ def test_after_the_first_update_the_run_says_from_where_it_goes_on(
 def fail_in_step(
     monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, call: int
 ) -> None:
-    """Make the loop's ``name`` raise in one of its calls."""
-    original, calls = getattr(loop, name), 0
+    """Make the ``name`` of the loop, or of its sampler, raise in one of its calls."""
+    module = loop if hasattr(loop, name) else sampler
+    original, calls = getattr(module, name), 0
 
     def failing(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
@@ -105,7 +106,7 @@ def fail_in_step(
             raise error
         return original(*arguments, **named)
 
-    monkeypatch.setattr(loop, name, failing)
+    monkeypatch.setattr(module, name, failing)
 
 
 @pytest.mark.parametrize(

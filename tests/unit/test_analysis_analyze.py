@@ -65,7 +65,7 @@ def build_here(config: RunConfig) -> SamplingParts:
         loaded=loaded,
         task=task,
         prompter=Prompter(loaded.tokenizer),
-        engine=build_engine(loaded, config.rollout),
+        engine=build_engine(loaded, config),
         scorer=scorer,
     )
 

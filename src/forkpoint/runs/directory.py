@@ -25,6 +25,9 @@ MAY_CHANGE = frozenset(
     {
         *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
         *("scoring.workers", "rollout.keep", "training.rank_timeout_minutes"),
+        *(f"rollout.vllm.{name}" for name in ("servers", "launch", "devices", "python")),
+        *(f"rollout.vllm.{name}" for name in ("arguments", "weights_dir", "concurrency")),
+        *(f"rollout.vllm.{name}" for name in ("stall_s", "start_minutes")),
     }
 )
 """What a resumed run may set anew: nothing here touches the steps already made."""

@@ -48,13 +48,10 @@ class StepSampler:
         Raises:
             Interrupted, NumericalError, EngineError: see ``Engine.sample``.
         """
-        ahead, self._ahead = self._ahead, None
         with self.serving():
-            if ahead is None or ahead.step != step:
-                version = self._version()
-                rollouts = self._collect(step, first_serial)
-            else:
-                version, rollouts = ahead.version, ahead.result()
+            ahead, self._ahead = self._ahead, None
+            version = ahead.version if ahead else self._version()
+            rollouts = ahead.result() if ahead else self._collect(step, first_serial)
         engine = self._parts.sampling.engine
         if isinstance(engine, VllmEngine):
             drawn = sum(self._parts.policy.ranks.gather(engine.take_redrawn()))
@@ -66,7 +63,7 @@ class StepSampler:
             }
         if self.config.rollout.lag and step < self.config.training.steps:
             self._ahead = _Ahead(
-                step + 1, self._version(), lambda: self._collect(step + 1, rollouts.next_serial)
+                self._version(), lambda: self._collect(step + 1, rollouts.next_serial)
             )
         return rollouts
 
@@ -158,10 +155,10 @@ class StepSampler:
 
 
 class _Ahead:
-    """The rollouts of a later step, being sampled by another thread."""
+    """The rollouts of the next step, being sampled by another thread."""
 
-    def __init__(self, step: int, version: int, collect: Callable[[], StepRollouts]) -> None:
-        self.step, self.version = step, version
+    def __init__(self, version: int, collect: Callable[[], StepRollouts]) -> None:
+        self.version = version
         self._found: StepRollouts | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=[collect], daemon=True)

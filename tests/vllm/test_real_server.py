@@ -1,0 +1,189 @@
+"""Training through vLLM itself, on a CPU; `make test-vllm` installs it beside this environment."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkpoint.lab import BASE_POLICY
+
+PYTHON = os.environ.get("FORKPOINT_VLLM_PYTHON")
+"""The Python that has vLLM; relative paths are from the repository."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PYTHON is None, reason="FORKPOINT_VLLM_PYTHON names no Python with vLLM"),
+]
+
+ARGUMENTS = ["--gpu-memory-utilization", "0.1", "--enforce-eager"]
+ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+def command(run: Path, **settings: Any) -> list[str]:
+    given = {
+        "training.threads": 1,
+        "training.steps": 3,
+        "evaluation.every": 0,
+        "checkpoint.every": 1,
+        "scoring.workers": 1,
+        "rollout.engine": "vllm",
+        "rollout.vllm.python": str(Path(str(PYTHON)).absolute()),
+        "rollout.vllm.arguments": ARGUMENTS,
+    }
+    given |= {name.replace("__", "."): value for name, value in settings.items()}
+    what = ["--resume"] if (run / "config.json").exists() else ["lab_demo"]
+    options = [part for k, v in given.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    return [sys.executable, "-m", "forkpoint", "train", *what, *options, "--run-dir", str(run)]
+
+
+@contextmanager
+def started(run: Path, **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command(run, **settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 240) -> Any:
+    patience = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < patience, "it did not come"
+        time.sleep(0.2)
+    return found
+
+
+def servers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The vLLM servers a run has started, which its keepers keep."""
+
+    def children(parent: int) -> list[int]:
+        found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return list(map(int, found))
+
+    keepers = [
+        pid
+        for pid in children(process.pid)
+        if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    return [pid for keeper in keepers for pid in children(keeper)]
+
+
+def test_a_reward_rises_through_the_server(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run(
+        command(run, training__steps=12, training__mini_batches=2, optim__lr=4e-4),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = lines(run)
+    rewards = [line["reward/mean"] for line in found]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05, rewards
+    gaps = [line["mismatch/probe_max_nats"] for line in found[1:]]
+    assert len(gaps) == 11
+    assert max(gaps) < 1e-3
+    assert all(line["mismatch/kl"] < 1e-6 for line in found)
+    print("rewards", [round(r, 3) for r in rewards], "largest gap", max(gaps))
+    assert not list(Path("/dev/shm").glob(f"forkpoint-*-{os.getpid()}-*"))
+
+
+def test_a_server_that_is_killed_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    """The other one does its work, and it is started anew when new weights are given."""
+    run = tmp_path / "run"
+    with started(run, rollout__vllm__launch=2, training__steps=4) as process:
+        wait_for(lambda: len(lines(run)) >= 1)
+        time.sleep(1)  # sampling takes seconds
+        os.kill(servers_of(process)[0], signal.SIGKILL)
+        said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "is given up" in said
+    found = lines(run)
+    assert len(found) == 4
+    assert min(line["rollout/servers"] for line in found) == 1
+    assert found[-1]["rollout/servers"] == 2
+    assert sum(line["rollout/redrawn"] for line in found) > 0
+    assert all(line["mismatch/kl"] < 1e-6 for line in found)
+
+
+def test_a_run_that_is_killed_takes_its_servers_with_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(run) as process:
+        wait_for(lambda: len(lines(run)) >= 1)
+        (server,) = servers_of(process)
+        process.kill()
+        wait_for(lambda: not Path(f"/proc/{server}").exists(), 30)
+    with started(run, training__steps=2) as process:
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert [line["step"] for line in lines(run)] == [1, 2]
+
+
+def test_a_server_whose_head_is_tied_is_found_out(tmp_path: Path) -> None:
+    """It keeps its old head when weights are reloaded, and says nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(BASE_POLICY), "--dtype", "float32", *ARGUMENTS),
+            *("--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"),
+            *("--logprobs-mode", "processed_logprobs"),
+        ],
+        env=ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    run = tmp_path / "run"
+    try:
+        wait_for(lambda: _answers(port))
+        done = subprocess.run(
+            command(
+                run,
+                optim__lr=0.003,
+                rollout__vllm__servers=[address],
+                rollout__vllm__weights_dir=str(tmp_path / "weights"),
+            ),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=ENVIRONMENT,
+        )
+    finally:
+        server.terminate()
+        server.wait()
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"{address}: its log-probabilities are" in said, said
+    assert [line["step"] for line in lines(run)] == [1]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00001"]
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0

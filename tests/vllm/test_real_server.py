@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,15 +114,15 @@ def test_a_reward_rises_through_the_server(tmp_path: Path) -> None:
 def test_a_server_that_is_killed_in_the_middle_of_a_step(tmp_path: Path) -> None:
     """The other one does its work, and it is started anew when new weights are given."""
     run = tmp_path / "run"
-    with started(run, rollout__vllm__launch=2, training__steps=4) as process:
+    with started(run, rollout__vllm__launch=2, training__steps=3) as process:
         wait_for(lambda: len(lines(run)) >= 1)
-        time.sleep(1)  # sampling takes seconds
+        time.sleep(2.5)  # after it has been given weights; sampling takes seconds
         os.kill(servers_of(process)[0], signal.SIGKILL)
         said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert "is given up" in said
     found = lines(run)
-    assert len(found) == 4
+    assert len(found) == 3
     assert min(line["rollout/servers"] for line in found) == 1
     assert found[-1]["rollout/servers"] == 2
     assert sum(line["rollout/redrawn"] for line in found) > 0
@@ -141,8 +142,9 @@ def test_a_run_that_is_killed_takes_its_servers_with_it(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(run)] == [1, 2]
 
 
-def test_a_server_whose_head_is_tied_is_found_out(tmp_path: Path) -> None:
-    """It keeps its old head when weights are reloaded, and says nothing."""
+@pytest.fixture
+def users_server() -> Iterator[str]:
+    """As a user may start one: of the tied model itself, log-probabilities as vLLM has them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -151,37 +153,50 @@ def test_a_server_whose_head_is_tied_is_found_out(tmp_path: Path) -> None:
             *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(BASE_POLICY), "--dtype", "float32", *ARGUMENTS),
             *("--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"),
-            *("--logprobs-mode", "processed_logprobs"),
         ],
         env=ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
-    address = f"http://127.0.0.1:{port}"
-    run = tmp_path / "run"
     try:
         wait_for(lambda: _answers(port))
-        done = subprocess.run(
-            command(
-                run,
-                optim__lr=0.003,
-                rollout__vllm__servers=[address],
-                rollout__vllm__weights_dir=str(tmp_path / "weights"),
-            ),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=ENVIRONMENT,
-        )
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait()
-    assert done.returncode == 2
-    said = " ".join(done.stderr.split())
-    assert f"{address}: its log-probabilities are" in said, said
-    assert [line["step"] for line in lines(run)] == [1]
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00001"]
+
+
+def test_servers_of_the_users(users_server: str, tmp_path: Path) -> None:
+    given = {
+        "optim__lr": 0.003,
+        "rollout__vllm__servers": [users_server],
+        "rollout__vllm__weights_dir": str(tmp_path / "weights"),
+    }
+    # Its log-probabilities are those at temperature 1: found out before anything is sampled.
+    with started(tmp_path / "a", rollout__temperature=0.7, **given) as process:
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "--logprobs-mode processed_logprobs" in " ".join(said.split())
+    assert lines(tmp_path / "a") == []
+    # At temperature 1 they are the same, and a tied head gets new weights, too.
+    run = tmp_path / "b"
+    with started(run, **given) as process:
+        wait_for(lambda: len(lines(run)) >= 2)
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(BASE_POLICY)}}
+        time.sleep(1)
+        request = urllib.request.Request(
+            f"{users_server}/collective_rpc",
+            data=json.dumps(reload).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=60).read()
+        said, _ = process.communicate(timeout=300)
+    assert lines(run)[1]["mismatch/probe_max_nats"] < 1e-3
+    # Somebody has given it other weights while it sampled: nothing of that is trained on.
+    assert process.returncode == 2, said
+    assert "it has other weights than it was given" in " ".join(said.split())
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert "step_00002" in {path.name for path in (run / "checkpoints").iterdir()}
 
 
 def _answers(port: int) -> bool:

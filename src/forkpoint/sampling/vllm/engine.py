@@ -92,7 +92,7 @@ class VllmEngine:
         self.weights: Weights | None = None
         """Where new weights are written; in the first process alone."""
         self.revive: Callable[[Path], None] = lambda folder: None
-        """Starts those of its servers anew that have ended, from weights in a folder."""
+        """Starts those of the run's servers anew that do not answer, from weights in a folder."""
 
     # ---- weights --------------------------------------------------------------------------------
 

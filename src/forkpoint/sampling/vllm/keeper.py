@@ -13,7 +13,9 @@ import time
 from contextlib import suppress
 
 PATIENCE_S = 20.0
-"""For a command that is asked to end, and then once more for what it leaves behind."""
+"""For a command that is asked to end."""
+LEFT_S = 5.0
+"""For what it leaves behind, which is asked, too."""
 
 
 def main(command: list[str]) -> int:
@@ -32,8 +34,9 @@ def main(command: list[str]) -> int:
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     status = process.wait()
-    patience = time.monotonic() + PATIENCE_S
+    patience = time.monotonic() + LEFT_S
     with suppress(ProcessLookupError):  # raised when nobody is left
+        os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < patience:
             os.killpg(process.pid, 0)
             time.sleep(0.1)

@@ -111,12 +111,13 @@ def as_completion(probe: Probe) -> Completion:
 
 
 def _reviver(launched: Sequence[Launched], minutes: float) -> Callable[[Path], None]:
-    """What starts anew those servers of the run that have ended, a few times each."""
+    """What starts anew those servers of the run that do not answer, a few times each."""
     starts = [0] * len(launched)
 
     def revive(folder: Path) -> None:
         for index, server in enumerate(launched):
-            if not server.runs and starts[index] < MOST_STARTS:
+            works = server.runs and server.client.ready()
+            if not works and starts[index] < MOST_STARTS:
                 starts[index] += 1
                 server.start(folder)
                 try:

@@ -41,13 +41,14 @@ TOLERANCE = 1e-5
 
 def command(processes: int, run: Path, steps: int, **settings: Any) -> list[str]:
     """``forkpoint train`` on so many processes; settings with ``__`` for the dot."""
+    recipe = settings.pop("recipe", "lab_demo")
     given = {**SMALL, "training.steps": steps}
     given |= {name.replace("__", "."): value for name, value in settings.items()}
     launch = ["-m", "forkpoint"]
     if processes > 1:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         launch += ["-m", "forkpoint"]
-    what = ["--resume"] if (run / "config.json").exists() else ["lab_demo"]
+    what = ["--resume"] if (run / "config.json").exists() else [str(recipe)]
     options = [part for k, v in given.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     return [sys.executable, *launch, "train", *what, *options, "--run-dir", str(run)]
 

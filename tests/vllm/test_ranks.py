@@ -22,14 +22,16 @@ def two(tmp_path: Path) -> Iterator[Fakes]:
 
 
 def settings(fakes: Fakes, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[rewards]]\ntype = "custom"\npath = "tests.vllm.rewards:some_number"\n')
     return {
+        "recipe": recipe,
         "rollout__engine": "vllm",
         "rollout__vllm__servers": list(fakes),
         "rollout__vllm__weights_dir": str(tmp_path / "weights"),
         "rollout__prompts_per_step": 4,
         "rollout__max_new_tokens": 12,
         "rollout__dynamic_sampling": False,
-        "rewards": [{"type": "custom", "path": "tests.vllm.rewards:some_number"}],
         "evaluation__every": 0,
         "optim__lr": 0.005,
         **more,
@@ -37,12 +39,12 @@ def settings(fakes: Fakes, tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+@pytest.mark.parametrize("lora", [{}, {"model__lora__rank": 2}])
 @pytest.mark.parametrize("lag", [0, 1])
 def test_two_processes_and_two_servers(
-    two: Fakes, tmp_path: Path, lag: int, lora: dict[str, int] | None
+    two: Fakes, tmp_path: Path, lag: int, lora: dict[str, Any]
 ) -> None:
-    given = settings(two, tmp_path, rollout__lag=lag, model__lora=lora)
+    given = settings(two, tmp_path, rollout__lag=lag, **lora)
     train(2, tmp_path / "run", steps=3, **given)
     found = lines(tmp_path / "run")
     assert [line["rollout/servers"] for line in found] == [2, 2, 2]

@@ -172,7 +172,7 @@ def test_a_training_step_divides_by_the_steps_tokens_per_update(
     config = parse_config(
         {
             "selection": {"preset": "trl"},
-            "loss": {"importance_cap": None},  # the batch's probabilities are made up
+            "loss": {"importance_cap": "none"},  # the batch's probabilities are made up
             "training": {"mini_batches": mini_batches, "micro_batch_sequences": 2},
             "model": {"device": "cpu"},
         }

@@ -17,7 +17,7 @@ from forkpoint.types import TokenBatch, TokenStats
 from tests.conftest import make_batch, tiny_model
 
 
-def config_of(cap: float | None) -> RunConfig:
+def config_of(cap: float | str) -> RunConfig:
     return parse_config(
         {
             "selection": {"keep_fraction": 0.3},
@@ -28,7 +28,7 @@ def config_of(cap: float | None) -> RunConfig:
 
 
 def annotated(
-    monkeypatch: pytest.MonkeyPatch, old: list[float], sampled: list[float], cap: float | None
+    monkeypatch: pytest.MonkeyPatch, old: list[float], sampled: list[float], cap: float | str
 ) -> tuple[TokenBatch, dict[str, float]]:
     """A batch whose log-probabilities begin with the given ones, and the step's metrics."""
     batch = make_batch()
@@ -70,7 +70,7 @@ def test_a_ratio_beyond_all_bounds_is_finite(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_a_cap_there_are_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, metrics = annotated(monkeypatch, [-3.0], [-1.0], cap=None)
+    batch, metrics = annotated(monkeypatch, [-3.0], [-1.0], cap="none")
     assert batch.importance_T is None
     assert "mismatch/truncated_share" not in metrics
 

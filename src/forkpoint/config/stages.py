@@ -291,9 +291,9 @@ class LossConfig(Stage):
     kl_coefficient: float = Field(default=0.0, ge=0)
     """> 0 loads a frozen copy of the first weights as the reference."""
     entropy_bonus: float = Field(default=0.0, ge=0)
-    importance_cap: float | None = Field(default=2.0, gt=0)
+    importance_cap: Annotated[float, Field(gt=0)] | Literal["none"] = 2.0
     """Where the engine does not hold the trainer's own weights: each token's coefficient is
-    multiplied by min(pi_old / pi_sampler, this); None: by 1."""
+    multiplied by min(pi_old / pi_sampler, this); ``none``: by 1."""
     penalties_on: Literal["selected", "all"] = "selected"
     """Which tokens carry KL penalty and entropy bonus, divided as the surrogate is; ``all`` makes
     sparse run every head row."""

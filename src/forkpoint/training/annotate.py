@@ -36,7 +36,7 @@ def annotate(
         )
     else:
         batch = batch.with_streams(old_logprobs_T=batch.rollout_logprobs_T)
-    if not same_weights and (cap := config.loss.importance_cap) is not None:
+    if not same_weights and (cap := config.loss.importance_cap) != "none":
         batch = batch.with_streams(importance_T=_importance(batch, cap, meter))
     if reference is not None:
         stats = all_tokens(reference, batch, config)

@@ -114,7 +114,7 @@ def _shard(policy: "PolicyModule", dtype: torch.dtype) -> None:
         ),
         "reshard_after_forward": True,  # between passes every parameter is the float32 one
     }
-    for layer in _layers(model):
+    for layer in layers_of(model):
         fully_shard(layer, **settings)
     fully_shard(policy, **settings)
     for module in policy.modules():
@@ -153,7 +153,7 @@ def _world(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (dist.get_world_size(),))
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def layers_of(model: nn.Module) -> list[nn.Module]:
     """The modules that transformers keeps on one device: decoder layers.
 
     One that shares a parameter with another part of the model belongs to the whole.

@@ -100,6 +100,7 @@ def build_engine(loaded: LoadedModel, config: RolloutConfig) -> Engine:
             loaded,
             decoding=settle_decoding(loaded.model),
             batch_sequences=config.batch_sequences,
+            cache_gb=config.cache_gb,
         )
     setting = f"rollout.engine = {config.engine!r}"
     factory = resolve(config.engine, key="rollout.engine")

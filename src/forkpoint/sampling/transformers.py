@@ -1,12 +1,14 @@
 """The in-process engine: samples from the very model that is trained.
 
-Each prompt is read once for all of its samples; then all rows grow side by side, a token a pass,
-and a finished row leaves the batch. Log-probability and entropy of a token are computed from the
-same logits the token was drawn from: no later pass can get them wrong, and none is needed.
+Samples that begin together read their prompt once; then all rows grow side by side, a token a
+pass. A finished row leaves the batch, and requests that wait take the places that become free.
+Log-probability and entropy of a token are computed from the same logits the token was drawn from:
+no later pass can get them wrong, and none is needed.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,22 +16,38 @@ import torch
 from torch import Tensor
 
 from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
-from forkpoint.errors import Interrupted, NumericalError
+from forkpoint.errors import ConfigError, Interrupted, NumericalError
 from forkpoint.policy.body import check_length
 from forkpoint.policy.load import LoadedModel
 from forkpoint.randomness import stream
 from forkpoint.sampling.base import SampleRequest, SamplingSettings
 from forkpoint.sampling.draw import draw_tokens
 from forkpoint.sampling.key_keeper import KeyKeeper
-from forkpoint.sampling.rows import Decoding, Rows
+from forkpoint.sampling.rows import Decoding, Rows, row_bytes
 from forkpoint.sampling.tempering import split_logprobs
 from forkpoint.types import Completion, FinishReason
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "other": 2**26}
 """Logits that softmax, entropy and draw go through at a time: on a CPU they stay in its cache."""
 
+FREE_SHARE = 1 / 8
+"""Of all places, how many are free before requests that wait begin: to join rows to a running batch
+copies its cache once."""
+
 _Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Of some rows, one position each: token ids, their ln p, and H."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A completion that is being sampled."""
+
+    index: int
+    """Of its request."""
+    draws: np.random.Generator
+    """The request's own stream: a number a token."""
+    drawn: int = 0
+    """Tokens so far."""
 
 
 class TransformersEngine:
@@ -45,17 +63,21 @@ class TransformersEngine:
         *,
         decoding: Decoding,
         batch_sequences: int,
+        cache_gb: float | None = None,
     ) -> None:
         """
         Args:
             decoding: how this model is run, from ``settle_decoding``.
-            batch_sequences: most rows side by side; bounds the cache's memory.
+            batch_sequences: most rows side by side.
+            cache_gb: 10^9 bytes that their keys and values may take, if that is bounded; one
+                layer more while its rows are copied.
         """
         self._loaded = loaded
         self._decoding = decoding
         self.keeper: KeyKeeper | None = None
         """Gets the keys and values of what is sampled to train on."""
         self._batch_sequences = batch_sequences
+        self._cache_gb = cache_gb
 
     @torch.no_grad()
     def sample(
@@ -64,62 +86,110 @@ class TransformersEngine:
         settings: SamplingSettings,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
-        """See ``Engine.sample``."""
-        longest = max((len(r.prompt.token_ids) for r in requests), default=0)
-        check_length(self._loaded.model, longest + settings.max_new_tokens)
-        completions: dict[int, Completion] = {}
-        for part in self._batches(requests):
-            with self._decoding.attention(self._loaded.model):
-                made = self._sample_batch([requests[i] for i in part], settings, should_stop)
-            completions |= zip(part, made, strict=True)
-        return [completions[i] for i in range(len(requests))]
+        """See ``Engine.sample``.
+
+        Raises:
+            ConfigError: ``cache_gb`` has no room for a single row.
+        """
+        if not requests:
+            return []
+        longest = max(len(r.prompt.token_ids) for r in requests) + settings.max_new_tokens
+        check_length(self._loaded.model, longest)
+        steps: list[tuple[Tensor, _Drawn]] = []
+        with self._decoding.attention(self._loaded.model):
+            places = self._places(longest)
+            for waiting in self._groups(requests):
+                steps += self._sample_group(requests, waiting, settings, places, should_stop)
+        return [self._completion(*row) for row in _rows(steps, len(requests))]
 
     def close(self) -> None:
         """Nothing to release: the model is the trainer's."""
 
-    def _batches(self, requests: Sequence[SampleRequest]) -> Iterator[list[int]]:
-        """Indices of the requests that are sampled side by side, in order; prompts of one length
-        only, for a model whose prompts cannot be padded."""
-        groups: defaultdict[int, list[int]] = defaultdict(list)
+    def _groups(self, requests: Sequence[SampleRequest]) -> list[deque[int]]:
+        """Indices of the requests that may be side by side, in order: all of them, or prompts of
+        one length, for a model whose prompts cannot be padded."""
+        groups: defaultdict[int, deque[int]] = defaultdict(deque)
         for index, request in enumerate(requests):
             groups[0 if self._decoding.pads else len(request.prompt.token_ids)].append(index)
-        for group in groups.values():
-            for start in range(0, len(group), self._batch_sequences):
-                yield group[start : start + self._batch_sequences]
+        return list(groups.values())
 
-    def _sample_batch(
+    def _places(self, longest: int) -> int:
+        """The most rows side by side: as many as the cache holds if each becomes as long as the
+        longest can. No row is ever taken back, so the bound holds however long they turn out."""
+        if self._cache_gb is None:
+            return self._batch_sequences
+        fixed, each = row_bytes(self._loaded.model, self._decoding)
+        gb = (fixed + each * longest) / 1e9
+        if gb > self._cache_gb:
+            raise ConfigError(
+                f"rollout.cache_gb = {self._cache_gb:g} has no room for one sequence of {longest} "
+                f"tokens, prompt and rollout.max_new_tokens, which takes {gb:.3g}"
+            )
+        return min(self._batch_sequences, int(self._cache_gb / gb))
+
+    def _beginning(self, running: int, waiting: int, places: int) -> int:
+        """How many of the requests that wait begin now."""
+        room = min(places - running, waiting)
+        if running == 0:
+            return room
+        worth_it = room == waiting or room >= FREE_SHARE * places
+        return room if self._decoding.joins and worth_it else 0
+
+    def _sample_group(
         self,
         requests: Sequence[SampleRequest],
+        waiting: deque[int],
         settings: SamplingSettings,
+        places: int,
         should_stop: Callable[[], bool],
-    ) -> list[Completion]:
-        uniforms_BL = _uniforms(requests, settings)
-        rows = Rows(self._loaded.model, self._decoding)
-        logits_BV = rows.read([r.prompt.token_ids for r in requests])
-        prompt_width = rows.mask_BL.shape[1]
-        alive_B = torch.arange(len(requests))
+    ) -> Iterator[tuple[Tensor, _Drawn]]:
+        """Of each pass the requests that got a token, int64 [B], and the tokens."""
         eos_ids = torch.tensor(self._loaded.eos_ids)
-        steps: list[tuple[Tensor, _Drawn]] = []
-        for position in range(settings.max_new_tokens):
+        rows, alive, logits_BV = self._no_rows(), list[_Row](), torch.empty(0)
+        while waiting or alive:
+            count = self._beginning(len(alive), len(waiting), places)
+            new = [waiting.popleft() for _ in range(count)]
+            if new:
+                prompts = [requests[i].prompt.token_ids for i in new]
+                logits = rows.admit(prompts) if alive else rows.read(prompts)
+                logits_BV = torch.cat([logits_BV, logits]) if alive else logits
+                alive += [_Row(index=i, draws=_draws(requests[i], settings)) for i in new]
             if should_stop():
                 raise Interrupted("stopped while sampling")
-            drawn = _draw(logits_BV, uniforms_BL[alive_B, position], settings)
-            steps.append((alive_B, drawn))
+            drawn = _draw(logits_BV, [row.draws.random() for row in alive], settings)
+            yield torch.tensor([row.index for row in alive]), drawn
+            for row in alive:
+                row.drawn += 1
             tokens_B = drawn[0].cpu()
-            going_B = ~torch.isin(tokens_B, eos_ids)
-            if position + 1 == settings.max_new_tokens:
-                going_B = torch.zeros_like(going_B)
+            full_B = torch.tensor([row.drawn == settings.max_new_tokens for row in alive])
+            going_B = ~(torch.isin(tokens_B, eos_ids) | full_B)
             if self.keeper is not None and settings.purpose == "sample":
                 leaving = (~going_B).nonzero().flatten().tolist()
-                gone = [requests[i] for i in alive_B[~going_B].tolist()]
-                self.keeper.keep(settings.step, gone, leaving, rows.cache, prompt_width)
-            if not going_B.any():
-                break
+                self._keep_keys(requests, leaving, alive, rows, settings.step)
+            alive = [row for row, going in zip(alive, going_B.tolist(), strict=True) if going]
+            if not alive:
+                rows = self._no_rows()
+                continue
             if not going_B.all():
-                alive_B, tokens_B = alive_B[going_B], tokens_B[going_B]
                 rows.keep(going_B.nonzero().flatten())
-            logits_BV = rows.step(tokens_B)
-        return [self._completion(*row) for row in _rows(steps, len(requests))]
+            logits_BV = rows.step(tokens_B[going_B])
+
+    def _no_rows(self) -> Rows:
+        return Rows(self._loaded.model, self._decoding)
+
+    def _keep_keys(
+        self,
+        requests: Sequence[SampleRequest],
+        leaving: Sequence[int],
+        alive: Sequence[_Row],
+        rows: Rows,
+        step: int,
+    ) -> None:
+        """Give the keeper what rows have in the cache: all but their last token."""
+        assert self.keeper is not None
+        gone = [alive[line] for line in leaving]
+        begins = [rows.width - (row.drawn - 1) for row in gone]
+        self.keeper.keep(step, [requests[r.index] for r in gone], leaving, begins, rows.cache)
 
     def _completion(
         self, token_ids: np.ndarray, logprobs: np.ndarray, entropies: np.ndarray
@@ -134,23 +204,18 @@ class TransformersEngine:
         )
 
 
-def _uniforms(requests: Sequence[SampleRequest], settings: SamplingSettings) -> Tensor:
-    """float64 [B, max_new_tokens]: each request's own stream of draws."""
-    draws = [
-        stream(settings.seed, settings.purpose, settings.step, r.serial, r.sample).random(
-            settings.max_new_tokens
-        )
-        for r in requests
-    ]
-    return torch.from_numpy(np.stack(draws))
+def _draws(request: SampleRequest, settings: SamplingSettings) -> np.random.Generator:
+    """A request's own stream of draws, a number for each token in turn."""
+    return stream(settings.seed, settings.purpose, settings.step, request.serial, request.sample)
 
 
-def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> _Drawn:
+def _draw(logits_BV: Tensor, uniforms: Sequence[float], settings: SamplingSettings) -> _Drawn:
     """One token per row, as many rows at a time as ``CHUNK_ELEMENTS`` allows."""
     device = logits_BV.device
     elements = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["other"])
     size = max(1, elements // logits_BV.shape[1])
-    parts = zip(logits_BV.split(size), uniforms_B.to(device).split(size), strict=True)
+    uniforms_B = torch.tensor(uniforms, dtype=torch.float64).to(device)
+    parts = zip(logits_BV.split(size), uniforms_B.split(size), strict=True)
     drawn = [_draw_rows(*part, settings) for part in parts]
     tokens_B, logprobs_B, entropies_B = map(torch.cat, zip(*drawn, strict=True))
     return tokens_B, logprobs_B, entropies_B

@@ -78,13 +78,13 @@ def visible_to_slots(
 ) -> Tensor:
     """bool [lines, some of the S slots, L + S]: of the cache what a token sees but its own old
     entry, and of the new keys its own."""
-    width = columns_BS.shape[1]
     columns_BC = columns_BS[:, slots]
     visible_BCL = rows.visible_BSL(columns_BC)
     visible_BCL &= filled_BS[:, slots, None]
     visible_BCL.scatter_(2, columns_BC[:, :, None], False)
-    own_SS = torch.eye(width, dtype=torch.bool, device=visible_BCL.device)[slots]
-    return torch.cat([visible_BCL, own_SS.expand(len(columns_BC), -1, -1)], dim=2)
+    slot_S = torch.arange(columns_BS.shape[1], device=columns_BS.device)
+    own_CS = slot_S == slot_S[slots, None]
+    return torch.cat([visible_BCL, own_CS.expand(len(columns_BC), -1, -1)], dim=2)
 
 
 def tree_blocks(rows: TreeRows) -> Any:

@@ -1,7 +1,7 @@
 """What admitting requests as rows end is worth: the engine beside itself in whole batches.
 
 The laboratory's policy samples the same completions in both ways, in turn, so seconds are compared
-pair by pair. Prints a table, or with ``--json`` a line of JSON.
+pair by pair.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import json
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +23,7 @@ from forkpoint.sampling.rows import PLAIN
 from forkpoint.sampling.transformers import TransformersEngine
 from forkpoint.tasks import build_task
 
+RESULTS = Path(__file__).with_name("results") / "admission.json"
 SAMPLES = 12
 SETTINGS = SamplingSettings(max_new_tokens=256, temperature=1.0, seed=0, step=0)
 
@@ -29,21 +32,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--places", type=int, nargs="+", default=[8, 32, 96, 240])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     loaded = load_model(ModelConfig(path="lab"))
     requests = lab_requests(loaded, options.requests)
     rows = [measure(loaded, requests, places, options.repeats) for places in options.places]
-    if options.json:
-        print(json.dumps(rows))
-        return
-    print("places  whole batches s  admitted s  ratio (each pair)")
+    options.out.write_text(
+        json.dumps({"requests": options.requests, "rows": rows}, indent=1) + "\n"
+    )
+    print("| places | whole batches, s | admitted, s | whole / admitted, median (each pair) |")
+    print("|---|---|---|---|")
     for row in rows:
         pairs = " ".join(f"{ratio:.2f}" for ratio in row["ratios"])
-        print(f"{row['places']:6}  {row['whole_s']:15.2f}  {row['admitted_s']:10.2f}  {pairs}")
+        print(
+            f"| {row['places']} | {row['whole_s']:.2f} | {row['admitted_s']:.2f} | "
+            f"{statistics.median(row['ratios']):.2f} ({pairs}) |"
+        )
 
 
 def lab_requests(loaded: LoadedModel, count: int) -> list[SampleRequest]:
@@ -61,7 +68,7 @@ def lab_requests(loaded: LoadedModel, count: int) -> list[SampleRequest]:
 
 def measure(
     loaded: LoadedModel, requests: list[SampleRequest], places: int, repeats: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Seconds of all requests in ``places`` rows side by side, both ways."""
     ways = {"whole": replace(PLAIN, joins=False), "admitted": PLAIN}
     seconds: dict[str, list[float]] = {way: [] for way in ways}

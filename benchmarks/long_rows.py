@@ -34,6 +34,8 @@ from forkpoint.types import TokenBatch
 
 RESULTS = Path(__file__).with_name("results") / "long_rows.json"
 VOCABULARY = 32_768
+WAYS = (("sparse", False), ("sparse", True), ("local", False))
+"""(``training.gradient``, ``model.gradient_checkpointing``); local takes no checkpointing."""
 PROMPT = 64
 """Tokens of the prompt, within the length."""
 
@@ -41,7 +43,6 @@ PROMPT = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of an update, by sequence length.")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 20_480])
-    parser.add_argument("--gradients", nargs="+", default=["sparse"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help="Measure this case, as JSON, here; used by the command.")
     options = parser.parse_args()
@@ -50,8 +51,7 @@ def main() -> None:
         return
     rows = [
         in_a_process({"length": length, "checkpointing": again, "gradient": gradient})
-        for gradient in options.gradients
-        for again in (False, True)
+        for gradient, again in WAYS
         for length in options.lengths
     ]
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}

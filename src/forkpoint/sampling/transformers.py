@@ -8,7 +8,7 @@ no later pass can get them wrong, and none is needed.
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -38,16 +38,25 @@ _Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Of some rows, one position each: token ids, their ln p, and H."""
 
 
-@dataclass(slots=True)
-class _Row:
-    """A completion that is being sampled."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alive:
+    """The completions that are being sampled, as they stand in the batch."""
 
-    index: int
-    """Of its request."""
-    draws: np.random.Generator
-    """The request's own stream: a number a token."""
-    drawn: int = 0
-    """Tokens so far."""
+    index_B: Tensor
+    """int64, of each one's request."""
+    drawn_B: Tensor
+    """int64, tokens so far."""
+    uniforms_BM: Tensor
+    """float64, each request's own stream of draws, a number for each token it may get."""
+
+    def take(self, which_B: Tensor) -> "_Alive":
+        """Those that a bool mask names."""
+        return _Alive(**{name: getattr(self, name)[which_B] for name in self.__slots__})
+
+    def and_also(self, others: "_Alive") -> "_Alive":
+        """These, and others below them."""
+        pairs = {name: (getattr(self, name), getattr(others, name)) for name in self.__slots__}
+        return _Alive(**{name: torch.cat(pair) for name, pair in pairs.items()})
 
 
 class TransformersEngine:
@@ -145,34 +154,32 @@ class TransformersEngine:
     ) -> Iterator[tuple[Tensor, _Drawn]]:
         """Of each pass the requests that got a token, int64 [B], and the tokens."""
         eos_ids = torch.tensor(self._loaded.eos_ids)
-        rows, alive, logits_BV = self._no_rows(), list[_Row](), torch.empty(0)
-        while waiting or alive:
-            count = self._beginning(len(alive), len(waiting), places)
-            new = [waiting.popleft() for _ in range(count)]
-            if new:
+        rows, alive, logits_BV = self._no_rows(), _begin([], requests, settings), torch.empty(0)
+        while waiting or len(alive.index_B):
+            running = len(alive.index_B)
+            if count := self._beginning(running, len(waiting), places):
+                new = [waiting.popleft() for _ in range(count)]
                 prompts = [requests[i].prompt.token_ids for i in new]
-                logits = rows.admit(prompts) if alive else rows.read(prompts)
-                logits_BV = torch.cat([logits_BV, logits]) if alive else logits
-                alive += [_Row(index=i, draws=_draws(requests[i], settings)) for i in new]
+                logits = rows.admit(prompts) if running else rows.read(prompts)
+                logits_BV = torch.cat([logits_BV, logits]) if running else logits
+                alive = alive.and_also(_begin(new, requests, settings))
             if should_stop():
                 raise Interrupted("stopped while sampling")
-            drawn = _draw(logits_BV, [row.draws.random() for row in alive], settings)
-            yield torch.tensor([row.index for row in alive]), drawn
-            for row in alive:
-                row.drawn += 1
+            uniforms_B = alive.uniforms_BM.gather(1, alive.drawn_B[:, None])[:, 0]
+            drawn = _draw(logits_BV, uniforms_B, settings)
+            yield alive.index_B, drawn
+            alive = replace(alive, drawn_B=alive.drawn_B + 1)
             tokens_B = drawn[0].cpu()
-            full_B = torch.tensor([row.drawn == settings.max_new_tokens for row in alive])
-            going_B = ~(torch.isin(tokens_B, eos_ids) | full_B)
-            if self.keeper is not None and settings.purpose == "sample":
-                leaving = (~going_B).nonzero().flatten().tolist()
-                self._keep_keys(requests, leaving, alive, rows, settings.step)
-            alive = [row for row, going in zip(alive, going_B.tolist(), strict=True) if going]
-            if not alive:
-                rows = self._no_rows()
-                continue
+            going_B = ~torch.isin(tokens_B, eos_ids) & (alive.drawn_B < settings.max_new_tokens)
             if not going_B.all():
+                if self.keeper is not None and settings.purpose == "sample":
+                    self._keep_keys(requests, alive, ~going_B, rows, settings.step)
+                alive, tokens_B = alive.take(going_B), tokens_B[going_B]
+                if not len(tokens_B):
+                    rows = self._no_rows()
+                    continue
                 rows.keep(going_B.nonzero().flatten())
-            logits_BV = rows.step(tokens_B[going_B])
+            logits_BV = rows.step(tokens_B)
 
     def _no_rows(self) -> Rows:
         return Rows(self._loaded.model, self._decoding)
@@ -180,16 +187,21 @@ class TransformersEngine:
     def _keep_keys(
         self,
         requests: Sequence[SampleRequest],
-        leaving: Sequence[int],
-        alive: Sequence[_Row],
+        alive: _Alive,
+        leaving_B: Tensor,
         rows: Rows,
         step: int,
     ) -> None:
         """Give the keeper what rows have in the cache: all but their last token."""
         assert self.keeper is not None
-        gone = [alive[line] for line in leaving]
-        begins = [rows.width - (row.drawn - 1) for row in gone]
-        self.keeper.keep(step, [requests[r.index] for r in gone], leaving, begins, rows.cache)
+        gone = alive.take(leaving_B)
+        self.keeper.keep(
+            step,
+            [requests[i] for i in gone.index_B.tolist()],
+            leaving_B.nonzero().flatten().tolist(),
+            (rows.width - gone.drawn_B + 1).tolist(),
+            rows.cache,
+        )
 
     def _completion(
         self, token_ids: np.ndarray, logprobs: np.ndarray, entropies: np.ndarray
@@ -204,18 +216,27 @@ class TransformersEngine:
         )
 
 
-def _draws(request: SampleRequest, settings: SamplingSettings) -> np.random.Generator:
-    """A request's own stream of draws, a number for each token in turn."""
-    return stream(settings.seed, settings.purpose, settings.step, request.serial, request.sample)
+def _begin(
+    indices: Sequence[int], requests: Sequence[SampleRequest], settings: SamplingSettings
+) -> _Alive:
+    """Some requests before their first token."""
+    uniforms = np.empty((len(indices), settings.max_new_tokens))
+    for line, request in enumerate(requests[i] for i in indices):
+        name = (settings.purpose, settings.step, request.serial, request.sample)
+        uniforms[line] = stream(settings.seed, *name).random(settings.max_new_tokens)
+    return _Alive(
+        index_B=torch.tensor(indices, dtype=torch.int64),
+        drawn_B=torch.zeros(len(indices), dtype=torch.int64),
+        uniforms_BM=torch.from_numpy(uniforms),
+    )
 
 
-def _draw(logits_BV: Tensor, uniforms: Sequence[float], settings: SamplingSettings) -> _Drawn:
+def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> _Drawn:
     """One token per row, as many rows at a time as ``CHUNK_ELEMENTS`` allows."""
     device = logits_BV.device
     elements = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["other"])
     size = max(1, elements // logits_BV.shape[1])
-    uniforms_B = torch.tensor(uniforms, dtype=torch.float64).to(device)
-    parts = zip(logits_BV.split(size), uniforms_B.split(size), strict=True)
+    parts = zip(logits_BV.split(size), uniforms_B.to(device).split(size), strict=True)
     drawn = [_draw_rows(*part, settings) for part in parts]
     tokens_B, logprobs_B, entropies_B = map(torch.cat, zip(*drawn, strict=True))
     return tokens_B, logprobs_B, entropies_B

@@ -1,9 +1,11 @@
 """Sparse and dense take the same gradient, and unselected tokens take none."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from forkpoint.batching import build_batch, split_microbatches
 from forkpoint.batching.tree import TreeRows
@@ -14,9 +16,10 @@ from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.load import enable_checkpointing
+from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import tree_stats
 from forkpoint.selection import scope_groups, select
-from forkpoint.types import TokenBatch
+from forkpoint.types import TokenBatch, TokenStats
 from tests.conftest import make_batch, make_group, tiny_model
 
 
@@ -196,6 +199,29 @@ def test_flex_attention_takes_tree_rows() -> None:
     model.set_attn_implementation("flex_attention")
     with torch.no_grad():
         got = tree_stats(model, batch, wanted, 1.0, width=1000).logprobs_R  # 8 blocks of columns
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch: it is not compiled, and that is slow
+@pytest.mark.parametrize("stats", [tree_stats, local_stats])
+def test_flex_attention_sees_by_tree_and_branch(
+    stats: Callable[..., TokenStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # forward alone and not compiled: torch 2.13's compiler for CPUs fails on the slots of local.
+    # Not compiled, torch asks who sees whom for every pair, and skips no block.
+    monkeypatch.setattr(
+        "transformers.integrations.flex_attention.WrappedFlexAttention.__call__",
+        lambda _: flex_attention,
+    )
+    model = tiny_model()
+    exact = PolicyModule(model, gradient="dense", temperature=1.0)
+    groups = [make_group(i, [1.0, 0.0], [250, 270], prompt_length=140) for i in range(2)]
+    batch = build_batch(groups, advantage="grpo")
+    wanted = batch.position_T % 2 == 0
+    expected = exact(batch, wanted).logprobs_R[wanted]
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        got = stats(model, batch, wanted, 1.0, width=700).logprobs_R
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 

@@ -150,11 +150,12 @@ def test_each_predicting_position_runs_once_with_gradient() -> None:
     assert stats.cached_tokens == rows.input_ids_BL.numel()
 
 
-def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch() -> None:
+@pytest.mark.parametrize("batch_sequences", [1, 2, 4, 6])
+def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch(batch_sequences: int) -> None:
     model = tiny_model(tied=True)
     loaded = LoadedModel(model=model, tokenizer=NumberTokenizer(), eos_ids=(EOS,))
     kept: KeyStore = {-1: SequenceKeys(prompt=(), completion=())}  # of another step
-    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=4)
+    engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=batch_sequences)
     engine.keeper = KeyKeeper(kept, 3)
     prompts = [
         Prompt(problem=Problem(id=str(i), prompt=""), token_ids=tuple(range(5, 8 + 2 * i)))

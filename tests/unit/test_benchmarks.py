@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import admission, bench, long_rows
 from benchmarks.bench import RESULTS, capture_overhead, headline
 from benchmarks.tables import markdown
 from benchmarks.workloads import workload
+from forkpoint.config.stages import ModelConfig
+from forkpoint.policy import load_model
 
 
 @pytest.fixture
@@ -59,3 +61,21 @@ def test_trl_without_flat_groups_is_measured_into_the_result_that_is_there(
 
 def test_half_of_the_groups_of_half_zero_teach() -> None:
     assert [group.teaches for group in workload("half_zero")] == [True, True, False, False]
+
+
+def test_long_rows_are_measured_and_told_by_the_token() -> None:
+    row = long_rows.measure(length=256, checkpointing=True, gradient="sparse")
+    assert row["seconds"] > 0
+    # 1 GB and 10^8 bytes of gradients: 900 kB a token
+    told = {**row, "length": 1000, "peak_gb": 1.0, "parameters": 25_000_000, "seconds": 2.0}
+    assert long_rows.table([told]).splitlines()[-1] == (
+        "| sparse | yes | 1000 | 1.00 | 900.0 | 2.0 |"
+    )
+
+
+def test_both_ways_of_admission_are_clocked() -> None:
+    loaded = load_model(ModelConfig(path="lab"))
+    requests = admission.lab_requests(loaded, 5)
+    row = admission.measure(loaded, requests, 2, 1)
+    assert row["ratios"] == [row["whole_s"] / row["admitted_s"]]
+    assert row["tokens"] > 5

@@ -1,14 +1,18 @@
 """Tree rows: laid out by hand, who sees whom, and what packing promises."""
 
 import hypothesis.strategies as st
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from forkpoint.batching import build_batch
 from forkpoint.batching.batch import cut_passes
 from forkpoint.batching.padding import wanted_rows
 from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, sizes_of
-from forkpoint.policy.attention import seen_blocks
+from forkpoint.policy import attention
+from forkpoint.policy.attention import seen_blocks, slot_blocks, visible_to_slots
+from forkpoint.policy.local import _queries
+from forkpoint.policy.sparse import tree_passes
 from forkpoint.types import TokenBatch
 from tests.conftest import make_batch, make_group
 
@@ -182,6 +186,43 @@ def test_blocks_hold_all_that_is_seen(lengths: list[list[int]], width: int, bloc
                 assert bool(wholly_BNN[line, query, key]) <= bool(seen.all())
 
 
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=2, max_size=6),
+    width=st.sampled_from([1, 40, 100]),
+    block=st.sampled_from([2, 16]),
+    seed=st.integers(0, 20),
+)
+@settings(max_examples=15)
+def test_the_block_mask_of_slots_is_the_dense_one(
+    lengths: list[int], width: int, block: int, seed: int
+) -> None:
+    groups = [make_group(0, [1.0] + [0.0] * (len(lengths) - 1), lengths, prompt_length=9)]
+    batch = build_batch(groups, advantage="grpo")
+    wanted_T = torch.rand(batch.num_tokens, generator=torch.Generator().manual_seed(seed)) < 0.4
+    rows = lay_trees(batch, wanted_T, width)
+    columns_BS, filled_BS, _ = _queries(rows)
+    dense_BSK = visible_to_slots(rows, columns_BS, filled_BS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK", block)
+        mask = slot_blocks(rows, columns_BS, filled_BS)
+    lines, slots, keys = dense_BSK.shape
+    line, slot, key = torch.meshgrid(*map(torch.arange, (lines, slots, keys)), indexing="ij")
+    sees_BSK = mask.mask_mod(line, torch.zeros_like(line), slot, key)
+    assert torch.equal(sees_BSK, dense_BSK)
+    blocks = {}
+    for kind in ("kv", "full_kv"):
+        counts, first = getattr(mask, f"{kind}_num_blocks"), getattr(mask, f"{kind}_indices")
+        listed = torch.arange(first.shape[-1]) < counts[..., None]
+        blocks[kind] = torch.zeros_like(listed).scatter_(3, first.long(), listed)[:, 0]
+    partly, wholly = (
+        x.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :slots, :keys]
+        for x in (blocks["kv"], blocks["full_kv"])
+    )
+    assert not (partly & wholly).any()
+    assert bool((dense_BSK <= (partly | wholly)).all())
+    assert bool((wholly <= dense_BSK).all())
+
+
 def test_full_blocks_by_hand() -> None:
     batch = build_batch([make_group(0, [1.0, 0.0], [7, 8], prompt_length=4)], advantage="grpo")
     # a prompt of 4, then 6 and 7 tokens: in blocks of two columns PP|AAA|BBBB, one past the end
@@ -210,3 +251,25 @@ def test_rows_of_one_sequence_each_are_plain() -> None:
     assert not lay_trees(batch, every_T, 12).plain
     assert lay_trees(batch, wanted_at(batch, [(1, 3)]), 12).plain
     assert lay_trees(batch, every_T & False, 12).plain
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=2, max_size=9),
+    width=st.integers(10, 70),
+    most=st.integers(10, 300),
+)
+def test_a_pass_with_a_mask_is_no_wider_than_a_tree_row(
+    lengths: list[int], width: int, most: int
+) -> None:
+    width = min(width, most)  # as PolicyModule has it
+    groups = [make_group(0, [1.0] + [0.0] * (len(lengths) - 1), lengths, prompt_length=4)]
+    batch = build_batch(groups, advantage="grpo")
+    every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
+    passes = tree_passes(batch, every_T, most, None, width=width)
+    assert sorted(b for one in passes for b in one) == list(range(batch.num_sequences))
+    for one in passes:
+        part = batch.take(one)
+        rows = lay_trees(part, torch.ones(part.num_tokens, dtype=torch.bool), width)
+        lines, columns = rows.input_ids_BL.shape
+        assert rows.plain or columns <= width
+        assert lines * columns <= most or len(one) == 1

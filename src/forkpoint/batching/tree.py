@@ -61,10 +61,12 @@ class TreeRows(PaddedRows):
         """bool [lines, S, L]: whether the token in a column attends to another."""
         tree_BS, branch_BS = (x.gather(1, columns_BS) for x in (self.tree_BL, self.branch_BL))
         columns_L = torch.arange(self.tree_BL.shape[1], device=self.tree_BL.device)
-        before_BSL = columns_L <= columns_BS[:, :, None]
-        same_BSL = tree_BS[:, :, None] == self.tree_BL[:, None, :]
-        branch_BSL = branch_BS[:, :, None] == self.branch_BL[:, None, :]
-        return before_BSL & same_BSL & (branch_BSL | (self.branch_BL == PROMPT)[:, None, :])
+        # In place: there are two of these at once, not five.
+        visible_BSL = branch_BS[:, :, None] == self.branch_BL[:, None, :]
+        visible_BSL |= (self.branch_BL == PROMPT)[:, None, :]
+        visible_BSL &= tree_BS[:, :, None] == self.tree_BL[:, None, :]
+        visible_BSL &= columns_L <= columns_BS[:, :, None]
+        return visible_BSL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,7 +221,11 @@ class RolloutConfig(Stage):
     max_new_tokens: int = Field(default=160, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     batch_sequences: int = Field(default=512, ge=1)
-    """How many completions the engine samples side by side."""
+    """The most completions that the engine samples side by side."""
+    cache_gb: float | None = Field(default=None, gt=0)
+    """10^9 bytes that keys and values of these may take in the engine ``transformers``: fewer are
+    sampled side by side, as if each were as long as the longest prompt and ``max_new_tokens``.
+    Default: no bound of bytes."""
     dynamic_sampling: bool = True
     """Keep only groups whose answers the verifier judged differently: 0 < right < G."""
     max_rounds: int = Field(default=3, ge=1)

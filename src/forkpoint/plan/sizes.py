@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.config.stages import ModelConfig
+from forkpoint.config.stages import LoraConfig, ModelConfig
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import body_of, causal_lm, config_field
 from forkpoint.policy.flops import body_shape
 from forkpoint.policy.load import model_source
-from forkpoint.policy.lora import add_adapters
 from forkpoint.policy.precision import layers_of
 
 logger = logging.getLogger(__name__)
@@ -92,18 +91,29 @@ def sizes_of(model: ModelConfig, tokens: int) -> Sizes:
     with FakeTensorMode():
         net = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
         net.eval()
-        if model.lora is not None:
-            add_adapters(net, model.lora, None)
         try:
             kept, by_a_layer = _kept(net, tokens)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             raise ModelError(
                 f"{type(net).__name__} cannot be planned: {str(error).splitlines()[0]}"
             ) from error
-        return _counted(net, kept, by_a_layer)
+        return _counted(net, model.lora, kept, by_a_layer)
 
 
-def _counted(net: Any, kept: int, by_a_layer: int) -> Sizes:
+def _adapters(net: Any, lora: LoraConfig) -> int:
+    """Parameters of the adapters: r (in + out) for each linear layer that gets some."""
+    head = net.get_output_embeddings()
+    chosen = [
+        module
+        for name, module in net.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and (lora.targets == "all-linear" or name.split(".")[-1] in lora.targets)
+    ]
+    return sum(lora.rank * (m.in_features + m.out_features) for m in chosen)
+
+
+def _counted(net: Any, lora: LoraConfig | None, kept: int, by_a_layer: int) -> Sizes:
     config = causal_lm(net).config.get_text_config()
     layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(net)]
     parameters = sum(p.numel() for p in net.parameters())
@@ -115,7 +125,7 @@ def _counted(net: Any, kept: int, by_a_layer: int) -> Sizes:
     vocabulary = net.get_output_embeddings().weight.shape[0]
     return Sizes(
         parameters=parameters,
-        trained=sum(p.numel() for p in net.parameters() if p.requires_grad),
+        trained=parameters if lora is None else _adapters(net, lora),
         largest_layer=max(layers, default=0),
         outside=parameters - sum(layers),
         layers=config_field(config, "num_hidden_layers", len(layers)),
@@ -132,7 +142,6 @@ def _counted(net: Any, kept: int, by_a_layer: int) -> Sizes:
 
 def _kept(net: Any, tokens: int) -> tuple[int, int]:
     """Bytes that autograd keeps of one pass of the body over a row of tokens; of a layer at most."""
-    weights = {id(p.untyped_storage()._cdata) for p in net.parameters()}
     weights = {p.untyped_storage()._cdata for p in net.parameters()}
     found: dict[int, int] = {}
     held: list[Tensor] = []  # a storage that is freed would lend its name to another

@@ -1,10 +1,12 @@
 """Who sees whom in tree rows, in the form that a model's attention takes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from forkpoint.batching.tree import PROMPT, TreeRows
 from forkpoint.policy.body import body_of, causal_lm, config_field
@@ -39,7 +41,7 @@ def tree_arguments(model: Any, rows: TreeRows) -> dict[str, Any]:
     elif rows.plain:
         return {"input_ids": rows.input_ids_BL}
     else:
-        mask = attention_mask(model, rows.visible_BLL())
+        mask = dense_mask(model, rows.visible_BLL())
     return {
         "input_ids": rows.input_ids_BL,
         "position_ids": rows.position_ids_BL,
@@ -47,46 +49,96 @@ def tree_arguments(model: Any, rows: TreeRows) -> dict[str, Any]:
     }
 
 
-def attention_mask(model: Any, visible_BQK: Tensor) -> Any:
-    """A 4-D mask for ``attention_mask=``: additive, or a block mask under FlexAttention.
+def dense_mask(model: Any, visible_BQK: Tensor) -> Tensor:
+    """An additive mask [lines, 1, queries, keys]: 0 where a query sees a key.
 
     Args:
-        visible_BQK: bool [lines, queries, keys], on the model's device.
+        visible_BQK: bool, on the model's device.
+    """
+    hidden = torch.finfo(model.dtype).min
+    mask = torch.full(visible_BQK.shape, hidden, dtype=model.dtype, device=visible_BQK.device)
+    return mask.masked_fill_(visible_BQK, 0)[:, None]
+
+
+def slot_mask(model: Any, rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor) -> Any:
+    """The mask of some positions of tree rows that run as queries, in S slots a line, over the
+    cache of all L columns and their own new keys behind it.
+
+    Args:
+        columns_BS: int64, the column whose token is in a slot.
+        filled_BS: bool, whether one is; an empty slot sees itself alone.
     """
     if _flexible(model):
-        from torch.nn.attention.flex_attention import create_block_mask
+        return slot_blocks(rows, columns_BS, filled_BS)
+    return dense_mask(model, visible_to_slots(rows, columns_BS, filled_BS))
 
-        def sees(line: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return visible_BQK[line, query, key]
 
-        lines, queries, keys = visible_BQK.shape
-        device = str(visible_BQK.device)
-        return create_block_mask(sees, lines, None, queries, keys, device=device)
-    hidden = torch.finfo(model.dtype).min
-    mask = torch.zeros(visible_BQK.shape, dtype=model.dtype, device=visible_BQK.device)
-    return mask.masked_fill_(~visible_BQK, hidden)[:, None]
+def visible_to_slots(
+    rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor, slots: slice = slice(None)
+) -> Tensor:
+    """bool [lines, some of the S slots, L + S]: of the cache what a token sees but its own old
+    entry, and of the new keys its own."""
+    columns_BC = columns_BS[:, slots]
+    visible_BCL = rows.visible_BSL(columns_BC)
+    visible_BCL &= filled_BS[:, slots, None]
+    visible_BCL.scatter_(2, columns_BC[:, :, None], False)
+    slot_S = torch.arange(columns_BS.shape[1], device=columns_BS.device)
+    own_CS = slot_S == slot_S[slots, None]
+    return torch.cat([visible_BCL, own_CS.expand(len(columns_BC), -1, -1)], dim=2)
 
 
 def tree_blocks(rows: TreeRows) -> Any:
     """FlexAttention's mask of tree rows: which blocks are seen in part, which as a whole, and for
     the former who sees whom by tree and branch. No dense mask is made."""
-    from torch.nn.attention.flex_attention import BlockMask
-
     tree_BL, branch_BL = rows.tree_BL, rows.branch_BL
 
     def sees(line: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         mine = (branch_BL[line, key] == branch_BL[line, query]) | (branch_BL[line, key] == PROMPT)
         return (key <= query) & (tree_BL[line, key] == tree_BL[line, query]) & mine
 
-    partly, wholly = (sent(x, tree_BL.device)[:, None] for x in seen_blocks(rows, BLOCK))
-    counts = [x.sum(-1, dtype=torch.int32) for x in (partly, wholly)]
-    first = [(~x).int().argsort(dim=-1, stable=True).int() for x in (partly, wholly)]
+    partly, wholly = (sent(x, tree_BL.device) for x in seen_blocks(rows, BLOCK))
     width = tree_BL.shape[1]
+    return _block_mask(partly, wholly, sees, (width, width))
+
+
+def slot_blocks(rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor) -> Any:
+    """FlexAttention's mask of ``slot_mask``, found ``BLOCK`` slots at a time."""
+    tree_BL, branch_BL = rows.tree_BL, rows.branch_BL
+    width, slots = tree_BL.shape[1], columns_BS.shape[1]
+
+    def sees(line: Tensor, head: Tensor, slot: Tensor, key: Tensor) -> Tensor:
+        column, query = key.clamp(max=width - 1), columns_BS[line, slot]
+        branch = branch_BL[line, column]
+        mine = (branch == branch_BL[line, query]) | (branch == PROMPT)
+        same = tree_BL[line, column] == tree_BL[line, query]
+        old = (key < query) & same & mine & filled_BS[line, slot]
+        return old | (key == width + slot)
+
+    partly, wholly = [], []
+    for begin in range(0, slots, BLOCK):
+        visible = visible_to_slots(rows, columns_BS, filled_BS, slice(begin, begin + BLOCK))
+        blocks = pad(visible, (0, -visible.shape[2] % BLOCK)).unflatten(2, (-1, BLOCK))
+        every = blocks.all(3).all(1) & (visible.shape[1] == BLOCK)
+        partly.append(blocks.any(3).any(1) & ~every)
+        wholly.append(every)
+    return _block_mask(torch.stack(partly, 1), torch.stack(wholly, 1), sees, (slots, width + slots))
+
+
+def _block_mask(
+    partly_BNM: Tensor, wholly_BNM: Tensor, sees: Callable[..., Tensor], lengths: tuple[int, int]
+) -> Any:
+    """FlexAttention's mask, of which blocks of keys a block of queries sees; of those seen in part
+    ``sees`` tells which. ``lengths``: queries and keys."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    found = [x[:, None] for x in (partly_BNM, wholly_BNM)]
+    counts = [x.sum(-1, dtype=torch.int32) for x in found]
+    first = [(~x).int().argsort(dim=-1, stable=True).int() for x in found]
     return BlockMask.from_kv_blocks(
         *(counts[0], first[0], counts[1], first[1]),
         BLOCK_SIZE=BLOCK,
         mask_mod=sees,
-        seq_lengths=(width, width),
+        seq_lengths=lengths,
     )
 
 

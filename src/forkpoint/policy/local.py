@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.batching.tree import TreeRows, lay_trees
-from forkpoint.policy.attention import attention_mask, tree_arguments
+from forkpoint.policy.attention import slot_mask, tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
@@ -44,7 +44,7 @@ def local_stats(
     hidden_BSD = body_of(model)(
         input_ids=ids_BS,
         position_ids=rows.position_ids_BL.gather(1, columns_BS),
-        attention_mask=attention_mask(model, _visible(rows, columns_BS, filled_BS)),
+        attention_mask=slot_mask(model, rows, columns_BS, filled_BS),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
@@ -95,12 +95,3 @@ def _queries(rows: TreeRows) -> tuple[Tensor, Tensor, Tensor]:
     filled_BS = torch.zeros(lines, slots, dtype=torch.bool, device=device)
     filled_BS[line_Q, slot_Q] = True
     return columns_BS, filled_BS, slot_Q[which_R]
-
-
-def _visible(rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor) -> Tensor:
-    """bool [lines, S, L + S]: the cache but the query's own old entry, and its own new one."""
-    lines, slots = columns_BS.shape
-    cached_BSL = rows.visible_BSL(columns_BS) & filled_BS[:, :, None]
-    cached_BSL.scatter_(2, columns_BS[:, :, None], False)
-    own_BSS = torch.eye(slots, dtype=torch.bool, device=cached_BSL.device).expand(lines, -1, -1)
-    return torch.cat([cached_BSL, own_BSS], dim=2)

@@ -28,12 +28,18 @@ from forkpoint.types import TokenBatch, TokenStats
 def tree_passes(
     batch: TokenBatch, wanted_T: Tensor, max_tokens: int, max_sequences: int | None, *, width: int
 ) -> list[list[int]]:
-    """Which sequences share a forward pass: tree rows of similar lengths, up to ``max_tokens``."""
+    """Which sequences share a forward pass: tree rows of similar lengths, up to ``max_tokens``.
+
+    A row wider than ``width`` is a single sequence. Such rows have passes of their own, which need
+    no mask: so no dense mask has more than ``width`` columns.
+    """
     sizes = sizes_of(batch, wanted_rows(batch, wanted_T))
     rows = sizes.pack(width)
     lengths = dict(enumerate(map(sizes.row_length, rows)))
+    wide = {row: length for row, length in lengths.items() if length > width}
+    trees = {row: length for row, length in lengths.items() if row not in wide}
     passes: list[list[int]] = []
-    for one in longest_first(lengths, max_tokens):
+    for one in (*longest_first(wide, max_tokens), *longest_first(trees, max_tokens)):
         parts = [[b for row in one for b in rows[row]]]
         if len(one) > 1:
             # Packed once more by itself, as ``lay_trees`` will, a pass may come out larger.

@@ -107,6 +107,7 @@ def build_engine(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
             loaded,
             decoding=settle_decoding(loaded.model),
             batch_sequences=rollout.batch_sequences,
+            cache_gb=rollout.cache_gb,
         )
     if rollout.engine == "vllm":
         return open_servers(loaded, config, ranks)

@@ -5,6 +5,9 @@ padded, its attention copies keys and values once more for every query head that
 grow with length: at 32 rows of 512 tokens they are most of the time of a small model. Here neither
 is made, and every result is the same to the last bit.
 
+Rows of different age may stand side by side: all end at the right edge, and a younger row has
+nothing on its left. So new rows are joined to a running batch.
+
 Models with other layers than attention (state spaces, linear attention, convolutions) get
 transformers' own cache, which holds their states.
 """
@@ -29,6 +32,39 @@ def growing_cache() -> Any:
     from transformers import Cache
 
     return Cache(layer_class_to_replicate=_layer_class())
+
+
+def join_caches(cache: Any, other: Any, lines: Tensor, width: int) -> None:
+    """Move some rows of one growing cache into another, which has ``width`` columns then.
+
+    Layer by layer: beside the two caches there is one more layer at most. The other is empty
+    afterwards.
+    """
+    for layer in cache.layers:
+        layer.join(other.layers.pop(0), lines, width)
+
+
+def drop_columns(cache: Any, count: int) -> None:
+    """Forget the first columns of a growing cache."""
+    for layer in cache.layers:
+        layer.drop_columns(count)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all that the layers of a cache of transformers hold, room to grow included."""
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    storages = [x.untyped_storage() for x in _tensors(held)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
 
 
 @contextmanager
@@ -82,6 +118,19 @@ def _layer_class() -> type:
         def reorder_cache(self, beam_idx: Tensor) -> None:
             self.batch_select_indices(beam_idx)
 
+        def drop_columns(self, count: int) -> None:
+            """Forget the first ``count`` columns."""
+            self._whole = [whole[..., count:, :] for whole in self._whole]
+            self._cut(self.get_seq_length() - count)
+
+        def join(self, other: Any, lines: Tensor, width: int) -> None:
+            """Take in some rows of another layer, below the own ones; all end at column ``width``,
+            and what is missing on the left is zeros."""
+            used = self.get_seq_length()
+            pairs = zip(self._whole, (other.keys, other.values), strict=True)
+            self._whole = [_stacked(x[..., :used, :], y[lines], width) for x, y in pairs]
+            self._cut(width)
+
         def _cut(self, end: int) -> tuple[Tensor, Tensor]:
             self.keys, self.values = (whole[..., :end, :] for whole in self._whole)
             return self.keys, self.values
@@ -94,6 +143,16 @@ def _with_room(whole: Tensor, used: int, columns: int) -> Tensor:
     larger = whole.new_empty(*whole.shape[:-2], columns, whole.shape[-1])
     larger[..., :used, :] = whole[..., :used, :]
     return larger
+
+
+def _stacked(above: Tensor, below: Tensor, width: int) -> Tensor:
+    """Rows of ``width`` used columns, aligned on the right. The left is zeros and not just any
+    memory: attention multiplies it by 0."""
+    count = len(above) + len(below)
+    whole = above.new_zeros(count, above.shape[1], width + ROOM, above.shape[-1])
+    whole[: len(above), :, width - above.shape[-2] : width] = above
+    whole[len(above) :, :, width - below.shape[-2] : width] = below
+    return whole
 
 
 @cache

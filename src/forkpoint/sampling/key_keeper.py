@@ -27,21 +27,25 @@ class KeyKeeper:
         step: int,
         requests: Sequence[SampleRequest],
         lines: Sequence[int],
+        begins: Sequence[int],
         cache: Any,
-        width: int,
     ) -> None:
-        """Copy what stands in the given lines of a cache whose prompts end at column ``width``."""
+        """Copy what stands in the given lines of a cache.
+
+        Args:
+            begins: the column after each one's prompt, where its completion begins.
+        """
         if step != self._step:
             self._step, self._prompts = step, {}
             self._store.clear()
-        for request, line in zip(requests, lines, strict=True):
+        for request, line, begin in zip(requests, lines, begins, strict=True):
             prompt = request.prompt.token_ids
             if prompt not in self._prompts:
-                self._prompts[prompt] = _cut(cache, line, slice(width - len(prompt), width))
+                self._prompts[prompt] = _cut(cache, line, slice(begin - len(prompt), begin))
             sequence = sequence_id(request.serial, request.sample, self._group_size)
             self._store[sequence] = SequenceKeys(
                 prompt=self._prompts[prompt],
-                completion=_cut(cache, line, slice(width, None)),
+                completion=_cut(cache, line, slice(begin, None)),
             )
 
 

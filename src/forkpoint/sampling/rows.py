@@ -12,13 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from forkpoint.entropy.logits import logits_stats
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import body_of, causal_lm, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, plain_stats, same_nats, some_ids
 from forkpoint.policy.head import head_of, known_head
-from forkpoint.sampling.decoding import growing_cache, shared_heads
+from forkpoint.sampling.decoding import (
+    cache_bytes,
+    drop_columns,
+    growing_cache,
+    join_caches,
+    shared_heads,
+)
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 """What a model of transformers may call its cache."""
@@ -42,13 +49,17 @@ class Decoding:
     shares_heads: bool = False
     """Whether the model may attend as ``decoding.shared_heads`` does: models that look at the name
     of their attention may not."""
+    joins: bool = False
+    """Whether new rows may be joined to a running batch; only with ``decoding.growing_cache``."""
 
     def attention(self, model: Any) -> AbstractContextManager[None]:
         """The context in which to run the model."""
         return shared_heads(model) if self.shares_heads else nullcontext()
 
 
-PLAIN = Decoding(argument="past_key_values", new_cache=growing_cache, pads=True, shares_heads=True)
+PLAIN = Decoding(
+    argument="past_key_values", new_cache=growing_cache, pads=True, shares_heads=True, joins=True
+)
 """For models whose layers are attention, sliding windows among them."""
 
 
@@ -65,9 +76,32 @@ class Rows:
         self._given = _parameters(self._runs)
         self.cache: Any = decoding.new_cache()
         self.mask_BL = torch.zeros(0, 0, dtype=torch.int64)
+        self._same_age = True
+
+    @property
+    def width(self) -> int:
+        """Columns; every row ends at the last one."""
+        return self.mask_BL.shape[1]
 
     def read(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Logits [B, V] after each row's prompt; equal prompts are read once."""
+        logits_PV, lines_B = self._read(prompts)
+        self.keep(lines_B)
+        return logits_PV[lines_B]
+
+    def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        """Read the prompts of N new rows, which go on below the present ones: logits [N, V]."""
+        new = Rows(self._model, self._decoding)
+        logits_PV, lines_N = new._read(prompts)
+        width = max(self.width, new.width)
+        join_caches(self.cache, new.cache, lines_N, width)
+        masks = (self.mask_BL, new.mask_BL[lines_N])
+        self.mask_BL = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self._same_age = False
+        return logits_PV[lines_N]
+
+    def _read(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Logits [P, V] after each different prompt, and which of them each row's is."""
         unique = list(dict.fromkeys(prompts))
         width = max(map(len, unique))
         ids_PL = torch.zeros(len(unique), width, dtype=torch.int64)
@@ -78,17 +112,23 @@ class Rows:
         self.mask_BL = mask_PL.to(self._model.device)
         logits_PV = self._run(ids_PL, (self.mask_BL.cumsum(-1) - 1).clamp(min=0))
         index = {prompt: line for line, prompt in enumerate(unique)}
-        lines_B = torch.tensor([index[p] for p in prompts], device=self._model.device)
-        self.keep(lines_B)
-        return logits_PV[lines_B]
+        return logits_PV, torch.tensor([index[p] for p in prompts], device=self._model.device)
 
     def keep(self, lines_B: Tensor) -> None:
-        """Go on with these rows, in this order; a row may be taken several times."""
+        """Go on with these rows, in this order; a row may be taken several times.
+
+        Columns that none of them uses are dropped. So the width is that of the longest row: rows
+        that began together use the first column as long as they are in the batch.
+        """
         lines_B = lines_B.to(self.mask_BL.device)
+        self.mask_BL = self.mask_BL[lines_B]
+        if not self._same_age:
+            unused = int(self.mask_BL.amax(0).argmax())
+            self.mask_BL = self.mask_BL[:, unused:]
+            drop_columns(self.cache, unused)
         # Public in every cache of transformers, and right for every kind of layer, however many
         # rows are asked for.
         self.cache.reorder_cache(lines_B)
-        self.mask_BL = self.mask_BL[lines_B]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each row: logits [B, V] after it."""
@@ -135,7 +175,8 @@ def settle_decoding(model: Any) -> Decoding:
 def decoding_fault(model: Any, decoding: Decoding) -> str | None:
     """What is wrong with a way to decode, or None: a few tokens of rows against plain passes.
 
-    The prompts have different lengths where they may; two rows share one; a row ends early.
+    The prompts have different lengths where they may; two rows share one; a row ends early, and
+    begins again where rows may join.
     """
     starts = (4, 4, 16) if decoding.pads else (6, 6, 6)
     ids_BL = some_ids(model, 3, max(starts) + STEPS)
@@ -158,18 +199,39 @@ def _grow(
     model: Any, decoding: Decoding, ids_BL: Tensor, starts: Sequence[int]
 ) -> Iterator[tuple[int, int, tuple[Tensor, Tensor]]]:
     """(row, column, (ln p, H)) of the tokens that follow three prompts, as rows give them."""
-    rows, lines = Rows(model, decoding), [0, 1, 2]
-    logits_BV = rows.read([tuple(ids_BL[b, : starts[b]].tolist()) for b in lines])
+    rows, lines, columns = Rows(model, decoding), [0, 1, 2], list(starts)
+    prompts = [tuple(ids_BL[b, : starts[b]].tolist()) for b in lines]
+    logits_BV = rows.read(prompts)
     for step in range(STEPS):
-        columns = [starts[b] + step for b in lines]
         tokens_B = ids_BL[lines, columns]
         logprobs_B, entropies_B = logits_stats(logits_BV, tokens_B.to(logits_BV.device), 1.0)
         for line, (b, column) in enumerate(zip(lines, columns, strict=True)):
             yield b, column, (logprobs_B[line : line + 1], entropies_B[line : line + 1])
         if step == 1:
             rows.keep(torch.tensor([0, 2]))
-            lines, tokens_B = [0, 2], tokens_B[[0, 2]]
+            lines, columns, tokens_B = [0, 2], [columns[0], columns[2]], tokens_B[[0, 2]]
         logits_BV = rows.step(tokens_B)
+        columns = [column + 1 for column in columns]
+        if step == 3 and decoding.joins:
+            logits_BV = torch.cat([logits_BV, rows.admit([prompts[1]])])
+            lines, columns = [*lines, 1], [*columns, starts[1]]
+
+
+@torch.no_grad()
+def row_bytes(model: Any, decoding: Decoding) -> tuple[float, float]:
+    """Bytes that a row's cache takes whatever its length, and those of each of its tokens.
+
+    From the caches of two short prompts. A layer with a sliding window, which holds less of a long
+    row, is counted as if it held all.
+    """
+    short, long = 8, 16
+    found = []
+    for length in (short, long):
+        rows = Rows(model, decoding)
+        rows.read([tuple(some_ids(model, 1, length)[0].tolist())])
+        found.append(cache_bytes(rows.cache))
+    each = (found[1] - found[0]) / (long - short)
+    return found[0] - short * each, each
 
 
 def _ways(model: Any) -> Iterator[Decoding]:
@@ -191,7 +253,9 @@ def _ways(model: Any) -> Iterator[Decoding]:
         kinds = {DynamicLayer}
     known = known_head(model) is not None
     if argument == PLAIN.argument and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        yield PLAIN if known else replace(PLAIN, knows_head=False)
+        plain = PLAIN if known else replace(PLAIN, knows_head=False)
+        yield plain
+        yield replace(plain, joins=False)
     for pads in (True, False):
         yield Decoding(argument=argument, new_cache=own_cache, pads=pads, knows_head=known)
 

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"sampling"},
     {"evaluation"},
     {"analysis"},
-    {"training", "figures", "demo"},
+    {"training", "figures", "demo", "plan"},
     {"report"},
     {"api"},
     {"cli"},
@@ -40,9 +40,9 @@ LAYERS: tuple[set[str], ...] = (
 LIBRARIES: dict[str, set[str]] = {
     "torch": {
         *("types", "environment", "ranks", "entropy", "batching", "selection", "losses", "lab"),
-        *("policy", "sampling", "analysis", "training", "cli"),
+        *("policy", "sampling", "analysis", "training", "cli", "plan"),
     },
-    "transformers": {"lab", "policy", "sampling", "analysis"},
+    "transformers": {"lab", "policy", "sampling", "analysis", "plan"},
     "tokenizers": {"lab"},
     "peft": {"policy"},
     "safetensors": {"policy", "training"},

@@ -21,6 +21,7 @@ from forkpoint.cli.dynamics import dynamics
 from forkpoint.cli.evaluate import evaluate
 from forkpoint.cli.export import export
 from forkpoint.cli.figures import figures
+from forkpoint.cli.plan import plan
 from forkpoint.cli.report import report
 from forkpoint.cli.temperature import temperature
 from forkpoint.cli.terminal import SafeConsole, visible
@@ -48,6 +49,7 @@ app.command(branch)
 app.command(figures)
 app.command(export)
 app.command(report)
+app.command(plan)
 app.command(doctor)
 
 

@@ -6,6 +6,7 @@ has its own number.
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def sizes_of(model: ModelConfig, tokens: int) -> Sizes:
     config = read_config(model.path)
     dtype = getattr(torch, model.compute_dtype)
     with FakeTensorMode():
-        net = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        net = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=_unmasked_attention()
+        )
         net.eval()
         try:
             kept, by_a_layer = _kept(net, tokens)
@@ -111,6 +114,19 @@ def _adapters(net: Any, lora: LoraConfig) -> int:
         and (lora.targets == "all-linear" or name.split(".")[-1] in lora.targets)
     ]
     return sum(lora.rank * (m.in_features + m.out_features) for m in chosen)
+
+
+@cache
+def _unmasked_attention() -> str:
+    """sdpa without a mask, as rows of one sequence run: the mask that transformers makes where it
+    cannot look at the numbers would be counted as well."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = "forkpoint_unmasked"
+    AttentionInterface.register(name, ALL_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionMaskInterface.register(name, lambda *_, **__: None)
+    return name
 
 
 def _counted(net: Any, lora: LoraConfig | None, kept: int, by_a_layer: int) -> Sizes:
@@ -141,7 +157,7 @@ def _counted(net: Any, lora: LoraConfig | None, kept: int, by_a_layer: int) -> S
 
 
 def _kept(net: Any, tokens: int) -> tuple[int, int]:
-    """Bytes that autograd keeps of one pass of the body over a row of tokens; of a layer at most."""
+    """Bytes that autograd keeps of one pass of the body over a row of tokens; most of one layer."""
     weights = {p.untyped_storage()._cdata for p in net.parameters()}
     found: dict[int, int] = {}
     held: list[Tensor] = []  # a storage that is freed would lend its name to another

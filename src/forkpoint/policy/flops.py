@@ -36,6 +36,10 @@ class Work:
     """Tokens they ran on without."""
     head_rows: int = 0
     """Rows of the head with gradient."""
+    passes: int = 0
+    """Forward passes with gradient."""
+    nograd_passes: int = 0
+    """And without."""
     flops: float = 0.0
     dense_tokens: int = 0
     """What the dense way would have run with gradient: every sequence in padded rectangles."""

@@ -174,6 +174,8 @@ class PolicyModule(nn.Module):
             body_tokens=stats.body_tokens if learns else 0,
             nograd_tokens=stats.cached_tokens if learns else stats.body_tokens,
             head_rows=len(stats.rows_R) if learns else 0,
+            passes=int(learns),
+            nograd_passes=int(not learns),
             flops=stats.flops,
         )
         return stats

@@ -1,0 +1,71 @@
+"""Operations of a step: matrix products only, by the shapes of policy/flops.py.
+
+For S sequences of p prompt and l completion tokens, T = S (p + l), with M weights of the layers'
+matrices that a token meets, A layers times attention width, V D the head and k the share of
+selected tokens; a pass over t tokens that see c others on average costs t (2 M + 4 c A):
+
+    pass      T (2 M + 4 c A)         c = (p + l) / 2
+    sampling  the same for all that is sampled, and 2 V D a token
+    old       a pass without gradient, and 2 V D a completion token: where the engine has no
+              entropies, or other weights
+    dense     3 passes (4 checkpointed), and 6 V D a completion token
+    sparse    the same passes, shared prompts once, and 8 V D k a completion token
+    local     a pass without gradient unless the keys are kept, and 3 (2 M + 4 c A) + 8 V D for the
+              share of completion tokens that runs with gradient
+"""
+
+from dataclasses import dataclass
+
+from forkpoint.config import RunConfig
+from forkpoint.plan.sizes import Sizes
+from forkpoint.plan.step import Assumed, StepTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """Of a step, over all processes."""
+
+    sampling: float
+    old: float
+    dense: float
+    sparse: float
+    local: float
+
+    def update(self, gradient: str) -> float:
+        """Of one way to make the gradient."""
+        return getattr(self, gradient)
+
+
+def operations(config: RunConfig, sizes: Sizes, step: StepTokens, assumed: Assumed) -> Operations:
+    """See the module."""
+    head = 2.0 * sizes.vocabulary * sizes.width
+    seen = (step.prompt + step.length) / 2
+
+    def run(tokens: float) -> float:
+        return tokens * (2.0 * sizes.matrices + 4.0 * seen * sizes.attention)
+
+    passes = 4 if config.model.gradient_checkpointing else 3
+    keep = config.selection.keep_fraction
+    live = assumed.live_share or keep
+    completions = step.completion_tokens
+    needs_old = config.rollout.engine != "transformers" or config.selection.entropy == "old"
+    own_prompts = step.sequences * step.prompt
+    shared_prompts = own_prompts / config.rollout.group_size if packs(config, step) else own_prompts
+    sampled_sequences = step.sampled / step.length
+    prompts_read = sampled_sequences / config.rollout.group_size * step.prompt
+    return Operations(
+        sampling=run(step.sampled + prompts_read) + head * step.sampled,
+        old=(run(step.tokens) + head * completions) if needs_old else 0.0,
+        dense=passes * run(step.tokens) + 3 * head * completions,
+        sparse=passes * run(completions + shared_prompts) + 4 * head * keep * completions,
+        local=run(completions + shared_prompts)
+        + 3 * run(live * completions)
+        + 4 * head * live * completions,
+    )
+
+
+def packs(config: RunConfig, step: StepTokens) -> bool:
+    """Whether completions of one prompt share a pass, so that it is run once."""
+    return (
+        config.training.micro_batch_tokens >= step.prompt + config.rollout.group_size * step.length
+    )

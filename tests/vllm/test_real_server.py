@@ -13,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from forkpoint.config.stages import ModelConfig
 from forkpoint.lab import BASE_POLICY
+from forkpoint.policy import load_model
+from forkpoint.policy.teacher import score_completions
+from forkpoint.runs.completions import read_completions
 
 PYTHON = os.environ.get("FORKPOINT_VLLM_PYTHON")
 """The Python that has vLLM; relative paths are from the repository."""
@@ -107,8 +112,21 @@ def test_a_reward_rises_through_the_server(tmp_path: Path) -> None:
     assert len(gaps) == 11
     assert max(gaps) < 1e-3
     assert all(line["mismatch/kl"] < 1e-6 for line in found)
+    assert abs(surprise(run)) < 4
     print("rewards", [round(r, 3) for r in rewards], "largest gap", max(gaps))
     assert not list(Path("/dev/shm").glob(f"forkpoint-*-{os.getpid()}-*"))
+
+
+def surprise(run: Path) -> float:
+    """How far the mean of -ln p is from the mean entropy over the tokens of the first step, whose
+    weights are the base's, in standard errors: far from 0 if draws do not follow the policy."""
+    rows = list(read_completions([run / "completions" / "train" / "step_00001.parquet"]))
+    pairs = [(row.prompt_token_ids, row.completion) for row in rows]
+    model = load_model(ModelConfig(device="cpu")).model
+    scored = score_completions(model, pairs, temperature=1.0, top_k=1, max_tokens=8192)
+    gaps = np.concatenate([-c.logprobs - c.entropies for c in scored if c.entropies is not None])
+    assert len(gaps) > 10_000
+    return float(gaps.mean() / gaps.std() * len(gaps) ** 0.5)
 
 
 def test_a_server_that_is_killed_in_the_middle_of_a_step(tmp_path: Path) -> None:

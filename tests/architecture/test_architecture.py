@@ -45,7 +45,7 @@ LIBRARIES: dict[str, set[str]] = {
     "transformers": {"lab", "policy", "sampling", "analysis", "plan"},
     "tokenizers": {"lab"},
     "peft": {"policy"},
-    "safetensors": {"policy", "training"},
+    "safetensors": {"policy", "training", "sampling"},
     "numpy": {
         *("types", "randomness", "lab", "batching", "policy", "selection", "sampling"),
         *("evaluation", "analysis", "training", "report", "runs", "figures"),

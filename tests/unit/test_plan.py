@@ -1,6 +1,7 @@
 """The plan's formulas by hand, and what it counts against what is really kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,8 @@ def test_bytes_sent() -> None:
     served = config_of(rollout__engine="vllm", model__compute_dtype="bfloat16")
     found = traffic(served, SIZES, STEP, 2, passes=(3, 2))
     assert (found.weights, found.engine, found.written) == (8 * 2000 / 2, 2000, 2000)
+    tied = traffic(served, replace(SIZES, tied=True), STEP, 2, passes=(3, 2))
+    assert tied.written == 2000 + 2 * 200  # the head is written out
 
 
 def test_sizes_are_those_of_the_model_itself(tmp_path: Path) -> None:
@@ -184,6 +187,9 @@ def test_what_cannot_be_planned_is_one_line() -> None:
         sizes_of(ModelConfig(path="nobody/nothing"), 8)
     with pytest.raises(ConfigError, match="known are h100"):
         gpu_of("abacus")
+    for wrong in (["--gpus", "0"], ["--length", "0"], ["--flat", "1"], ["--prompt", "0"]):
+        with pytest.raises(ConfigError):
+            app(["plan", "lab_demo", *wrong], result_action="return_value")
 
 
 def test_the_command_names_the_parts(capsys: pytest.CaptureFixture[str]) -> None:

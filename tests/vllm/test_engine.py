@@ -239,6 +239,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(
     [
         ({"rollout__vllm__weights_dir": None}, "weights_dir"),
         ({"rollout__vllm__servers": ["node7:8000"]}, "no address"),
+        ({"rollout__vllm__weights_dir": "/proc/nowhere"}, "weights_dir"),
         ({"rollout__vllm__devices": ["0", "1"]}, "one for each server"),
         ({"selection__entropy": "rollout"}, "no entropies"),
         ({"rollout__engine": "transformers", "rollout__lag": 1}, "another process"),

@@ -54,8 +54,14 @@ def plan(
     from forkpoint.plan.step import Assumed
 
     assumed = Assumed(**asdict(guesses or Guesses()))
-    if gpus < 1 or not 0 <= assumed.flat < 1 or not 0 < assumed.utilisation <= 1:
-        raise ConfigError("--gpus is at least 1, --flat in [0, 1), --utilisation in (0, 1]")
+    shares = (assumed.utilisation, assumed.sampling_utilisation)
+    if gpus < 1 or not 0 <= assumed.flat < 1 or not all(0 < share <= 1 for share in shares):
+        raise ConfigError(
+            "--gpus is at least 1, --flat in [0, 1), --utilisation and --sampling-utilisation in "
+            "(0, 1]"
+        )
+    if assumed.prompt < 1 or (assumed.length is not None and assumed.length < 1):
+        raise ConfigError("--prompt and --length are at least 1 token")
     found = planned(load_config(recipe, set_ or []), assumed, gpus, gpu_of(gpu))
     if as_json:
         print(json.dumps(asdict(found), indent=2))

@@ -7,7 +7,8 @@ tokens of the step; s = (N - 1) / N:
     gradients   4 P_t s F             scattered after each pass, float32; gloo sends them twice
     records     12 T s                ids, log-probabilities, entropies of what it sampled, to all
     numbers     16 T s a pass over all tokens without gradient: log-probabilities and entropies
-    engine      4 P s                 weights to the first process, which writes b P for the servers
+    engine      4 P s                 weights to the first process, which writes b P for the servers,
+                                      and b V D for a head that is tied
 
 The selection sends nothing: every process has the whole step, and makes the same one.
 """
@@ -61,6 +62,7 @@ def traffic(
     compute = getattr(torch, config.model.compute_dtype).itemsize
     share = (processes - 1) / processes
     served = config.rollout.engine == "vllm"
+    own_head = sizes.vocabulary * sizes.width if sizes.tied else 0
     learning, reading = passes or _passes(config, step, processes)
     weights = (2 * learning + reading) * compute * sizes.parameters
     if config.rollout.engine == "transformers":  # all weights at once, for sampling
@@ -71,7 +73,7 @@ def traffic(
         records=RECORD_BYTES * step.sampled / processes * (processes - 1),
         numbers=16 * step.completion_tokens * share * (1 if reading else 0),
         engine=4 * sizes.parameters * share if served else 0.0,
-        written=float(compute * sizes.parameters) if served else 0.0,
+        written=float(compute * (sizes.parameters + own_head)) if served else 0.0,
     )
 
 

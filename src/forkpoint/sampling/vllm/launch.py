@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.config.stages import VllmConfig
-from forkpoint.errors import EngineError, Interrupted
+from forkpoint.errors import ConfigError, EngineError, Interrupted
 from forkpoint.sampling.vllm import keeper
 from forkpoint.sampling.vllm.client import Client
 
@@ -129,11 +129,18 @@ def weights_home(config: VllmConfig, copies_bytes: int) -> Path:
 
     Args:
         copies_bytes: of the weights that lie there at a time.
+
+    Raises:
+        ConfigError: ``weights_dir`` cannot be made or written.
     """
     shared = Path("/dev/shm")
     if config.weights_dir is not None:
         base = Path(config.weights_dir).expanduser().absolute()
-        base.mkdir(parents=True, exist_ok=True)
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=base).close()
+        except OSError as error:
+            raise ConfigError(f"rollout.vllm.weights_dir: {error}") from error
     elif shared.is_dir() and shutil.disk_usage(shared).free > copies_bytes:
         base = shared
     else:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from forkpoint.config import RunConfig
+from forkpoint.errors import RunError
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.served import write_served
 from forkpoint.sampling.vllm.launch import weights_home
@@ -35,10 +37,17 @@ class Weights:
         return getattr(torch, self.dtype)
 
     def write(self, version: int, weights: Mapping[str, Tensor]) -> Path:
-        """A folder with the weights of a version; earlier ones are removed."""
+        """A folder with the weights of a version; earlier ones are removed.
+
+        Raises:
+            RunError: no room, or not writable.
+        """
         folder = self._home / f"{version:08d}"
-        earlier = [path for path in self._home.iterdir() if path != folder]
-        write_served(folder, self._loaded.model, weights, self._loaded.tokenizer)
+        try:
+            earlier = [path for path in self._home.iterdir() if path != folder]
+            write_served(folder, self._loaded.model, weights, self._loaded.tokenizer)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot write new weights to {folder}: {error}") from error
         for path in earlier:
             shutil.rmtree(path, ignore_errors=True)
         return folder

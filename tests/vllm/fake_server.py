@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from forkpoint.entropy.logits import log_probs
 
+TOLD = "so it was told"
+"""What a server says that gives another status than 200."""
+
 
 class FakeServer:
     """State of one server, changed by requests and by tests."""
@@ -95,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = self.fake.status.get(self.path, 200)
         if self.fake.key and self.headers.get("Authorization") != f"Bearer {self.fake.key}":
             status = 401
-        answer: Any = {"error": "so it was told"}
+        answer: Any = TOLD.encode()
         if status == 200:
             answer = self._answer(body)
         text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

@@ -19,6 +19,7 @@ from forkpoint.errors import ConfigError, EngineError, Interrupted
 from forkpoint.lab import BASE_POLICY
 from forkpoint.sampling.vllm.client import Client, Draw, ServerFault
 from forkpoint.training.loop import Outcome, train
+from tests.vllm import fake_server
 from tests.vllm.fake_server import FakeServer, serving
 
 Fakes = dict[str, FakeServer]
@@ -285,6 +286,22 @@ def test_an_answer_that_cannot_be_is_a_fault_of_the_server(
         said = "no answer"
     with pytest.raises(ServerFault, match=said):
         client.complete([4, 5], DRAW)
+
+
+def test_what_a_server_says_moves_nothing_on_a_terminal(
+    two: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, fake = next(iter(two.items()))
+    client = Client(address)
+    assert client.ready()
+    fake.status["/v1/completions"] = 500
+    monkeypatch.setattr(fake_server, "TOLD", "\x1b[2J gone\nand\u202e more " + "x" * 999)
+    with pytest.raises(ServerFault) as raised:
+        client.complete([4, 5], DRAW)
+    said = str(raised.value)
+    assert said.isprintable()
+    assert "gone and" in said
+    assert len(said) <= 300
 
 
 def test_an_end_by_the_budget_and_one_by_a_token(two: Fakes) -> None:

@@ -7,7 +7,7 @@ tokens of the step; s = (N - 1) / N:
     gradients   4 P_t s F             scattered after each pass, float32; gloo sends them twice
     records     12 T s                ids, log-probabilities, entropies of what it sampled, to all
     numbers     16 T s a pass over all tokens without gradient: log-probabilities and entropies
-    engine      4 P s                 weights to the first process, which writes b P for the servers,
+    engine      4 P s                 weights to the first process, which writes b P for servers,
                                       and b V D for a head that is tied
 
 The selection sends nothing: every process has the whole step, and makes the same one.

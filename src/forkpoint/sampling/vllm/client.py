@@ -27,6 +27,9 @@ SHORT_S = 30.0
 class ServerFault(Exception):
     """What is wrong with a server, in one line; its work goes elsewhere."""
 
+    def __init__(self, why: str) -> None:
+        super().__init__(_one_line(why))  # it may quote the server, and ends on a terminal
+
 
 class Sampled(NamedTuple):
     """What a server made of a prompt."""
@@ -217,8 +220,8 @@ class Client:
             connection.sock.settimeout(timeout)
             text = None if body is None else json.dumps(body)
             connection.request(verb, self._prefix + path, text, headers)
-            response = connection.getresponse()
-            answer = response.read(LARGEST_ANSWER)
+            with connection.getresponse() as response:
+                answer = response.read(LARGEST_ANSWER)
         except (OSError, HTTPException) as error:
             raise ServerFault(f"no answer to {path}: {error or type(error).__name__}") from None
         finally:
@@ -229,7 +232,7 @@ class Client:
         return answer
 
     def _refusal(self, path: str, status: int, answer: bytes) -> Exception:
-        said = " ".join(answer.decode(errors="replace").split())[:300]
+        said = _one_line(answer.decode(errors="replace"))
         if status in (401, 403):
             return EngineError(f"{self} wants its key: set the environment variable {KEY_VARIABLE}")
         if status in (404, 405) and not path.startswith("/v1"):
@@ -246,6 +249,12 @@ class Client:
             return _UnixConnection(self._parts.path)
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         return kind(str(self._parts.hostname), self._parts.port, timeout=SHORT_S)
+
+
+def _one_line(text: str) -> str:
+    """The beginning of a text that somebody else wrote, without what a terminal would obey."""
+    line = " ".join(text.split())[:300]
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _json(answer: bytes) -> Any:

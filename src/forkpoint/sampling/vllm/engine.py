@@ -293,7 +293,7 @@ class VllmEngine:
         def watch(client: Client) -> None:
             last, since = -1.0, time.monotonic()
             while not over.wait(min(WATCH_S, self._stall_s / 4)):
-                with suppress(ServerFault):
+                with suppress(ServerFault, EngineError):  # no answer is no progress
                     now = client.progress(self._stall_s)
                     if now != last or not job.under_way[client.address]:
                         last, since = now, time.monotonic()

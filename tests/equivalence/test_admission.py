@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from forkpoint.config.stages import RolloutConfig
+from forkpoint.config import parse_config
 from forkpoint.errors import ConfigError
 from forkpoint.policy.load import LoadedModel
 from forkpoint.sampling import decoding as caches
@@ -156,7 +156,7 @@ def test_bytes_by_hand(loaded: LoadedModel) -> None:
 
 
 def test_a_bound_below_one_sequence_is_refused(loaded: LoadedModel) -> None:
-    config = RolloutConfig(cache_gb=1e-5, max_new_tokens=30)
+    config = parse_config({"rollout": {"cache_gb": 1e-5, "max_new_tokens": 30}})
     engine = build_engine(loaded, config)
     # 12 + 30 tokens and room for 64 more: 106 x 256 bytes
     with pytest.raises(ConfigError, match=r"cache_gb = 1e-05 .* 42 tokens.* takes 2.71e-05"):

@@ -25,12 +25,10 @@ MAY_CHANGE = frozenset(
     {
         *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
         *("scoring.workers", "rollout.keep", "training.rank_timeout_minutes"),
-        *(f"rollout.vllm.{name}" for name in ("servers", "launch", "devices", "python")),
-        *(f"rollout.vllm.{name}" for name in ("arguments", "weights_dir", "concurrency")),
-        *(f"rollout.vllm.{name}" for name in ("stall_s", "start_minutes")),
     }
 )
-"""What a resumed run may set anew: nothing here touches the steps already made."""
+"""What a resumed run may set anew: nothing here touches the steps already made. Beside these, where
+its servers are and how they are reached."""
 
 SETTINGS = frozenset({".lock", "config.json", "env.json"})
 """What is there before a run has done anything."""
@@ -194,12 +192,18 @@ def _check_same_run(path: Path, new: dict[str, Any]) -> None:
     forbidden = {
         key: (old, given)
         for key, (old, given) in changed
-        if key not in MAY_CHANGE and same_path(old) != same_path(given)
+        if not _may_change(key) and same_path(old) != same_path(given)
     }
     if forbidden:
         ours = any(f"{GIVEN}:" in str(old) for old, _ in forbidden.values())
         again = "what was given in Python must be given again; " if ours else ""
         raise RunError(
             f"{path.parent} was started with other settings ({listed(forbidden)}); {again}a "
-            f"resumed run may change only {', '.join(sorted(MAY_CHANGE))}"
+            f"resumed run may change only {', '.join(sorted(MAY_CHANGE))}, and rollout.vllm "
+            "but its dtype"
         )
+
+
+def _may_change(key: str) -> bool:
+    servers = key.startswith("rollout.vllm.") and key != "rollout.vllm.dtype"
+    return key in MAY_CHANGE or servers

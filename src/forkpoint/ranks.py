@@ -129,6 +129,14 @@ class Ranks:
             raise elsewhere
         return [value for value, _ in outcomes]  # pyright: ignore[reportReturnType]
 
+    def by_first(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` gives in the first process, the only one that runs it.
+
+        Raises:
+            ForkpointError: in all processes, if the first one raises it.
+        """
+        return self.agree(lambda: make() if self.first else None)[0]  # pyright: ignore[reportReturnType]
+
 
 ALONE = Ranks()
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from forkpoint.errors import Interrupted, NumericalError
 from forkpoint.lab import BASE_POLICY
 from forkpoint.ranks import ALONE, Ranks
+from forkpoint.runs.checkpoints import checkpoint_fault
 from forkpoint.runs.completions import read_completions
 from tests.equivalence.families import build
 
@@ -88,13 +89,23 @@ def assert_same_run(run: Path, other: Path, *, but: str = r"mismatch/") -> None:
                 assert value == pytest.approx(theirs[name], rel=TOLERANCE, abs=1e-6), name
     newest = [sorted((r / "checkpoints").iterdir())[-1] for r in (run, other)]
     assert newest[0].name == newest[1].name
-    weights = [path.name for path in newest[0].glob("*model.safetensors")]
-    for file in (*weights, "optimizer.safetensors"):
-        ours, theirs = (load_file(folder / file) for folder in newest)
+    for family, bound in (("*model", TOLERANCE), ("optimizer", 1e-3)):
+        ours, theirs = (stored_tensors(folder, family) for folder in newest)
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
             gap = (tensor - theirs[name]).norm() / tensor.norm().clamp(min=1e-12)
-            assert gap < 1e-3 if file.startswith("opt") else gap < TOLERANCE, (file, name)
+            assert gap < bound, (family, name)
+
+
+def stored_tensors(folder: Path, family: str) -> dict[str, torch.Tensor]:
+    """Of all files of a checkpoint; no tensor is in two."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob(f"{family}*.safetensors")):
+        tensors = load_file(path)
+        assert not found.keys() & tensors.keys()
+        found |= tensors
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +230,65 @@ def test_local_and_bfloat16_run_on_two(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
+    """Each writes its part of a checkpoint, which any number reads."""
     run = tmp_path / "run"
     for processes, steps in ((2, 1), (1, 2), (3, 4)):
         train(processes, run, steps=steps, evaluation__every=2)
+        folder = run / "checkpoints" / f"step_{steps:05d}"
+        for family in ("model", "optimizer"):
+            assert len(list(folder.glob(f"{family}*.safetensors"))) == processes
+        listed = json.loads((folder / "manifest.json").read_text())
+        assert {path.name for path in folder.iterdir()} == {*listed, "manifest.json"}
+        read, about = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True
+        )
+        assert not about["missing_keys"]
+        for name, tensor in stored_tensors(folder, "model").items():
+            assert torch.equal(read.state_dict()[name], tensor)
+        for family, bound in (("model", TOLERANCE), ("optimizer", 1e-3)):
+            theirs = stored_tensors(alone / "checkpoints" / folder.name, family)
+            ours = stored_tensors(folder, family)
+            assert ours.keys() == theirs.keys()
+            for name, tensor in ours.items():
+                gap = (tensor - theirs[name]).norm() / tensor.norm().clamp(min=1e-12)
+                assert gap < bound, (folder.name, name)
     ours, theirs = lines(run), lines(alone)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert selected(run) == selected(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_part_that_cannot_be_written_leaves_the_earlier_checkpoints(
+    rank: int, tmp_path: Path
+) -> None:
+    (tmp_path / "full_disk.py").write_text(
+        "import os\n"
+        "from forkpoint.sampling.rows import settle_decoding\n"
+        "from forkpoint.sampling.transformers import TransformersEngine\n"
+        "from forkpoint.training import checkpoint\n"
+        "write = checkpoint._write_part\n"
+        "def full(part, *rest):\n"
+        f"    if os.environ['RANK'] == '{rank}' and 'step_00002' in str(part):\n"
+        "        raise OSError(28, 'No space left on device')\n"
+        "    return write(part, *rest)\n"
+        "checkpoint._write_part = full\n"
+        "def factory(loaded, config):\n"
+        "    decoding = settle_decoding(loaded.model)\n"
+        "    return TransformersEngine(loaded, decoding=decoding, batch_sequences=99)\n"
+    )
+    run = tmp_path / "run"
+    done = subprocess.run(
+        command(2, run, 4, rollout__engine="full_disk:factory"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: cannot write checkpoint") == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00001"]
+    assert checkpoint_fault(run / "checkpoints" / "step_00001") is None
 
 
 def start(processes: int, run: Path, steps: int, **settings: Any) -> subprocess.Popen[str]:

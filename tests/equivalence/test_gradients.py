@@ -11,10 +11,11 @@ from forkpoint.batching import build_batch, split_microbatches
 from forkpoint.batching.tree import TreeRows
 from forkpoint.config import parse_config
 from forkpoint.config.run import RunConfig
+from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import ModelError
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
-from forkpoint.policy import PolicyModule
+from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.load import enable_checkpointing
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import tree_stats
@@ -249,10 +250,9 @@ def test_rows_of_one_sequence_need_no_mask(attention: str, monkeypatch: pytest.M
 
 
 def test_flex_attention_on_a_cpu_is_refused() -> None:
-    model = tiny_model()
-    model.set_attn_implementation("flex_attention")
+    config = ModelConfig(path="lab", attention="flex_attention", device="cpu")
     with pytest.raises(ModelError, match="FlexAttention has no backward pass on a CPU"):
-        PolicyModule(model, gradient="sparse", temperature=1.0)
+        load_model(config, trained=True)
 
 
 def test_a_model_with_sliding_windows_gets_padded_rows() -> None:

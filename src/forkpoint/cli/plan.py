@@ -89,6 +89,7 @@ def _show(found: Any, gpu: str) -> None:
             console.say(f"  {name:<16}{size / 1e9:8.2f} GB")
     verdict = "fits" if found.fits else "DOES NOT FIT"
     console.say(f"peak {memory.peak / 1e9:.1f} GB of {found.memory_gb:g} GB: {verdict}")
+    console.say(f"host memory of each process while it loads: {memory.host / 1e9:.1f} GB")
     console.say("operations of a step, and time on all GPUs at the utilisation assumed")
     for name, number in asdict(work).items():
         console.say(f"  {name:<16}{number:10.3g}   {found.seconds[name]:10.1f} s")

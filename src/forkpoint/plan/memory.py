@@ -15,6 +15,8 @@ parameters in the largest layer and P_o outside of layers, for a pass of M token
     step          46 bytes a token of the step, on every process
     sampling      the weights in the compute type, keys and values of all rows side by side
 
+On the host, while it loads: 4 P a process, or b P + 4 P_t for adapters on one.
+
 One process in float32 makes no copies and has nothing in flight, but a head's and an embedding's
 gradient exist twice for a moment: 4 V D.
 """
@@ -42,6 +44,8 @@ class Memory:
 
     training: dict[str, float]
     sampling: dict[str, float]
+    host: float
+    """Of the host, while the process loads the model."""
 
     @property
     def peak(self) -> float:
@@ -91,7 +95,8 @@ def memory(
         if wrapped:
             sampling["copies"] = compute * sizes.parameters
         sampling["keys and values"] = cache_bytes(config, sizes, step, processes, compute)
-    return Memory(training=training, sampling=sampling)
+    loads = width * sizes.parameters + (4 * sizes.trained if lora else 0)
+    return Memory(training=training, sampling=sampling, host=loads)
 
 
 def pass_tokens(config: RunConfig, step: StepTokens) -> int:

@@ -39,8 +39,8 @@ def load_model(
 
     Args:
         weights: a folder with newer weights of the same model (a checkpoint).
-        trained: float32 parameters whatever ``compute_dtype`` says; passes compute in that type
-            by ``policy.precision.compute_in``.
+        trained: float32 parameters whatever ``compute_dtype`` says, and on the host where several
+            processes share them: ``policy.precision.compute_in`` puts both right.
 
     Raises:
         ModelError: no such folder, no tokenizer, no end-of-sequence token, a vocabulary larger
@@ -50,30 +50,41 @@ def load_model(
     import transformers
     from safetensors import SafetensorError
 
+    device = device_of(config.device)
+    if trained and config.attention == "flex_attention" and device.type == "cpu":
+        raise ModelError(
+            "FlexAttention has no backward pass on a CPU: use --set model.attention=sdpa"
+        )
     source = model_source(config.path)
     adapters = found_adapters(Path(weights or source))
     adapts = trained and config.lora is not None
     # FSDP wants one type for all parameters of a layer; one process needs no FSDP for adapters.
     whole = trained and not (adapts and world_size() == 1)
-    read = partial(
+    read: Any = partial(
         transformers.AutoModelForCausalLM.from_pretrained,
         str(weights or source if adapters is None else source if weights else base_of(adapters)),
         dtype=torch.float32 if whole else getattr(torch, config.compute_dtype),
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
     try:
         try:
-            model = read(attn_implementation=config.attention)
+            model, found = read(attn_implementation=config.attention)
         except ValueError:  # among others: a class that knows no sdpa
             if config.attention != "sdpa":
                 raise
-            model = read(attn_implementation="eager")
+            model, found = read(attn_implementation="eager")
             logger.warning("%s knows no sdpa attention: eager is used", name_of(model))
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"model.path = {config.path!r} cannot be loaded: {first_line(error)}"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"model.path = {config.path!r} has no weights for {missing[0]} (and {len(missing) - 1} "
+            "more): transformers would make them up"
+        )
     if adapters is not None or (trained and config.lora is not None):
         add_adapters(model, config.lora if trained else None, adapters)
     tokenizer = _load_tokenizer(source, config.path, model)
@@ -81,7 +92,8 @@ def load_model(
     # process, on which the last bit of a vectorised sum can depend.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
-    torch.nn.Module.to(model, _device(config.device)).eval()
+    shared = trained and world_size() > 1
+    torch.nn.Module.to(model, torch.device("cpu") if shared else device).eval()
     check_rows(model)
     settle_attention(model)
     if config.gradient_checkpointing:
@@ -135,7 +147,12 @@ def _eos_ids(model: Any, tokenizer: Any, path: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """What ``model.device`` means for this process.
+
+    Raises:
+        ModelError: it is not there.
+    """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local_rank())  # each process of a machine has its own
     if name == "auto":

@@ -82,34 +82,3 @@ def base_of(adapters: Path) -> str:
 def adapts(model: Any) -> bool:
     """Whether a model has adapters."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
-
-
-def merge(checkpoint: Path, out: Path) -> None:
-    """Write the model that adapters make of their base, as one model without adapters.
-
-    Args:
-        checkpoint: a folder with adapters, such as a checkpoint of a run.
-        out: the new folder; float32 weights.
-
-    Raises:
-        ModelError: no adapters there, or their base is not where it was.
-        ConfigError: peft is not installed.
-    """
-    import transformers
-
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError("adapters need peft: pip install 'forkpoint[lora]'") from None
-    if found_adapters(checkpoint) is None:
-        raise ModelError(f"{checkpoint} holds no adapters: there is no {ADAPTER_CONFIG}")
-    base = base_of(checkpoint)
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base, use_safetensors=True, trust_remote_code=False
-        )
-        merged = peft.PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
-        merged.save_pretrained(out, safe_serialization=True)
-        transformers.AutoTokenizer.from_pretrained(str(checkpoint)).save_pretrained(out)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot merge {checkpoint}: {str(error).splitlines()[0]}") from error

@@ -88,7 +88,7 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.rows = settle_rows(model, gradient, rows)
+        self.rows = ranks.by_first(lambda: settle_rows(model, gradient, rows))
         self._gradient = GRADIENTS[gradient, self.rows]
         self.row_tokens = min(row_width(model), row_tokens or sys.maxsize)
         """Width of a tree row."""

@@ -7,7 +7,7 @@ and on one process it is the same mechanism with a world of one.
 """
 
 import atexit
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,19 @@ if TYPE_CHECKING:
     from forkpoint.policy.module import PolicyModule
 
 
-def compute_in(policy: "PolicyModule", dtype: torch.dtype) -> None:
+def compute_in(
+    policy: "PolicyModule", dtype: torch.dtype, device: torch.device | None = None
+) -> None:
     """Let the passes of ``policy`` compute in ``dtype``; its parameters are and stay float32.
 
-    With several processes each holds a part of every parameter, its gradient and its moments.
+    With several processes each holds a part of every parameter, its gradient and its moments on
+    ``device``, where a layer at a time arrives whole: the model may be larger than the device.
 
     In a pass each layer's weights are copied to ``dtype`` when it begins and freed when it ends;
     their gradient arrives in float32 and is added up there. One process does nothing for float32.
+
+    Args:
+        device: None: where the model is.
 
     Raises:
         ModelError: naming the class: it does not run like that, or gives other numbers.
@@ -41,9 +47,10 @@ def compute_in(policy: "PolicyModule", dtype: torch.dtype) -> None:
     held = {p.dtype for p in policy.parameters() if not p.requires_grad}
     if policy.ranks.size == 1 and (dtype == torch.float32 or held == {dtype}):
         return  # the frozen weights of adapters are in the type already
-    expected = _first_pass(policy)
+    with torch.no_grad():
+        expected = _first_pass(policy)
     try:
-        _shard(policy, dtype)
+        _shard(policy, dtype, device or next(policy.parameters()).device)
         gap = gap_nats(_first_pass(policy), expected)
         fault = None if gap <= SAME_NATS_16_BIT else f"its entropies come out {gap:.2g} nats off"
     except torch.OutOfMemoryError:
@@ -81,32 +88,42 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Each as one plain tensor. All processes put them together; only those that keep hold them.
+def gathered(tensors: Mapping[str, Tensor], *, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Each as one plain tensor on the host. All processes put them together, one at a time.
 
     A tensor of two names, such as a tied head's weight, stays one tensor.
+
+    Args:
+        keep: whether this process wants the tensor of a name.
     """
     found: dict[str, Tensor] = {}
-    first_name: dict[int, str] = {}
+    plain: dict[int, Tensor | None] = {}
     for name, tensor in tensors.items():
-        first = first_name.setdefault(id(tensor), name)
-        plain = whole(tensor) if first == name else None
-        if keep:
-            found[name] = found[first] if plain is None else plain.detach()
+        if id(tensor) not in plain:
+            put_together = whole(tensor).detach()
+            plain[id(tensor)] = put_together.cpu() if keep(name) else None
+        if (one := plain[id(tensor)]) is not None:
+            found[name] = one
     return found
 
 
+def wrapped_layers(model: nn.Module) -> list[str]:
+    """The names of the layers that ``compute_in`` has divided among the processes."""
+    return [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+
+
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A plain tensor of a parameter's shape, laid out as the parameter is."""
+    """A plain tensor of a parameter's shape, the same in all processes, laid out as it is."""
     if isinstance(parameter, DTensor):
-        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # each cuts its own
     return tensor
 
 
-def _shard(policy: "PolicyModule", dtype: torch.dtype) -> None:
+def _shard(policy: "PolicyModule", dtype: torch.dtype, device: torch.device) -> None:
     model = policy.model
     settings: dict[str, Any] = {
-        "mesh": _world(next(model.parameters()).device),
+        "mesh": _world(device),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=dtype,
             reduce_dtype=torch.float32,
@@ -125,14 +142,15 @@ def _shard(policy: "PolicyModule", dtype: torch.dtype) -> None:
 
 
 def _first_pass(policy: "PolicyModule") -> tuple[Tensor, Tensor]:
-    """(ln p, H) of a few tokens, and their gradient, dropped again: what cannot run shows here.
+    """(ln p, H) of a few tokens; their gradient, if one is taken, shows what cannot run.
 
     FSDP takes the first module that runs for the outermost, so it has to be ``policy``.
     """
     batch, wanted_T = trial_batch(policy.model, SHORT)
     with reference_attention(policy.model):
         stats = policy(batch, wanted_T)
-        (stats.logprobs_R.sum() + stats.entropies_R.sum()).backward()
+        if torch.is_grad_enabled():
+            (stats.logprobs_R.sum() + stats.entropies_R.sum()).backward()
     policy.zero_grad()
     logprobs_R, entropies_R = wanted_only(stats, wanted_T)
     return logprobs_R.detach(), entropies_R.detach()

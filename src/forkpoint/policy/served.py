@@ -1,4 +1,4 @@
-"""The weights as an inference server reads them: whole, merged, with a head of their own."""
+"""The weights as others read them: put together, with adapters merged."""
 
 import copy
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def served_weights(model: Any, dtype: torch.dtype, *, keep: bool = True) -> dict
     Args:
         keep: whether this process wants them; the others get an empty dictionary.
     """
-    held = gathered(model.state_dict(keep_vars=True), keep=keep)
+    held = gathered(model.state_dict(keep_vars=True), keep=lambda name: keep)
     found = {
         name.replace(BASE, "."): tensor
         for name, tensor in held.items()
@@ -37,32 +37,34 @@ def served_weights(model: Any, dtype: torch.dtype, *, keep: bool = True) -> dict
                 weight = found[f"{name}.weight"]
                 turned = getattr(layer, "fan_in_fan_out", False)  # GPT-2 keeps W transposed
                 found[f"{name}.weight"] = weight.float() + (product.T if turned else product)
-    return {
-        name: tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()
-        for name, tensor in found.items()
-    }
+    numbers = {id(tensor): tensor.detach().cpu() for tensor in found.values()}  # tied ones stay so
+    for key, tensor in numbers.items():
+        numbers[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: numbers[id(tensor)] for name, tensor in found.items()}
 
 
-def write_served(folder: Path, model: Any, weights: Mapping[str, Tensor], tokenizer: Any) -> None:
-    """Write them as a model of transformers whose head is not tied to its embedding.
-
-    A server that reloads the files of a tied model may keep the head it had: it is written out.
+def write_served(
+    folder: Path, model: Any, weights: Mapping[str, Tensor], tokenizer: Any, *, untie: bool = True
+) -> None:
+    """Write them as a model of transformers.
 
     Args:
         weights: from ``served_weights``.
+        untie: give a head that is tied to the embedding numbers of its own: a server that reloads
+            the files of a tied model may keep the head it had.
     """
     from transformers import AutoModelForCausalLM
 
     inner = causal_lm(model)
     config = copy.deepcopy(inner.config)
-    config.tie_word_embeddings = False
+    config.tie_word_embeddings = config.tie_word_embeddings and not untie
     config.dtype = next(t.dtype for t in weights.values() if t.is_floating_point())
     with torch.device("meta"):  # its class knows how its files are written; no memory is taken
         skeleton = AutoModelForCausalLM.from_config(config)
-    seen: set[int] = set()
-    own = {}
-    for name, tensor in weights.items():  # a file holds each name's numbers by themselves
-        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+    own, seen = dict(weights), set[int]()
+    for name, tensor in weights.items():
+        if untie and tensor.data_ptr() in seen:
+            own[name] = tensor.clone()  # else the file would hold one of the two
         seen.add(tensor.data_ptr())
     skeleton.save_pretrained(folder, state_dict=own)
     tokenizer.save_pretrained(folder)

@@ -47,11 +47,6 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
         raise ModelError(f"training.rows = {rows!r} is no layout of {gradient} gradients; use auto")
     if gradient == "dense":
         return "padded"
-    attention = causal_lm(model).config._attn_implementation
-    if attention == "flex_attention" and model.device.type == "cpu":
-        raise ModelError(
-            "FlexAttention has no backward pass on a CPU: use --set model.attention=sdpa"
-        )
     with reference_attention(model):  # nothing here depends on it
         fault = _fault(model, SHORT, padded_stats, dense_stats)
     if fault is not None:

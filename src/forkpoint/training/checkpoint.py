@@ -4,11 +4,18 @@ A checkpoint is a folder ``step_00010`` with the model and tokenizer as transfor
 ``optimizer.safetensors``, ``state.json``, and ``manifest.json`` with the size and SHA-256 of every
 other file. It is written under another name, synced, and renamed last, so that whatever happens in
 between leaves the previous checkpoint in place.
+
+Several processes write a part each. Every tensor is put together by all and kept by one, which
+writes ``model-00001-of-00003.safetensors`` and ``optimizer-00001-of-00003.safetensors``: files of
+whole tensors under the names that transformers gives to those of a large model. So what any number
+of processes has written, any number of processes and every other program read.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +24,7 @@ from torch import Tensor
 
 from forkpoint.errors import RunError
 from forkpoint.policy.lora import adapts
-from forkpoint.policy.precision import gathered
+from forkpoint.policy.precision import gathered, wrapped_layers
 from forkpoint.ranks import ALONE, Ranks
 from forkpoint.runs.checkpoints import (
     checkpoint_fault,
@@ -27,6 +34,15 @@ from forkpoint.runs.checkpoints import (
     sha256,
 )
 from forkpoint.training.optimizer import Optimizer
+
+PART = "part_{:05d}"
+"""Where a process writes first."""
+
+FAMILIES = ("model", "optimizer")
+"""What begins the names of the files of which each process may write one."""
+
+Sums = dict[str, dict[str, int | str]]
+"""Of a manifest: name -> bytes and sha256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,62 +81,143 @@ def save_checkpoint(
     """Write ``root/step_XXXXX``; of it and the earlier ones the newest ``keep_last`` stay.
 
     A folder of a later step is one that could not be used, or the run would have gone on from it:
-    it does not count, and is replaced when the run gets there. Several processes put each tensor
-    together in turn, and the first one writes.
+    it does not count, and is replaced when the run gets there. All processes must see ``root``.
 
     Raises:
         RunError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    final = checkpoint_path(root, state.step)
+    partial = root / f".{final.name}.partial"
     held = model.state_dict(keep_vars=True)
     if adapts(model):  # the frozen weights are where they were
         held = {name: tensor for name, tensor in held.items() if tensor.requires_grad}
-    weights = gathered(held, keep=ranks.first)
-    moments = optimizer.state_tensors(keep=ranks.first)
-    path = checkpoint_path(root, state.step)
-    if ranks.first:
-        ranks.agree(lambda: _write(path, state, model, weights, tokenizer, moments, keep_last))
-    else:
-        ranks.agree(lambda: None)
-    return path
+    own = own_names(model, held, ranks)
+    weights = gathered(held, keep=own.__contains__)
+    moments = optimizer.state_tensors(keep=own.__contains__)
 
-
-def _write(
-    final: Path,
-    state: RunState,
-    model: Any,
-    weights: dict[str, Tensor],
-    tokenizer: Any,
-    moments: dict[str, Tensor],
-    keep_last: int,
-) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    root, partial = final.parent, final.parent / f".{final.name}.partial"
-    try:
+    @_told(final)
+    def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial, state_dict=weights, safe_serialization=True)
+
+    @_told(final)
+    def write() -> Sums:
+        return _write_part(partial / PART.format(ranks.rank), model, weights, moments)
+
+    @_told(final)
+    def finish() -> None:
+        sums = _put_together(partial, {k: v for part in parts for k, v in part.items()})
         if adapts(model):
             model.config.save_pretrained(partial)  # transformers writes it beside weights only
         tokenizer.save_pretrained(partial)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in moments.items()},
-            partial / "optimizer.safetensors",
-        )
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-        _seal(partial)
+        _seal(partial, sums)
         if final.exists():  # it could not be used
             remove_checkpoint(final)
         partial.rename(final)
         _sync(root)
+
+    try:
+        ranks.by_first(begin)
+        parts = ranks.agree(write)
+        ranks.by_first(finish)
+    except RunError:
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    ranks.by_first(lambda: _remove_earlier(root, state.step, keep_last))
+    return final
+
+
+def own_names(model: Any, held: Mapping[str, Tensor], ranks: Ranks) -> set[str]:
+    """Which of the tensors ``held`` this process writes: about as much as any other.
+
+    A decoder layer's go to one process, for transformers may cut or join them when it writes them.
+    """
+    layers = wrapped_layers(model)
+    groups: dict[str, list[str]] = {}
+    for name in held:
+        layer = next((one for one in layers if name.startswith(f"{one}.")), "")
+        groups.setdefault("" if adapts(model) else layer, []).append(name)  # adapters: one file
+    found = list(groups.values())
+    share = ranks.share([float(sum(held[name].numel() for name in group)) for group in found])
+    return {name for task in share if task is not None for name in found[task]}
+
+
+def _write_part(
+    part: Path, model: Any, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> Sums:
+    """Write what this process keeps, in a folder of its own.
+
+    Returns:
+        The sums of its tensors' files, under their names beside ``part``.
+    """
+    from safetensors.torch import save_file
+
+    part.mkdir()
+    if weights:
+        # By itself transformers writes in the first process only, and elsewhere says nothing.
+        model.should_save_on_this_rank = lambda is_main_process: is_main_process
+        try:
+            model.save_pretrained(part, state_dict=dict(weights))
+        finally:
+            del model.should_save_on_this_rank
+        contiguous = {name: tensor.contiguous() for name, tensor in moments.items()}
+        save_file(contiguous, part / "optimizer.safetensors")
+    files = sorted(part.glob("*.safetensors"))
+    return {f"{part.name}/{path.name}": _synced(path) for path in files}
+
+
+def _put_together(folder: Path, written: Sums) -> Sums:
+    """Move what the processes wrote into ``folder`` itself, under the names it goes by."""
+    from safetensors import safe_open
+
+    sums: Sums = {}
+    weight_map: dict[str, str] = {}
+    for family in FAMILIES:
+        paths = [folder / name for name in written if Path(name).name.startswith(family)]
+        for number, path in enumerate(paths, 1):
+            place = "" if len(paths) == 1 else f"-{number:05d}-of-{len(paths):05d}"
+            name = f"{family}{place}.safetensors"
+            sums[name] = written[f"{path.parent.name}/{path.name}"]
+            path.rename(folder / name)
+            if family == "model":
+                with safe_open(folder / name, "pt") as file:
+                    weight_map |= dict.fromkeys(file.offset_keys(), name)
+    for path in (folder / PART.format(0)).iterdir():  # configs, adapters
+        path.rename(folder / path.name)
+    names = set(weight_map.values())
+    if len(names) > 1:  # as transformers lists the files of a model
+        size = sum(int(sums[name]["bytes"]) for name in names)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text)
+    for part in folder.glob(PART.format(0).replace("0", "?")):
+        for path in part.iterdir():  # the same configs
+            path.unlink()
+        part.rmdir()
+    return sums
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        RunError: instead of what a disk, or safetensors, says.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, SafetensorError) as error:  # a failed write of tensors is the latter
-        shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
-            f"cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make "
+            f"cannot write checkpoint {folder}: {error}. Earlier checkpoints are untouched; make "
             "room and go on with --resume"
         ) from error
-    earlier = [path for step, path in checkpoint_folders(root).items() if step <= state.step]
+
+
+def _remove_earlier(root: Path, step: int, keep_last: int) -> None:
+    earlier = [path for at, path in checkpoint_folders(root).items() if at <= step]
     for old in earlier[:-keep_last]:
         remove_checkpoint(old)
 
@@ -139,22 +236,33 @@ def latest_checkpoint(root: Path) -> tuple[FoundCheckpoint | None, list[str]]:
 
 def restore_optimizer(found: FoundCheckpoint, optimizer: Optimizer) -> None:
     """Give the optimizer the moments it had."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    tensors = load_file(found.path / "optimizer.safetensors")
-    optimizer.load_state_tensors(tensors, found.state.updates)
+    for path in sorted(found.path.glob("optimizer*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = file.offset_keys()
+            optimizer.load_state_tensors((name, file.get_tensor(name)) for name in names)
+    optimizer.updates = found.state.updates
 
 
-def _seal(folder: Path) -> None:
-    """Sync every file, then write the manifest that vouches for them."""
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    for path in files:
-        _sync(path)
-    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+def _seal(folder: Path, sums: Sums) -> None:
+    """Sync every file, then write the manifest that vouches for them.
+
+    Args:
+        sums: of the files that are synced already.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    manifest = {name: sums.get(name) or _synced(folder / name) for name in names}
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2) + "\n")
     _sync(path)
     _sync(folder)
+
+
+def _synced(path: Path) -> dict[str, int | str]:
+    """A file's entry of the manifest, when its bytes are on the disk."""
+    _sync(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _sync(path: Path) -> None:

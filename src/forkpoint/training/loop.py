@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -94,15 +94,11 @@ def train(
             directory.write_environment()
             finish_removals(directory.checkpoints_dir)
 
-        ranks.agree(take if ranks.first else _nothing)
+        ranks.by_first(take)
         told = observer if observer and ranks.first else Silent()
         run = _Run(config, directory, told, should_stop, ranks)
         stack.callback(run.close)
         return run.run()
-
-
-def _nothing() -> None:
-    """What other processes do while the first one writes."""
 
 
 class _Run:
@@ -118,7 +114,7 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.observer = config, directory, observer
         self.should_stop, self.ranks = should_stop, ranks
-        found, skipped = self._first(lambda: latest_checkpoint(directory.checkpoints_dir))
+        found, skipped = self.ranks.by_first(lambda: latest_checkpoint(directory.checkpoints_dir))
         for sentence in skipped:
             observer.note(sentence)
         self.parts: RunParts = build_parts(
@@ -133,7 +129,7 @@ class _Run:
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
         self.log = MetricsLog(directory.metrics_jsonl)
         logged = self.state.step if self.state.unevaluated is None else self.state.step - 1
-        self._first(lambda: self.log.truncate_after(logged if found else -1))
+        self.ranks.by_first(lambda: self.log.truncate_after(logged if found else -1))
         self.sampler = StepSampler(config, self.parts, should_stop)
         self.rows = RowMaker(self.parts.sampling.loaded.tokenizer, config.advantage.kind)
 
@@ -225,10 +221,10 @@ class _Run:
                 reference=parts.reference,
             )
         except NumericalError as error:
-            self._first(lambda: dump_batch(dump, batch))
+            self.ranks.by_first(lambda: dump_batch(dump, batch))
             return rollouts, None, str(error)
         if result.fault is not None:
-            self._first(lambda: dump_batch(dump, result.batch))
+            self.ranks.by_first(lambda: dump_batch(dump, result.batch))
         result.metrics["time/train_s"] = time.perf_counter() - started
         return rollouts, result, result.fault
 
@@ -238,7 +234,7 @@ class _Run:
         if keep != "none":
             rows = self.rows.rows(step, rollouts, result.batch if result else None, keep)
             path = self.directory.completions_dir("train") / f"step_{step:05d}.parquet"
-            self._first(lambda: write_completions(path, rows))
+            self.ranks.by_first(lambda: write_completions(path, rows))
 
     def _evaluates_at(self, step: int) -> bool:
         config = self.config.evaluation
@@ -257,7 +253,7 @@ class _Run:
         accuracy = evaluation.accuracy
         rows = (r for g in evaluation.groups for r in stored_rows(g, parts.loaded.tokenizer))
         path = self.directory.completions_dir("eval") / f"step_{step:05d}.parquet"
-        self._first(lambda: write_completions(path, rows))
+        self.ranks.by_first(lambda: write_completions(path, rows))
         self._log(
             line
             | {
@@ -272,12 +268,8 @@ class _Run:
         self.state = replace(self.state, unevaluated=None)
 
     def _log(self, line: dict[str, float]) -> None:
-        self._first(lambda: self.log.append(line))
+        self.ranks.by_first(lambda: self.log.append(line))
         self.observer.step(line)
-
-    def _first(self, write: Callable[[], Any]) -> Any:
-        """What the first process, which owns the run directory, does for all of them."""
-        return self.ranks.agree(write if self.ranks.first else _nothing)[0]
 
     def _save_after_fault(self) -> None:
         """Save what can be saved, and say from where the run goes on if that is not all."""

@@ -3,7 +3,7 @@
 Parameters and moments are float32, whatever a pass computes in: see ``policy.precision``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -64,26 +64,27 @@ class Optimizer:
     def zero_grad(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
 
-    def state_tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+    def state_tensors(
+        self, *, keep: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, Tensor]:
         """``<moment>/<parameter>`` -> tensor; empty before the first update.
 
         Args:
-            keep: see ``policy.precision.gathered``.
+            keep: whether this process wants those of a parameter; see ``gathered``.
         """
         state = {
             f"{moment}/{name}": value
             for name, parameter in self._parameters.items()
             for moment, value in self._adamw.state[parameter].items()
         }
-        return gathered(state, keep=keep)
+        return gathered(state, keep=lambda key: keep(key.split("/", 1)[1]))
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Continue from ``state_tensors()``."""
-        for key, value in tensors.items():
+    def load_state_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over some of ``state_tensors()``, one at a time."""
+        for key, value in tensors:
             moment, name = key.split("/", 1)
             parameter = self._parameters[name]
             # Cloned: what is read from a file may lie at any alignment (see policy.load).
             value = value.clone().to(parameter.device)
             counts = moment == "step"  # one number, not one a weight
             self._adamw.state[parameter][moment] = value if counts else like(value, parameter)
-        self.updates = updates

@@ -9,6 +9,7 @@ import torch
 
 from forkpoint.config import RunConfig
 from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.load import device_of
 from forkpoint.policy.precision import compute_in
 from forkpoint.ranks import ALONE, Ranks
 from forkpoint.sampling import SamplingParts, build_sampling
@@ -52,7 +53,8 @@ def build_parts(
             kind = "sparse" if gradient == "local" else gradient
             reference = _policy(frozen, config, kind, ranks)
         policy = _policy(loaded.model, config, gradient, ranks)
-        compute_in(policy, getattr(torch, config.model.compute_dtype))
+        dtype = getattr(torch, config.model.compute_dtype)
+        compute_in(policy, dtype, device_of(config.model.device))
         if policy.keys is not None and isinstance(sampling.engine, TransformersEngine):
             sampling.engine.keeper = KeyKeeper(policy.keys, config.rollout.group_size)
         parts = RunParts(

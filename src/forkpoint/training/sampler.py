@@ -127,13 +127,13 @@ class StepSampler:
             engine.give(folder, 60 * config.rollout.vllm.start_minutes)
             return engine.probe(config.rollout.temperature, config.training.seed + version)
 
-        probes: dict[str, Probe] = ranks.agree(give if ranks.first else _nothing)[0]
+        probes: dict[str, Probe] = ranks.by_first(give)
         expected = self._logprobs(probes)
 
         def settle() -> Any:
             return engine.compare(probes, expected), engine.accept(version, probes)
 
-        metrics, served = ranks.agree(settle if ranks.first else _nothing)[0]
+        metrics, served = ranks.by_first(settle)
         engine.follow(served)
         self._given = metrics | {
             "time/weights_s": time.perf_counter() - started,
@@ -179,7 +179,3 @@ class _Ahead:
             raise self._error
         assert self._found is not None
         return self._found
-
-
-def _nothing() -> Any:
-    """What the other processes do meanwhile."""

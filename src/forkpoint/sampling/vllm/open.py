@@ -63,7 +63,7 @@ def open_servers(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
                 server.wait(vllm.start_minutes)
             return [server.client.address for server in launched], folder
 
-        addresses, folder = ranks.agree(start if ranks.first else _nothing)[0]
+        addresses, folder = ranks.by_first(start)
         engine = VllmEngine(
             [Client(address) for address in addresses],
             tokenizer=loaded.tokenizer,
@@ -83,7 +83,7 @@ def open_servers(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
             engine.compare(probes, plain_logprobs(loaded.model, probes, config))
             return engine.accept(0, probes)
 
-        engine.follow(ranks.agree(settle if ranks.first else _nothing)[0])
+        engine.follow(ranks.by_first(settle))
         engine.on_close = stack.pop_all().close
     return engine
 
@@ -126,7 +126,3 @@ def _reviver(launched: Sequence[Launched], minutes: float) -> Callable[[Path], N
                     logger.warning("%s", error)
 
     return revive
-
-
-def _nothing() -> Any:
-    """What the other processes do meanwhile."""

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    loaded = load_model(ModelConfig(path="lab"))
+    loaded = load_model(ModelConfig(path="lab:game"))
     requests = lab_requests(loaded, options.requests)
     rows = [measure(loaded, requests, places, options.repeats) for places in options.places]
     options.out.write_text(

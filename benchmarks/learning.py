@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load_file
 from scipy.stats import t as student
 
-from forkpoint.lab import BASE_POLICY
+from forkpoint.lab import BASE_POLICIES
 
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "gradient": {
@@ -110,7 +110,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def changed(folder: Path) -> float:
     """The share of weights that differ from the shipped policy's."""
     (last,) = (folder / "checkpoints").glob("step_*")
-    before, after = (load_file(path / "model.safetensors") for path in (BASE_POLICY, last))
+    before, after = (
+        load_file(path / "model.safetensors") for path in (BASE_POLICIES["lab:game"], last)
+    )
     moved = sum(int((after[name] != before[name]).sum()) for name in before)
     return moved / sum(tensor.numel() for tensor in before.values())
 

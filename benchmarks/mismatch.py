@@ -1,6 +1,6 @@
 """How far bfloat16 sampling is from the trainer's numbers, with and without the float32 head.
 
-    python -m benchmarks.mismatch --model lab --prompts 16
+    python -m benchmarks.mismatch --model lab:game --prompts 16
     python -m benchmarks.mismatch --model models/smollm2 --prompts 2 --max-new-tokens 60
 
 Samples completions in bfloat16 and takes their log-probabilities and entropies once more in tree
@@ -27,11 +27,11 @@ SAMPLES = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="lab")
+    parser.add_argument("--model", default="lab:game")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=160)
     options = parser.parse_args()
-    lab = options.model == "lab"
+    lab = options.model == "lab:game"
     config = parse_config(
         {
             "model": {"path": options.model, "compute_dtype": "bfloat16"},

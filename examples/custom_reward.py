@@ -16,7 +16,7 @@ completions are lists of messages, as in TRL; the laboratory's are plain text.
 
 from typing import Any
 
-from forkpoint.lab import LabWorld, truth_of, verify
+from forkpoint.lab import GameWorld, truth_of, verify
 
 
 def quick_win(
@@ -31,9 +31,10 @@ def quick_win(
     a legal game that the token budget cut off."""
     rewards: list[float | None] = []
     for text, start, target in zip(completions, numbers, goal, strict=True):
-        world, words = LabWorld(), text.split()
-        legal = truth_of(world, start, target, words).legal_words == len(words)
-        won = verify(world, {"numbers": start, "goal": target}, text)
+        world, words = GameWorld(), text.split()
+        problem = {"numbers": start, "goal": target}
+        legal = truth_of(world, problem, words).legal_words == len(words)
+        won = verify(world, problem, text)
         unknown = legal and words[-1:] not in (["yes"], ["stop"])
         rewards.append(None if unknown else won / max(1, words.count("check")))
     return rewards

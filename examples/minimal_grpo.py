@@ -50,7 +50,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from forkpoint.lab import BASE_POLICY, LabWorld, draw_problem, verify
+from forkpoint.lab import BASE_POLICIES, GameWorld, draw_problem, verify
 from forkpoint.randomness import stream
 
 
@@ -145,7 +145,7 @@ def sample_groups(
     model: Any, tokenizer: Any, s: Settings, step: int, serials_P: Sequence[int]
 ) -> list[list[Answer]]:
     """G answers to each of the problems of the given numbers, with rewards and advantages."""
-    world, groups_P, u_B = LabWorld(), [], []
+    world, groups_P, u_B = GameWorld(), [], []
     problems_P = [draw_problem(world, seed=0, serial=n, split="train") for n in serials_P]
     for problem, serial in zip(problems_P, serials_P, strict=True):
         prompt_ids = tokenizer(problem.prompt)["input_ids"]
@@ -261,8 +261,8 @@ def train(model: Any, tokenizer: Any, s: Settings) -> Iterator[Report]:
 
 def load_base_policy() -> tuple[Any, Any]:
     """The laboratory's model, without dropout so that the policy is one function; its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(BASE_POLICY, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(BASE_POLICY)
+    model = AutoModelForCausalLM.from_pretrained(BASE_POLICIES["lab:game"], dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(BASE_POLICIES["lab:game"])
 
 
 def main() -> None:

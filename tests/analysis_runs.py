@@ -35,9 +35,9 @@ def interval(value: float, half: float = 0.0, n: int = 16) -> Estimate:
 
 
 PATTERN = Pattern(
-    model="lab",
+    model="lab:game",
     source="sampled",
-    task="lab",
+    task="lab:game",
     temperature=1.0,
     seed=17,
     tokens=1200,
@@ -94,7 +94,7 @@ def checkpoint(index: int, base: Estimate, final: Estimate) -> CheckpointEntropy
     return CheckpointEntropy(
         name=("base", "step_00010", "step_00020")[index],
         step=10 * index,
-        path="lab",
+        path="lab:game",
         overlap_with_base=base,
         overlap_with_final=final,
         mean_entropy=interval(0.25, 0.01),
@@ -107,7 +107,7 @@ def checkpoint(index: int, base: Estimate, final: Estimate) -> CheckpointEntropy
 
 DYNAMICS = Dynamics(
     source="sampled",
-    task="lab",
+    task="lab:game",
     temperature=1.0,
     seed=17,
     keep_fraction=0.2,
@@ -146,8 +146,8 @@ def point(temperature: float, accuracy: float) -> TemperaturePoint:
 
 
 TEMPERATURE = Temperature(
-    model="lab",
-    task="lab",
+    model="lab:game",
+    task="lab:game",
     entropy_threshold=0.5,
     threshold_percentile=80,
     threshold_source="sampled",
@@ -196,8 +196,8 @@ def group(positions: int, squared: float, half: float) -> GapGroup:
 
 
 BRANCHING = Branching(
-    model="lab",
-    task="lab",
+    model="lab:game",
+    task="lab:game",
     temperature=1.0,
     seed=17,
     keep_fraction=0.2,

@@ -105,7 +105,7 @@ def make_dynamics(names: Sequence[str]) -> Dynamics:
     mean = Estimate(value=0.5, low=None, high=None, n=1)
     return Dynamics(
         source="sampled from the last",
-        task="lab",
+        task="lab:game",
         temperature=1.0,
         seed=0,
         keep_fraction=0.2,
@@ -131,9 +131,9 @@ def make_dynamics(names: Sequence[str]) -> Dynamics:
 def make_pattern(**fields: Any) -> Pattern:
     """What is not given is made up."""
     given: dict[str, Any] = {
-        "model": "lab",
+        "model": "lab:game",
         "source": "sampled",
-        "task": "lab",
+        "task": "lab:game",
         "temperature": 1.0,
         "seed": 17,
         "tokens": 1200,

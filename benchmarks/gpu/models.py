@@ -11,7 +11,7 @@ import torch
 from benchmarks.workloads import Sampled, SampledGroup
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.config.stages import ModelConfig
-from forkpoint.lab import LabWorld, draw_problem
+from forkpoint.lab import GameWorld, draw_problem
 from forkpoint.policy import LoadedModel, PolicyModule, load_model
 from forkpoint.policy.body import enable_checkpointing
 from forkpoint.policy.precision import compute_in
@@ -192,7 +192,7 @@ def as_sampled(policy: PolicyModule, batch: TokenBatch, max_tokens: int) -> Toke
 
 def lab_requests(tokenizer: Any, *, prompts: int, samples: int) -> list[SampleRequest]:
     """Problems of the laboratory, ``samples`` completions of each wanted."""
-    world, requests = LabWorld(), []
+    world, requests = GameWorld(), []
     for serial in range(prompts):
         problem = draw_problem(world, seed=0, serial=serial, split="train")
         ids = tuple(tokenizer(problem.prompt)["input_ids"])

@@ -18,7 +18,7 @@ from forkpoint.cli import main as main_module
 from forkpoint.config import load_config, parse_config
 from forkpoint.demo import demo_configs
 from forkpoint.evaluation.statistics import bootstrap_interval
-from forkpoint.lab import BASE_POLICY
+from forkpoint.lab import BASE_POLICIES
 from forkpoint.report.provenance import leaves
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import part_files, read_completions
@@ -229,7 +229,7 @@ def test_run_directory_that_exists(here: Here, tmp_path: Path) -> None:
 
 
 def copy_of_lab(folder: Path) -> Path:
-    return Path(shutil.copytree(BASE_POLICY, folder))
+    return Path(shutil.copytree(BASE_POLICIES["lab:game"], folder))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def copy_of_lab(folder: Path) -> Path:
         ["analyze", "--run-dir", "a"],
         ["temperature", "--run-dir", "t"],
         ["branch", "--run-dir", "b", "--budget-tokens", "999999999"],
-        ["dynamics", "--run-dir", "d", "--base", "lab", "--checkpoints", "lab"],
+        ["dynamics", "--run-dir", "d", "--base", "lab:game", "--checkpoints", "lab:game"],
     ],
     ids=lambda command: command[0],
 )
@@ -345,7 +345,7 @@ def test_model_without_a_tokenizer(here: Here, tmp_path: Path) -> None:
 
 
 def test_model_without_a_chat_template(here: Here) -> None:
-    code, _, err = here("eval", "--model", "lab", "--task", "chain_sum")
+    code, _, err = here("eval", "--model", "lab:game", "--task", "chain_sum")
     assert code == USER_ERROR
     assert "the tokenizer has none (a base model?): set task.chat = false, or use an inst" in err
 
@@ -466,7 +466,7 @@ def test_doctor_says_what_runs_here(here: Here) -> None:
     assert code == 0
     for name in ("torch", "transformers", "reasoning-gym"):
         assert re.search(rf"^  {name} +\d+\.\d+", out, re.MULTILINE)
-    assert "laboratory policy shipped: forkpoint demo will run" in out
+    assert "policy lab:walk is shipped" in out
 
 
 @pytest.mark.parametrize(("missing", "code"), [("math-verify", 0), ("torch", USER_ERROR)])
@@ -486,7 +486,7 @@ def test_doctor_says_what_is_missing(
 
 
 def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
-    arguments = ["--model", "lab", "--task", "lab", "--problems", "8", "--samples", "2"]
+    arguments = ["--model", "lab:game", "--task", "lab:game", "--problems", "8", "--samples", "2"]
     # a busy machine may need long for what is quick
     patient = ["--set", 'rewards=[{type="task", timeout_s=60}]', "--run-dir", "out"]
     done = forkpoint("eval", *arguments, *patient, cwd=tmp_path)
@@ -500,8 +500,8 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
     low, high = bootstrap_interval(right, seed=20_000)
     assert printed == {
         "schema_version": 1,
-        "model": "lab",
-        "task": "lab",
+        "model": "lab:game",
+        "task": "lab:game",
         "temperature": 1.0,
         "seed": 20_000,
         "samples": 2,

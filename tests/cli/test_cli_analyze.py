@@ -44,7 +44,17 @@ def write_rollouts(path: Path, *completions: str, **fields: Any) -> Path:
 
 
 def test_the_command_of_the_documentation(here: Any, tmp_path: Path) -> None:
-    arguments = ["analyze", "--model", "lab", "--task", "lab", "--samples", "2", "--problems", "8"]
+    arguments = [
+        "analyze",
+        "--model",
+        "lab:game",
+        "--task",
+        "lab:game",
+        "--samples",
+        "2",
+        "--problems",
+        "8",
+    ]
     code, out, err = here(*arguments, "--run-dir", "run")
     assert (code, err) == (0, "")
     pattern = find_result(tmp_path / "run", Pattern)
@@ -114,7 +124,7 @@ def test_without_a_frequent_word_it_says_so(here: Any, tmp_path: Path) -> None:
     [
         (["--rollouts", "missing.jsonl"], "cannot read missing.jsonl: there is no such file"),
         (["--rollouts", "a.jsonl", "--samples", "3"], "--rollouts are completions already"),
-        (["--rollouts", "a.jsonl", "--task", "lab"], "--rollouts are completions already"),
+        (["--rollouts", "a.jsonl", "--task", "lab:game"], "--rollouts are completions already"),
         (["--rollouts", "a.jsonl", "--completion-column", "text"], "has no column 'text'"),
         (["--samples", "0"], "--problems and --samples must be 1 at least"),
         (["--model", "./nowhere"], "there is no such folder"),

@@ -77,8 +77,8 @@ def test_dynamics_of_named_models(here: Here, tmp_path: Path) -> None:
     disturbed_policy(tmp_path / "a", scale=0.05)
     disturbed_policy(tmp_path / "checkpoint-20", scale=0.2)
     code, _, err = here(
-        *("dynamics", "--base", "lab", "--checkpoints", "a", "checkpoint-20"),
-        *("--task", "lab", "--problems", "3", "--samples", "1", "--run-dir", "out", *QUICK),
+        *("dynamics", "--base", "lab:game", "--checkpoints", "a", "checkpoint-20"),
+        *("--task", "lab:game", "--problems", "3", "--samples", "1", "--run-dir", "out", *QUICK),
     )
     assert (code, err) == (0, "")
     found = result_of(tmp_path / "out", Dynamics)
@@ -90,7 +90,7 @@ def test_dynamics_of_named_models(here: Here, tmp_path: Path) -> None:
     # the same completions once more, now read from where they are
     existing = Path("out") / "completions" / "dynamics" / "sampled" / "part_00000.parquet"
     code, _, err = here(
-        *("dynamics", "--base", "lab", "--checkpoints", "a", "checkpoint-20"),
+        *("dynamics", "--base", "lab:game", "--checkpoints", "a", "checkpoint-20"),
         *("--rollouts", existing, "--run-dir", "again"),
     )
     assert (code, err) == (0, "")
@@ -105,10 +105,10 @@ def test_dynamics_of_named_models(here: Here, tmp_path: Path) -> None:
     [
         ((), "name a run, or --base, --checkpoints and --run-dir"),
         (("--run-dir", "out"), "name the models: --base MODEL --checkpoints MODEL"),
-        (("--base", "lab", "--run-dir", "out"), "name the models"),
+        (("--base", "lab:game", "--run-dir", "out"), "name the models"),
         (("nowhere",), "there is no file nowhere/config.json"),
         (("empty",), "empty has no checkpoints: train with --set checkpoint.every=4"),
-        (("empty", "--base", "lab"), "no --base, --checkpoints"),
+        (("empty", "--base", "lab:game"), "no --base, --checkpoints"),
         (("empty", "--rollouts", "x", "--problems", "3"), "--rollouts are completions already"),
         (("empty", "--problems", "0"), "must be 1 at least"),
     ],
@@ -124,7 +124,17 @@ def test_dynamics_that_cannot_be(
 
 
 def test_branch(here: Here, tmp_path: Path) -> None:
-    command = ("branch", "--model", "lab", "--task", "lab", "--run-dir", "out", "--samples", "1")
+    command = (
+        "branch",
+        "--model",
+        "lab:game",
+        "--task",
+        "lab:game",
+        "--run-dir",
+        "out",
+        "--samples",
+        "1",
+    )
     small = ("--problems", "8", "--continuations", "3", *QUICK)
     code, out, err = here(*command, *small, "--budget-tokens", "1500")
     assert (code, err) == (0, "")

@@ -15,7 +15,7 @@ from forkpoint.analysis import temperature as analysis
 from forkpoint.cli import main as main_module
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import Interrupted
-from forkpoint.lab import LabWorld, draw_problem, verify
+from forkpoint.lab import GameWorld, draw_problem, verify
 from forkpoint.policy.load import load_model
 from forkpoint.runs.results import Temperature, TemperaturePoint, read_result, result_path
 from forkpoint.sampling import SampleRequest
@@ -50,7 +50,9 @@ Here = Callable[..., tuple[int, str, str]]
 
 
 def test_on_the_laboratory(here: Here, tmp_path: Path) -> None:
-    arguments = "--model lab --task lab --run-dir D --problems 4 --samples 2 --temperatures 0.5"
+    arguments = (
+        "--model lab:game --task lab:game --run-dir D --problems 4 --samples 2 --temperatures 0.5"
+    )
     code, out, _ = here(*arguments.split(), "--set", "rollout.max_new_tokens=60")
     assert code == 0
     found = read_result(result_path(tmp_path / "D", Temperature), Temperature)
@@ -69,8 +71,10 @@ def test_on_the_laboratory(here: Here, tmp_path: Path) -> None:
 
 def sampled(split: SplitTemperature | None) -> list[Any]:
     """What the engine answers to the same requests."""
-    loaded = load_model(ModelConfig(path="lab"))
-    problems = [draw_problem(LabWorld(), seed=20_000, serial=n, split="held_out") for n in range(4)]
+    loaded = load_model(ModelConfig(path="lab:game"))
+    problems = [
+        draw_problem(GameWorld(), seed=20_000, serial=n, split="held_out") for n in range(4)
+    ]
     prompts = [
         Prompt(problem=p, token_ids=tuple(loaded.tokenizer(p.prompt)["input_ids"]))
         for p in problems
@@ -92,7 +96,7 @@ def assert_measured(point: TemperaturePoint, varied: str, threshold: float) -> N
     """A point of the file against answers sampled and verified here."""
     pair = (point.temperature, 1.0) if varied == "forks" else (1.0, point.temperature)
     made = sampled(SplitTemperature(threshold_nats=threshold, above=pair[0], below=pair[1]))
-    world = LabWorld()
+    world = GameWorld()
     right = [
         verify(
             world,

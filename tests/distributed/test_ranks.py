@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from forkpoint.errors import Interrupted, NumericalError
-from forkpoint.lab import BASE_POLICY
+from forkpoint.lab import BASE_POLICIES
 from forkpoint.ranks import ALONE, Ranks
 from forkpoint.runs.checkpoints import checkpoint_fault
 from forkpoint.runs.completions import read_completions
@@ -195,7 +195,7 @@ def test_every_way_to_train_is_the_same_on_two(settings: dict[str, Any], tmp_pat
 def test_other_families_are_the_same_on_two(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(BASE_POLICY))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(BASE_POLICIES["lab:game"]))
     model = build(family, vocab_size=len(tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(tmp_path / "model")

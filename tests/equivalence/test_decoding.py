@@ -24,7 +24,7 @@ LAYERS = 2  # of the tiny model
 
 @pytest.fixture(params=["tiny", "lab"])
 def policy(request: pytest.FixtureRequest, loaded: LoadedModel) -> LoadedModel:
-    return loaded if request.param == "tiny" else load_model(ModelConfig(path="lab"))
+    return loaded if request.param == "tiny" else load_model(ModelConfig(path="lab:game"))
 
 
 def test_sampling_is_the_same_to_the_last_bit(

@@ -13,7 +13,7 @@ from forkpoint.batching import build_batch
 from forkpoint.config.stages import ModelConfig
 from forkpoint.entropy import reference_entropy, reference_logprob
 from forkpoint.errors import Interrupted, NumericalError
-from forkpoint.lab import LabWorld, draw_problem
+from forkpoint.lab import GameWorld, draw_problem
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.sampling.base import SampleRequest, SamplingSettings
@@ -34,7 +34,7 @@ def prompts_of(loaded: LoadedModel) -> list[Prompt]:
         lengths = [1, 7, 3, 12]
         rows = [torch.randint(2, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
     else:
-        worlds = [LabWorld(numbers=n) for n in (2, 3, 4, 3)]
+        worlds = [GameWorld(numbers=n) for n in (2, 3, 4, 3)]
         texts = [
             draw_problem(world, seed=4, serial=n, split="held_out").prompt
             for n, world in enumerate(worlds)
@@ -68,7 +68,7 @@ def sample(
 
 @pytest.fixture(params=["tiny", "lab"])
 def policy(request: pytest.FixtureRequest, loaded: LoadedModel) -> LoadedModel:
-    return loaded if request.param == "tiny" else load_model(ModelConfig(path="lab"))
+    return loaded if request.param == "tiny" else load_model(ModelConfig(path="lab:game"))
 
 
 @pytest.fixture

@@ -250,7 +250,7 @@ def test_rows_of_one_sequence_need_no_mask(attention: str, monkeypatch: pytest.M
 
 
 def test_flex_attention_on_a_cpu_is_refused() -> None:
-    config = ModelConfig(path="lab", attention="flex_attention", device="cpu")
+    config = ModelConfig(path="lab:game", attention="flex_attention", device="cpu")
     with pytest.raises(ModelError, match="FlexAttention has no backward pass on a CPU"):
         load_model(config, trained=True)
 

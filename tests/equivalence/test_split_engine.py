@@ -19,7 +19,7 @@ from tests.equivalence.test_engine import prompts_of, requests_of, sample
 
 @pytest.fixture(params=["tiny", "lab"])
 def policy(request: pytest.FixtureRequest, loaded: LoadedModel) -> LoadedModel:
-    return loaded if request.param == "tiny" else load_model(ModelConfig(path="lab"))
+    return loaded if request.param == "tiny" else load_model(ModelConfig(path="lab:game"))
 
 
 def split(threshold: float, above: float, below: float) -> SplitTemperature:

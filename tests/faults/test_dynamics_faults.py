@@ -14,7 +14,7 @@ from forkpoint.analysis.checkpoints import (
 from forkpoint.analysis.dynamics import DynamicsJob, measure_dynamics
 from forkpoint.config import load_config
 from forkpoint.errors import ConfigError, DataError, ForkpointError, ModelError, RunError
-from forkpoint.lab import LabWorld
+from forkpoint.lab import GameWorld
 from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.runs.completions import StoredCompletion, write_completions
 from forkpoint.types import Completion, FinishReason
@@ -25,7 +25,7 @@ CONFIG = load_config(None, SMALL)
 
 
 def comparing(*paths: Path | str) -> DynamicsJob:
-    return DynamicsJob(config=CONFIG, checkpoints=named_checkpoints("lab", [*map(str, paths)]))
+    return DynamicsJob(config=CONFIG, checkpoints=named_checkpoints("lab:game", [*map(str, paths)]))
 
 
 def row_of(token_ids: list[int]) -> StoredCompletion:
@@ -53,13 +53,15 @@ def one_line(error: pytest.ExceptionInfo[ForkpointError]) -> str:
 
 def test_a_run_without_checkpoints_says_how_to_keep_some(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
-        checkpoints_of_run(tmp_path, "lab")
+        checkpoints_of_run(tmp_path, "lab:game")
     assert "--set checkpoint.every=4 --set checkpoint.keep_last=99" in one_line(caught)
 
 
 def test_another_architecture(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "tiny")
-    with pytest.raises(ModelError, match=r"tiny is not a checkpoint of lab: \w+ is ") as caught:
+    with pytest.raises(
+        ModelError, match=r"tiny is not a checkpoint of lab:game: \w+ is "
+    ) as caught:
         measure_dynamics(comparing(tmp_path / "tiny"), tmp_path / "out")
     one_line(caught)
     assert not (tmp_path / "out").exists()  # refused before anything is done
@@ -71,7 +73,9 @@ def test_another_vocabulary_of_the_same_size(tmp_path: Path) -> None:
     vocabulary = words["model"]["vocab"]
     vocabulary["n1"], vocabulary["n2"] = vocabulary["n2"], vocabulary["n1"]
     (folder / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"tokenizer of .*swapped is not the one of lab") as caught:
+    with pytest.raises(
+        ModelError, match=r"tokenizer of .*swapped is not the one of lab:game"
+    ) as caught:
         check_comparable(comparing(folder).checkpoints)
     one_line(caught)
 
@@ -81,7 +85,7 @@ def test_weights_without_a_tokenizer_are_the_bases(tmp_path: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
     check_comparable(comparing(folder).checkpoints)  # nothing is raised
-    build_tokenizer(LabWorld()).save_pretrained(folder)
+    build_tokenizer(GameWorld()).save_pretrained(folder)
     check_comparable(comparing(folder).checkpoints)
 
 
@@ -96,11 +100,11 @@ def test_weights_that_were_cut_off(tmp_path: Path) -> None:
     folder = disturbed_policy(tmp_path / "cut", scale=0.0)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    token_ids = build_tokenizer(LabWorld())("pick n1")["input_ids"]
+    token_ids = build_tokenizer(GameWorld())("pick n1")["input_ids"]
     write_completions(tmp_path / "rows.parquet", [row_of(token_ids)])
     job = DynamicsJob(
         config=CONFIG,
-        checkpoints=named_checkpoints("lab", [str(folder)]),
+        checkpoints=named_checkpoints("lab:game", [str(folder)]),
         rollouts=tmp_path / "rows.parquet",
     )
     with pytest.raises(ModelError, match="cut") as caught:
@@ -113,7 +117,7 @@ def test_weights_that_were_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0.0, -0.2, 1.5])
 def test_a_share_that_is_none(keep: float, tmp_path: Path) -> None:
     job = DynamicsJob(
-        config=CONFIG, checkpoints=named_checkpoints("lab", ["lab"]), keep_fraction=keep
+        config=CONFIG, checkpoints=named_checkpoints("lab:game", ["lab:game"]), keep_fraction=keep
     )
     with pytest.raises(ConfigError, match="--keep-fraction"):
         measure_dynamics(job, tmp_path)
@@ -122,7 +126,9 @@ def test_a_share_that_is_none(keep: float, tmp_path: Path) -> None:
 def test_completions_of_another_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     write_completions(path, [row_of([7, 8, 9])])
-    job = DynamicsJob(config=CONFIG, checkpoints=named_checkpoints("lab", ["lab"]), rollouts=path)
+    job = DynamicsJob(
+        config=CONFIG, checkpoints=named_checkpoints("lab:game", ["lab:game"]), rollouts=path
+    )
     with pytest.raises(DataError, match="tokenizer does not match the stored ids") as caught:
         measure_dynamics(job, tmp_path / "out")
     one_line(caught)
@@ -138,7 +144,7 @@ def test_a_part_that_cannot_be_read_names_itself(
                 "evaluation": CONFIG.evaluation.model_copy(update={"problems": 1, "samples": 1})
             }
         ),
-        checkpoints=named_checkpoints("lab", ["lab"]),
+        checkpoints=named_checkpoints("lab:game", ["lab:game"]),
     )
     measure_dynamics(job, tmp_path)
     part = tmp_path / "completions" / "dynamics" / "checkpoint_00001.parquet"

@@ -45,5 +45,5 @@ def test_a_data_set(lookups: list[Any], capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_folder_asks_for_no_network(lookups: list[Any]) -> None:
-    load_model(ModelConfig(path="lab"))
+    load_model(ModelConfig(path="lab:game"))
     assert lookups == []

@@ -155,7 +155,7 @@ def test_what_else_is_left_behind(done: Path) -> None:
 
 def test_the_summary_knows_the_laboratory(done: Path) -> None:
     found = pattern(done)
-    assert (found.completions, found.prompts, found.task) == (12, 6, "lab")
+    assert (found.completions, found.prompts, found.task) == (12, 6, "lab:game")
     assert found.tokens == sum(len(row.completion) for row in stored(done))
     # the shipped policy: forks are found, entropies are near the truth
     assert found.lab is not None
@@ -238,7 +238,7 @@ def test_settings_of_a_start_that_failed_are_forgotten(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot read the text"):
         run(tmp_path, AnalysisSettings(rollouts=empty))
     assert run(tmp_path, config=config(problems=1)).prompts == 1
-    assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab"
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab:game"
 
 
 def test_a_trained_run_keeps_its_configuration(tmp_path: Path) -> None:

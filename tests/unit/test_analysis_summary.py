@@ -13,7 +13,7 @@ from forkpoint.analysis.words import find_words, read_words, write_words
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import RunError
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
-from forkpoint.lab import LabWorld, truth_of
+from forkpoint.lab import GameWorld, truth_of
 from forkpoint.runs.completions import part_files
 from forkpoint.runs.results import EntropyBin, Estimate, Pattern
 from forkpoint.runs.resume import leaves
@@ -49,7 +49,7 @@ def test_headline_numbers_by_hand(tmp_path: Path) -> None:
     )
     pattern = pattern_of(store)
     expected = {
-        "model": "lab",
+        "model": "lab:game",
         "source": "sampled",
         "task": "chain_sum",
         "temperature": 1.0,
@@ -252,9 +252,9 @@ def game(words: str, entropies: list[float], number: int = 0) -> Any:
 
 
 def test_a_true_measurement_has_no_error(tmp_path: Path) -> None:
-    truth = truth_of(LabWorld(), (3, 5, 2), 16, GAME.split())
+    truth = truth_of(GameWorld(), {"numbers": (3, 5, 2), "goal": 16}, GAME.split())
     found = lab_truth(
-        make_store(tmp_path, [game(GAME, list(truth.entropies))]), LabWorld(), 0.2, temperature=1.0
+        make_store(tmp_path, [game(GAME, list(truth.entropies))]), GameWorld(), 0.2, temperature=1.0
     )
     assert found is not None
     forks = sum(truth.forks)
@@ -274,9 +274,9 @@ def test_a_true_measurement_has_no_error(tmp_path: Path) -> None:
 def test_nothing_is_true_after_an_illegal_word(tmp_path: Path) -> None:
     # "pick n3 or": the third word is illegal, so "and" was forced there and the rest has no truth
     store = make_store(tmp_path, [game("pick n3 or n5 :", [0.1, 1.0, 0.3, 9.0, 9.0])])
-    found = lab_truth(store, LabWorld(), 0.2, temperature=1.0)
+    found = lab_truth(store, GameWorld(), 0.2, temperature=1.0)
     assert found is not None
-    first = truth_of(LabWorld(), (3, 5, 2), 16, ["pick", "n3"]).entropies[1]
+    first = truth_of(GameWorld(), {"numbers": (3, 5, 2), "goal": 16}, ["pick", "n3"]).entropies[1]
     assert found.tokens == 3
     assert found.entropy_error == pytest.approx((0.1 + abs(1.0 - first) + 0.3) / 3, rel=1e-6)
     assert found.forced_entropy_measured == pytest.approx(0.2)
@@ -285,9 +285,9 @@ def test_nothing_is_true_after_an_illegal_word(tmp_path: Path) -> None:
 
 def test_the_laboratory_is_recognised_by_its_prompts(tmp_path: Path) -> None:
     other = make_completion(1, texts=["a"])
-    assert lab_truth(make_store(tmp_path / "a", [other]), LabWorld(), 0.2, temperature=1.0) is None
+    assert lab_truth(make_store(tmp_path / "a", [other]), GameWorld(), 0.2, temperature=1.0) is None
     mixed = make_store(tmp_path / "b", [game("pick n3", [0.0, 1.0])], [other])
-    assert lab_truth(mixed, LabWorld(), 0.2, temperature=1.0) is None
+    assert lab_truth(mixed, GameWorld(), 0.2, temperature=1.0) is None
 
 
 def test_truth_of_another_temperature_is_not_known(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_truth_of_another_temperature_is_not_known(tmp_path: Path) -> None:
     plain = summarise(store, words_of(store), described(), SummarySettings())
     assert plain.lab is not None
     assert None not in (plain.lab.fork_entropy_true, plain.lab.entropy_error)
-    assert plain.task == "lab"
+    assert plain.task == "lab:game"
 
 
 def test_a_text_without_forks_has_no_precision(tmp_path: Path) -> None:

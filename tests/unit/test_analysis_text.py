@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.lab import LabWorld
+from forkpoint.lab import GameWorld
 from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.sampling.pieces import LONGEST_WAIT, TokenPieces
 
@@ -96,4 +96,4 @@ def test_the_laboratory_is_read_back(ids: list[int]) -> None:
     assert [text.strip() for text in texts] == tokenizer.convert_ids_to_tokens(ids)
 
 
-LABORATORY = build_tokenizer(LabWorld())
+LABORATORY = build_tokenizer(GameWorld())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from forkpoint.lab import LabWorld
+from forkpoint.lab import GameWorld
 from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.runs import vocabulary
 from forkpoint.runs.vocabulary import ensure_vocabulary, read_texts, vocabulary_texts
@@ -47,7 +47,7 @@ def test_texts_of_a_file_come_back(tmp_path: Path) -> None:
 
 @given(st.lists(st.floats(0, 1, exclude_max=True)))
 def test_texts_put_together_are_the_text(places: list[float]) -> None:
-    tokenizer = build_tokenizer(LabWorld())
+    tokenizer = build_tokenizer(GameWorld())
     texts = vocabulary_texts(tokenizer)
     ids = [int(place * len(texts)) for place in places]
     word = texts.index(" pick")
@@ -55,7 +55,7 @@ def test_texts_put_together_are_the_text(places: list[float]) -> None:
 
 
 def test_a_large_vocabulary_is_decoded_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = vocabulary_texts(build_tokenizer(LabWorld()))
+    whole = vocabulary_texts(build_tokenizer(GameWorld()))
     monkeypatch.setattr(vocabulary, "BATCH", 7)
-    assert vocabulary_texts(build_tokenizer(LabWorld())) == whole
-    assert len(whole) == len(build_tokenizer(LabWorld()))
+    assert vocabulary_texts(build_tokenizer(GameWorld())) == whole
+    assert len(whole) == len(build_tokenizer(GameWorld()))

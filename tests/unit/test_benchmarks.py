@@ -74,7 +74,7 @@ def test_long_rows_are_measured_and_told_by_the_token() -> None:
 
 
 def test_both_ways_of_admission_are_clocked() -> None:
-    loaded = load_model(ModelConfig(path="lab"))
+    loaded = load_model(ModelConfig(path="lab:game"))
     requests = admission.lab_requests(loaded, 5)
     row = admission.measure(loaded, requests, 2, 1)
     assert row["ratios"] == [row["whole_s"] / row["admitted_s"]]

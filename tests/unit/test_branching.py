@@ -15,7 +15,7 @@ from forkpoint.analysis.branching import BranchSettings, measure_branching
 from forkpoint.analysis.continuations import Continuer, Place
 from forkpoint.config import load_config
 from forkpoint.errors import ConfigError, Interrupted, ModelError, RunError
-from forkpoint.lab import LabWorld, truth_of
+from forkpoint.lab import GameWorld, truth_of
 from forkpoint.runs.completions import StoredCompletion, read_completions
 from forkpoint.runs.results import Branching, GapGroup, read_result, result_path
 from forkpoint.sampling import SampleRequest
@@ -285,7 +285,7 @@ def test_breaking_the_rules_of_the_game_costs_everything(
     for row in found.replacements:
         game = columns[row.prompt_id]
         said = words[row.prompt_id, row.sample]
-        truth = truth_of(LabWorld(), game["numbers"], game["goal"], said)
+        truth = truth_of(GameWorld(), game, said)
         if row.position < truth.legal_words and not truth.forks[row.position]:
             forced += 1
             assert row.value_alternative == 0.0
@@ -372,8 +372,8 @@ def test_a_start_that_failed_can_be_made_with_other_settings(tmp_path: Path) -> 
         measure_branching(typo, SETTINGS, tmp_path)
     one = load_config(None, [*SMALL, "evaluation.problems=1"])
     summary = measure_branching(one, replace(SETTINGS, budget_tokens=60), tmp_path)
-    assert summary.model == "lab"
-    assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab"
+    assert summary.model == "lab:game"
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "lab:game"
 
 
 def test_a_pair_whose_verifier_failed_is_left_out_and_counted(

@@ -51,7 +51,7 @@ def measured(
 ) -> tuple[Path, Dynamics, DynamicsJob]:
     """The same run with its dynamics measured."""
     root, config = trained
-    job = DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab"))
+    job = DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab:game"))
     out = tmp_path_factory.mktemp("measured") / "out"
     return out, measure_dynamics(job, out), job
 
@@ -74,7 +74,7 @@ def plainly(
     config: RunConfig, checkpoint: Checkpoint, rows: Sequence[StoredCompletion]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Entropies and log-probabilities from all logits of one sequence at a time, in float64."""
-    weights = None if checkpoint.path == "lab" else Path(checkpoint.path)
+    weights = None if checkpoint.path == "lab:game" else Path(checkpoint.path)
     model = load_model(config.model, weights=weights).model
     entropies, logprobs = [], []
     for row in rows:
@@ -203,7 +203,7 @@ def test_one_model_is_in_memory_at_a_time(
     one = config.evaluation.model_copy(update={"problems": 1, "samples": 1})
     config = config.model_copy(update={"evaluation": one})
     measure_dynamics(
-        DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab")), tmp_path
+        DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab:game")), tmp_path
     )
     assert len(models) == 3
 
@@ -217,10 +217,10 @@ def test_a_moved_run_goes_on_and_other_settings_are_refused(
     one = config.evaluation.model_copy(update={"problems": 2, "samples": 1})
     config = config.model_copy(update={"evaluation": one})
     first = measure_dynamics(
-        DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab")), root
+        DynamicsJob(config=config, checkpoints=checkpoints_of_run(root, "lab:game")), root
     )
     moved = root.rename(tmp_path / "elsewhere")
-    job = DynamicsJob(config=config, checkpoints=checkpoints_of_run(moved, "lab"))
+    job = DynamicsJob(config=config, checkpoints=checkpoints_of_run(moved, "lab:game"))
     again = measure_dynamics(job, moved)
     assert [c.overlap_with_base for c in again.checkpoints] == [
         c.overlap_with_base for c in first.checkpoints
@@ -262,7 +262,7 @@ def test_checkpoints_of_a_run_are_in_the_order_of_training(tmp_path: Path) -> No
         (folder / name / "model.safetensors").touch()
     (folder / "step_00012").mkdir()  # of a deletion that was killed
     (folder / "step_00012" / "manifest.json").touch()
-    found = checkpoints_of_run(tmp_path, "lab")
+    found = checkpoints_of_run(tmp_path, "lab:game")
     assert [(c.name, c.step) for c in found] == [
         ("base", 0),
         ("step_00004", 4),
@@ -281,6 +281,6 @@ def test_checkpoints_of_a_run_are_in_the_order_of_training(tmp_path: Path) -> No
     ],
 )
 def test_steps_are_read_off_names(path: str, step: int | None) -> None:
-    base, found = named_checkpoints("lab", [path])
-    assert (base.step, base.path) == (0, "lab")
+    base, found = named_checkpoints("lab:game", [path])
+    assert (base.step, base.path) == (0, "lab:game")
     assert (found.step, found.path) == (step, path)

@@ -10,25 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.lab import EOS, LabWorld, Walk, draw_problem, verify
+from forkpoint.lab import EOS, GameWorld, draw_problem, verify
+from forkpoint.lab.game import OPERATORS, Game, Move, legal_moves
 from forkpoint.lab.problems import HELD_OUT_SHARE, split_of
-from forkpoint.lab.world import (
-    OPERATORS,
-    IllegalWordError,
-    Move,
-    demonstrate,
-    legal_moves,
-)
+from forkpoint.lab.world import IllegalWordError, demonstrate
 from forkpoint.randomness import stream
 
-SMALL = LabWorld(numbers=2, max_result=9, max_tries=2, again_probability=0.25)
+SMALL = GameWorld(numbers=2, max_result=9, max_tries=2, again_probability=0.25)
 
 
 def next_words(
-    world: LabWorld, numbers: Sequence[int], goal: int, prefix: Sequence[str]
+    world: GameWorld, numbers: Sequence[int], goal: int, prefix: Sequence[str]
 ) -> dict[str, float]:
     """The demonstration policy's next-word distribution after ``prefix``."""
-    walk = Walk(world, numbers, goal)
+    walk = Game(world, numbers, goal)
     for word in prefix:
         walk.advance(word)
     return walk.distribution()
@@ -43,14 +38,14 @@ def after(text: str, numbers: Sequence[int] = (1, 2), goal: int = 3) -> dict[str
 
 
 def demonstrations(
-    world: LabWorld, count: int, seed: int = 0
+    world: GameWorld, count: int, seed: int = 0
 ) -> list[tuple[tuple[int, ...], int, list[str]]]:
     """(numbers, goal, words) of random plays of training problems."""
     made = []
     for serial in range(count):
         columns = draw_problem(world, seed=seed, serial=serial, split="train").columns
         numbers, goal = columns["numbers"], columns["goal"]
-        words = demonstrate(world, numbers, goal, stream(seed, "test demonstration", serial))
+        words = demonstrate(world, columns, stream(seed, "test demonstration", serial))
         made.append((numbers, goal, words))
     return made
 
@@ -107,7 +102,7 @@ def test_a_failure_may_be_followed_by_another_try_until_the_last() -> None:
 
 @pytest.mark.parametrize(("again", "word"), [(0.0, "stop"), (1.0, "again")])
 def test_a_certain_answer_is_not_a_choice(again: float, word: str) -> None:
-    world = LabWorld(numbers=2, again_probability=again)
+    world = GameWorld(numbers=2, again_probability=again)
     lost = said("pick n2 and n1 : n2 - n1 = n1 ; check n1 = n3 no")
     assert next_words(world, [1, 2], 3, lost) == {word: 1}
 
@@ -122,9 +117,9 @@ BY_VERBOSITY = {
 
 @pytest.mark.parametrize("verbosity", BY_VERBOSITY)
 def test_a_try_in_words(verbosity: int) -> None:
-    world = LabWorld(verbosity=verbosity)
+    world = GameWorld(verbosity=verbosity)
     text = BY_VERBOSITY[verbosity]
-    walk = Walk(world, (3, 5, 2), 16)
+    walk = Game(world, (3, 5, 2), 16)
     for word in text.split():
         assert word in walk.distribution()
         walk.advance(word)
@@ -134,12 +129,12 @@ def test_a_try_in_words(verbosity: int) -> None:
     assert walk.ended
     columns = {"numbers": (3, 5, 2), "goal": 16}
     assert verify(world, columns, text) == 1
-    assert verify(LabWorld(verbosity=(verbosity + 1) % 3), columns, text) == 0
+    assert verify(GameWorld(verbosity=(verbosity + 1) % 3), columns, text) == 0
 
 
 def test_what_is_left_keeps_its_order_and_the_result_comes_last() -> None:
     # 5, 4, 1, 6 without 5 and 1, and then 5 - 1: 4, 6, 4; another try starts from all of them
-    world = LabWorld(numbers=4)
+    world = GameWorld(numbers=4)
     first = "pick n5 and n1 : n5 - n1 = n4 ;"
     rest = "left n4 n6 n4 | pick n4 and n4 : n4 - n4 = n0 ; left n6 n0 | "
     rest += "pick n6 and n0 : n6 * n0 = n0 ; check n0 = n9 no again"
@@ -171,12 +166,12 @@ def test_an_illegal_word_is_refused_by_name(prefix: str, word: str) -> None:
 
 
 def test_the_vocabulary_has_every_word_that_is_said() -> None:
-    world = LabWorld()
+    world = GameWorld()
     words = world.vocabulary()
     assert len(words) == len(set(words))
     assert set(OPERATORS) <= set(words)
     for verbosity in BY_VERBOSITY:
-        for _, _, said in demonstrations(LabWorld(verbosity=verbosity), 30):
+        for _, _, said in demonstrations(GameWorld(verbosity=verbosity), 30):
             assert set(said) - {EOS} <= set(words)
 
 
@@ -185,15 +180,15 @@ def test_the_vocabulary_has_every_word_that_is_said() -> None:
 MOVE = r"pick n(\d+) and n(\d+) : n(\d+) ([-+*]) n(\d+) = n(\d+)(?: ; left ([n\d ]+))?"
 
 
-def reread(world: LabWorld, numbers: Sequence[int], goal: int, text: str) -> bool:
-    """Whether a text of verbosity 2 is a win: a parser that shares nothing with ``Walk``."""
+def reread(world: GameWorld, numbers: Sequence[int], goal: int, text: str) -> bool:
+    """Whether a text of verbosity 2 is a win: a parser that shares nothing with ``Game``."""
     tries = text.split(" again ")
     results = [read_try(world, list(numbers), goal, t) for t in tries]
     lost = all(result is not None and result != goal for result in results[:-1])
     return len(tries) <= world.max_tries and lost and results[-1] == goal
 
 
-def read_try(world: LabWorld, left: list[int], goal: int, text: str) -> int | None:
+def read_try(world: GameWorld, left: list[int], goal: int, text: str) -> int | None:
     """The last number of a well-formed try, None for anything else."""
     steps, marker, verdict = text.partition(" ; check ")
     moves = [re.fullmatch(MOVE, step) for step in steps.split(" | ")]
@@ -218,7 +213,7 @@ def read_try(world: LabWorld, left: list[int], goal: int, text: str) -> int | No
 
 
 def test_winning_demonstrations_are_accepted_and_others_are_not() -> None:
-    world = LabWorld()
+    world = GameWorld()
     wins = 0
     for numbers, goal, words in demonstrations(world, 200):
         text = " ".join(words[:-1])
@@ -236,10 +231,10 @@ def test_a_changed_word_is_refused_unless_the_game_is_still_won(
     data: st.DataObject, serial: int, position: int
 ) -> None:
     numbers_count = data.draw(st.integers(2, 4))
-    world = LabWorld(numbers=numbers_count, max_tries=8, again_probability=0.9)
+    world = GameWorld(numbers=numbers_count, max_tries=8, again_probability=0.9)
     columns = draw_problem(world, seed=3, serial=serial, split="train").columns
     numbers, goal = columns["numbers"], columns["goal"]
-    words = demonstrate(world, numbers, goal, stream(3, "test demonstration", serial))[:-1]
+    words = demonstrate(world, columns, stream(3, "test demonstration", serial))[:-1]
     position %= len(words)
     others = data.draw(st.lists(st.sampled_from(world.vocabulary()), min_size=3, max_size=8))
     for word in [*others, *OPERATORS, "again", "yes", ""]:
@@ -253,20 +248,20 @@ def test_a_changed_operator_may_still_win() -> None:
     for operator in "+*":  # 2 + 2 = 2 * 2
         text = f"pick n2 and n2 : n2 {operator} n2 = n4 ; left n3 n4 | "
         text += "pick n3 and n4 : n3 + n4 = n7 ; check n7 = n7 yes"
-        assert verify(LabWorld(), columns, text) == 1
-    assert verify(LabWorld(), columns, text.replace("*", "-")) == 0
+        assert verify(GameWorld(), columns, text) == 1
+    assert verify(GameWorld(), columns, text.replace("*", "-")) == 0
 
 
 @pytest.mark.parametrize("rest", [EOS, "again", "yes", "pick", "stop"])
 def test_nothing_may_follow_a_win(rest: str) -> None:
     columns = {"numbers": (3, 5, 2), "goal": 16}
-    assert verify(LabWorld(), columns, BY_VERBOSITY[2]) == 1
-    assert verify(LabWorld(), columns, f"{BY_VERBOSITY[2]} {rest}") == 0
+    assert verify(GameWorld(), columns, BY_VERBOSITY[2]) == 1
+    assert verify(GameWorld(), columns, f"{BY_VERBOSITY[2]} {rest}") == 0
 
 
 @pytest.mark.parametrize("text", ["", " ", "n16", "banana", "check n16 = n16 yes", EOS])
 def test_anything_else_is_zero_and_never_an_error(text: str) -> None:
-    assert verify(LabWorld(), {"numbers": (3, 5, 2), "goal": 16}, text) == 0
+    assert verify(GameWorld(), {"numbers": (3, 5, 2), "goal": 16}, text) == 0
 
 
 # ---- problems -----------------------------------------------------------------------------------
@@ -285,7 +280,7 @@ def reachable(numbers: tuple[int, ...], most: int) -> set[int]:
 
 
 def test_problems_can_be_solved_and_say_what_they_are() -> None:
-    world = LabWorld()
+    world = GameWorld()
     for serial in range(40):
         problem = draw_problem(world, seed=1, serial=serial, split="train")
         numbers, goal = problem.columns["numbers"], problem.columns["goal"]
@@ -299,7 +294,7 @@ def test_problems_can_be_solved_and_say_what_they_are() -> None:
 
 
 def test_training_and_held_out_problems_are_apart_in_any_order_of_their_numbers() -> None:
-    world = LabWorld()
+    world = GameWorld()
     seen = {
         split: {
             (tuple(sorted(p.columns["numbers"])), p.columns["goal"])
@@ -312,18 +307,24 @@ def test_training_and_held_out_problems_are_apart_in_any_order_of_their_numbers(
     assert min(map(len, seen.values())) > 150
     for split, keys in seen.items():
         for numbers, goal in keys:
-            assert {split_of(order, goal) for order in itertools.permutations(numbers)} == {split}
+            assert {
+                split_of(GameWorld(), {"numbers": order, "goal": goal})
+                for order in itertools.permutations(numbers)
+            } == {split}
 
 
 def test_a_quarter_of_distinct_problems_is_held_out() -> None:
     keys = [(n, goal) for n in itertools.combinations(range(1, 10), 3) for goal in range(1, 40)]
-    held = sum(split_of(numbers, goal) == "held_out" for numbers, goal in keys)
+    held = sum(
+        split_of(GameWorld(), {"numbers": numbers, "goal": goal}) == "held_out"
+        for numbers, goal in keys
+    )
     share = 1 / HELD_OUT_SHARE
     assert abs(held / len(keys) - share) < 4 * math.sqrt(share * (1 - share) / len(keys))
 
 
 def test_problems_are_named_by_seed_serial_and_split() -> None:
-    world = LabWorld()
+    world = GameWorld()
     streams = [(s, split) for s in (0, 1) for split in ("train", "held_out")]
     made = {
         key: [draw_problem(world, seed=key[0], serial=n, split=key[1]) for n in range(8)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forkpoint.config.stages import ModelConfig
-from forkpoint.lab import BASE_POLICY, EOS, LabWorld, base_policy, draw_problem
+from forkpoint.lab import BASE_POLICIES, EOS, WORLDS, GameWorld, base_policy, draw_problem
 from forkpoint.lab.base_policy import (
     IGNORED,
     PAD,
@@ -27,8 +27,8 @@ from forkpoint.randomness import stream
 
 
 def test_a_word_is_a_token() -> None:
-    tokenizer = build_tokenizer(LabWorld())
-    words = LabWorld().vocabulary()
+    tokenizer = build_tokenizer(GameWorld())
+    words = GameWorld().vocabulary()
     assert len(tokenizer) == len(words) + 2
     assert (tokenizer.pad_token, tokenizer.eos_token) == (PAD, EOS)
     ids = tokenizer(" ".join(words))["input_ids"]
@@ -44,7 +44,7 @@ def test_a_word_is_a_token() -> None:
 
 @pytest.mark.parametrize("source", ["built", "shipped"])
 def test_an_unknown_word_is_an_error(source: str) -> None:
-    tokenizer = build_tokenizer(LabWorld())
+    tokenizer = build_tokenizer(GameWorld())
     if source == "shipped":
         tokenizer = load_model(ModelConfig()).tokenizer
     for text in ("pick banana", "n100", "n3and", "Pick"):
@@ -53,11 +53,10 @@ def test_an_unknown_word_is_an_error(source: str) -> None:
 
 
 def test_what_the_demonstration_says_survives_the_tokenizer() -> None:
-    tokenizer = build_tokenizer(LabWorld())
+    tokenizer = build_tokenizer(GameWorld())
     for serial in range(20):
-        problem = draw_problem(LabWorld(), seed=0, serial=serial, split="train")
-        numbers, goal = problem.columns["numbers"], problem.columns["goal"]
-        words = demonstrate(LabWorld(), numbers, goal, stream(0, "test demonstration", serial))
+        problem = draw_problem(GameWorld(), seed=0, serial=serial, split="train")
+        words = demonstrate(GameWorld(), problem.columns, stream(0, "test demonstration", serial))
         ids = tokenizer.convert_tokens_to_ids(words)
         assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True).split() == words[:-1]
@@ -67,19 +66,22 @@ def test_what_the_demonstration_says_survives_the_tokenizer() -> None:
 # ---- the shipped policy -------------------------------------------------------------------------
 
 
-def test_the_shipped_policy_is_small_and_loads_with_its_tokenizer() -> None:
-    assert sum(file.stat().st_size for file in BASE_POLICY.iterdir()) < 4 * 2**20
-    assert not [file for file in BASE_POLICY.iterdir() if file.suffix in {".bin", ".pt", ".pkl"}]
-    loaded = load_model(ModelConfig(path="lab"))
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_shipped_policy_is_small_and_loads_with_its_tokenizer(name: str) -> None:
+    files = list(BASE_POLICIES[f"lab:{name}"].iterdir())
+    assert sum(file.stat().st_size for file in files) < 4 * 2**20
+    assert not [file for file in files if file.suffix in {".bin", ".pt", ".pkl"}]
+    loaded = load_model(ModelConfig(path=f"lab:{name}"))
     assert loaded.model.num_parameters() < 1_000_000
-    assert loaded.tokenizer.get_vocab() == build_tokenizer(LabWorld()).get_vocab()
+    assert loaded.tokenizer.get_vocab() == build_tokenizer(WORLDS[name]()).get_vocab()
     assert loaded.eos_ids == (loaded.tokenizer.eos_token_id,)
     assert len(loaded.tokenizer) == loaded.model.config.vocab_size
 
 
-def test_the_shipped_policy_speaks_as_the_demonstration_does() -> None:
-    loaded = load_model(ModelConfig(path="lab"))
-    error = entropy_error(LabWorld(), loaded.tokenizer, loaded.model, seed=77, demonstrations=40)
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_shipped_policy_speaks_as_the_demonstration_does(name: str) -> None:
+    loaded, world = load_model(ModelConfig(path=f"lab:{name}")), WORLDS[name]()
+    error = entropy_error(world, loaded.tokenizer, loaded.model, seed=77, demonstrations=40)
     assert error.positions > 1000
     assert 0.15 < error.fork_share < 0.25
     assert error.mean_absolute < 0.05
@@ -91,9 +93,9 @@ def test_the_shipped_policy_speaks_as_the_demonstration_does() -> None:
 def test_entropy_error_of_an_untrained_policy_is_near_ln_v() -> None:
     # Weights of standard deviation 0.02 give logits close to equal: H = ln V everywhere, and
     # the error at forced words, whose truth is 0, is ln V too.
-    tokenizer = build_tokenizer(LabWorld())
-    model = build_model(LabWorld(), tokenizer, seed=0).eval()
-    error = entropy_error(LabWorld(), tokenizer, model, seed=3, demonstrations=4)
+    tokenizer = build_tokenizer(GameWorld())
+    model = build_model(tokenizer, seed=0).eval()
+    error = entropy_error(GameWorld(), tokenizer, model, seed=3, demonstrations=4)
     flat = math.log(len(tokenizer))
     assert error.forced_measured == pytest.approx(flat, abs=0.1)
     assert error.forks_measured == pytest.approx(flat, abs=0.1)
@@ -123,15 +125,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_starts_at_ln_v_learns_and_repeats_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    world, tokenizer = LabWorld(verbosity=0), build_tokenizer(LabWorld())
-    first = base_policy.train_base_policy(world, tokenizer, seed=1, steps=12)
+    world, tokenizer = GameWorld(verbosity=0), build_tokenizer(GameWorld())
+
+    def trained(seed: int) -> Any:
+        model = build_model(tokenizer, seed)
+        base_policy.train_base_policy(world, tokenizer, model, seed=seed, steps=12)
+        return model
+
+    first = trained(1)
     losses = [float(x) for x in re.findall(r"loss (\S+) nats", capsys.readouterr().out)]
     assert losses[0] == pytest.approx(math.log(len(tokenizer)), abs=0.15)
     assert losses[-1] < losses[0] - 1
     assert not first.training
-    again = base_policy.train_base_policy(world, tokenizer, seed=1, steps=12)
-    other = base_policy.train_base_policy(world, tokenizer, seed=2, steps=12)
-    a, b, c = (m.get_input_embeddings().weight for m in (first, again, other))
+    a, b, c = (m.get_input_embeddings().weight for m in (first, trained(1), trained(2)))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -148,13 +154,15 @@ def test_one_command_makes_a_policy_that_loads(
 
     monkeypatch.setattr(base_policy, "entropy_error", few)
     out = tmp_path / "policy"
-    base_policy.main(["--out", str(out), "--steps", "2", "--seed", "4", "--verbosity", "0"])
+    small = ["--width", "64", "--layers", "2", "--set", "verbosity=0"]
+    base_policy.main(["--world", "game", "--out", str(out), "--steps", "2", "--seed", "4", *small])
     loaded = load_model(ModelConfig(path=str(out)))
-    assert loaded.tokenizer.get_vocab() == build_tokenizer(LabWorld()).get_vocab()
+    assert loaded.tokenizer.get_vocab() == build_tokenizer(GameWorld()).get_vocab()
     # measured on other problems than it was trained on: another seed, held out
     assert asked == [{"seed": 5, "demonstrations": 500}]
     readme = (out / "README.md").read_text(encoding="utf-8")
-    assert "--out FOLDER --seed 4 --steps 2 --verbosity 0" in readme
+    assert "--world game --seed 4 --steps 2 --set verbosity=0 --width 64 --layers 2" in readme
+    assert loaded.model.config.hidden_size == 64
     assert f"{loaded.model.num_parameters():,} parameters" in readme
     assert readme in capsys.readouterr().out
 
@@ -170,11 +178,13 @@ def test_the_readme_says_what_was_measured() -> None:
         p80=0.0321,
         detection=ForkDetection(precision=0.875, recall=0.925, average_precision=0.975),
     )
-    options = base_policy.argparse.Namespace(seed=0, steps=900, verbosity=2)
+    options = base_policy.argparse.Namespace(
+        world="game", seed=0, steps=900, rules=[], width=128, layers=3
+    )
     model = torch.nn.Linear(10, 100)  # 1,100 parameters
     text = base_policy._readme(options, model, error)
     for expected in (
-        "900 steps of 64 random",
+        "900 steps of 64 demonstrations",
         "1,100 parameters",
         "at 12,345 positions",
         "| forks | 20.0% | 0.750 | 0.812 |",

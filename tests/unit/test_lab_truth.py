@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from forkpoint.lab import EOS, LabWorld, fork_detection, truth_of
+from forkpoint.lab import EOS, GameWorld, fork_detection, truth_of
 from forkpoint.lab.world import demonstrate
 from forkpoint.randomness import stream
 from tests.unit.test_lab import SMALL, demonstrations, next_words, said
@@ -23,7 +23,7 @@ from tests.unit.test_lab import SMALL, demonstrations, next_words, said
 def test_truth_by_hand() -> None:
     # pick (2/5, 3/5), an operator of two, 25 % / 75 % of trying again; all else is forced
     words = said("pick n1 and n2 : n1 * n2 = n2 ; check n2 = n3 no stop")
-    truth = truth_of(SMALL, (1, 2), 3, [*words, EOS])
+    truth = truth_of(SMALL, {"numbers": (1, 2), "goal": 3}, [*words, EOS])
     first = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
     again = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     expected = dict.fromkeys(range(len(words) + 1), 0.0)
@@ -34,7 +34,7 @@ def test_truth_by_hand() -> None:
 
 
 def test_truth_ends_at_the_first_illegal_word() -> None:
-    truth = truth_of(SMALL, (1, 2), 3, ["pick", "n7", "and", "n2"])
+    truth = truth_of(SMALL, {"numbers": (1, 2), "goal": 3}, ["pick", "n7", "and", "n2"])
     # what could have stood in its place is still known: H(2/5, 3/5)
     first = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
     assert truth.entropies[:2] == pytest.approx((0, first))
@@ -45,7 +45,7 @@ def test_truth_ends_at_the_first_illegal_word() -> None:
 
 def test_truth_of_words_after_the_end() -> None:
     words = said("pick n1 and n2 : n1 + n2 = n3 ; check n3 = n3 yes <eos>")
-    truth = truth_of(SMALL, (1, 2), 3, [*words, "pick", "pick"])
+    truth = truth_of(SMALL, {"numbers": (1, 2), "goal": 3}, [*words, "pick", "pick"])
     assert truth.legal_words == len(words)
     assert truth.entropies[len(words)] == 0
     assert math.isnan(truth.entropies[-1])
@@ -68,12 +68,17 @@ def test_entropies_are_those_of_the_demonstrations() -> None:
     probability = texts([], (1, 2), 3)
     assert sum(probability.values()) == pytest.approx(1)
     exact = -sum(p * math.log(p) for p in probability.values())
-    sums = {text: sum(truth_of(SMALL, (1, 2), 3, text).entropies) for text in probability}
+    sums = {
+        text: sum(truth_of(SMALL, {"numbers": (1, 2), "goal": 3}, text).entropies)
+        for text in probability
+    }
     assert sum(p * sums[text] for text, p in probability.items()) == pytest.approx(exact)
     # and drawn ones come as often as they should
     draws = 1500
     drawn = Counter(
-        tuple(demonstrate(SMALL, (1, 2), 3, stream(5, "test demonstration", n)))
+        tuple(
+            demonstrate(SMALL, {"numbers": (1, 2), "goal": 3}, stream(5, "test demonstration", n))
+        )
         for n in range(draws)
     )
     assert drawn.keys() <= probability.keys()
@@ -89,12 +94,15 @@ def test_entropies_are_those_of_the_demonstrations() -> None:
 def test_a_fifth_of_the_words_are_forks_and_more_when_less_is_spelled_out() -> None:
     shares = []
     for verbosity in (2, 1, 0):
-        world = LabWorld(verbosity=verbosity)
-        truths = [truth_of(world, *d) for d in demonstrations(world, 100)]
+        world = GameWorld(verbosity=verbosity)
+        truths = [
+            truth_of(world, {"numbers": d[0], "goal": d[1]}, d[2])
+            for d in demonstrations(world, 100)
+        ]
         assert all(t.legal_words == len(t.forks) for t in truths)
         forks = [fork for t in truths for fork in t.forks]
         shares.append(sum(forks) / len(forks))
-    assert LabWorld().verbosity == 2
+    assert GameWorld().verbosity == 2
     assert 0.15 < shares[0] < 0.25
     assert shares[0] < shares[1] < shares[2]
 

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from forkpoint.errors import ConfigError, DataError, ModelError
-from forkpoint.lab import LabWorld
+from forkpoint.lab import GameWorld
 from forkpoint.lab.base_policy import build_tokenizer
 from forkpoint.policy.body import context_length
 from forkpoint.sampling.prompting import Prompter
@@ -27,7 +27,7 @@ def chat(*contents: str) -> Problem:
 
 @pytest.fixture
 def tokenizer() -> Any:
-    return build_tokenizer(LabWorld())
+    return build_tokenizer(GameWorld())
 
 
 def test_text_is_tokenized_as_it_is(tokenizer: Any) -> None:

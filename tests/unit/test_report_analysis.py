@@ -49,8 +49,8 @@ def test_a_directory_with_an_analysis_only_gets_a_page(tmp_path: Path) -> None:
     page = page_of(write_analysis(tmp_path / "run", changed(PATTERN, lab=LAB_TRUTH)))
     assert page.texts["h1"] == ["run"]
     sentence = (
-        "1,200 tokens of 24 completions to 6 prompts of lab, sampled and scored by the model lab "
-        "at temperature 1."
+        "1,200 tokens of 24 completions to 6 prompts of lab:game, sampled and scored by the "
+        "model lab:game at temperature 1."
     )
     assert page.words().count(sentence) == 1  # said at the top, and not again in the section
     assert list(page.sections) == ["analysis", "forks", "provenance"]

@@ -13,8 +13,8 @@ from tests.report_page import page_of
 from tests.report_runs import make_run
 
 EVALUATION = Evaluation(
-    model="lab",
-    task="lab",
+    model="lab:game",
+    task="lab:game",
     temperature=1.0,
     seed=17,
     samples=4,
@@ -52,10 +52,10 @@ def test_every_evaluation_of_every_run_is_in_the_matrix(tmp_path: Path) -> None:
     write_result(b, EVALUATION)
     text = page_of(a, b).words("evaluation")
     rows = [
-        "a the laboratory world 0 64 1 41.5 25.0 % [20.0, 30.0]",
-        "a the laboratory world 5 64 1 41.5 50.0 % [45.0, 55.0]",
-        "b the laboratory world 5 64 1 41.5 37.5 % [32.5, 42.5]",
-        "b the laboratory world – 8 4 12 75.0 % [62.5, 87.5]",
+        "a the laboratory's game 0 64 1 41.5 25.0 % [20.0, 30.0]",
+        "a the laboratory's game 5 64 1 41.5 50.0 % [45.0, 55.0]",
+        "b the laboratory's game 5 64 1 41.5 37.5 % [32.5, 42.5]",
+        "b the laboratory's game – 8 4 12 75.0 % [62.5, 87.5]",
     ]
     places = [text.index(row) for row in rows]
     assert places == sorted(places)

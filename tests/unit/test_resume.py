@@ -11,7 +11,7 @@ from forkpoint.runs.atomic import write_text
 from forkpoint.runs.results import Estimate
 from forkpoint.runs.resume import Pieces
 
-SETTINGS = {"model": {"path": "lab"}, "top_k": 5, "grid": (1, 2)}
+SETTINGS = {"model": {"path": "lab:game"}, "top_k": 5, "grid": (1, 2)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def test_other_settings_are_refused_once_there_is_a_piece(tmp_path: Path, key: s
     with pytest.raises(RunError) as caught:
         Pieces.open(tmp_path, {"model": {"path": "other"}, "grid": [1, 2]})
     assert str(caught.value) == (
-        f"{tmp_path} was started with other settings (model.path: 'lab' -> 'other', "
+        f"{tmp_path} was started with other settings (model.path: 'lab:game' -> 'other', "
         "top_k: 5 -> None): give the same ones, choose another --run-dir, or delete "
         f"{tmp_path} to start it anew"
     )

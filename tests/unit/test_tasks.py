@@ -9,7 +9,7 @@ import pytest
 from forkpoint.config import load_config
 from forkpoint.config.stages import GymTaskConfig, LabTaskConfig
 from forkpoint.errors import ConfigError, DataError
-from forkpoint.lab import EOS
+from forkpoint.lab import EOS, GameWorld, WalkWorld
 from forkpoint.lab.world import demonstrate
 from forkpoint.randomness import stream
 from forkpoint.tasks import build_task
@@ -49,9 +49,7 @@ def test_lab_verifier_knows_a_win() -> None:
     rewards = {0.0: 0, 1.0: 0}
     for serial in range(60):
         columns = task.problem(serial).columns
-        words = demonstrate(
-            task.world, columns["numbers"], columns["goal"], stream(0, "test", serial)
-        )
+        words = demonstrate(task.world, columns, stream(0, "test", serial))
         assert words.pop() == EOS
         reward = task.verifier(columns, " ".join(words))
         assert reward == float(words[-1] == "yes")
@@ -59,8 +57,12 @@ def test_lab_verifier_knows_a_win() -> None:
     assert min(rewards.values()) > 0
 
 
-def test_lab_words_have_the_wanted_verbosity() -> None:
-    assert LabTask(LabTaskConfig(verbosity=0)).world.verbosity == 0
+def test_the_laboratory_has_the_wanted_world_and_rules() -> None:
+    assert LabTask(LabTaskConfig(parameters={"verbosity": 0})).world == GameWorld(verbosity=0)
+    task = LabTask(LabTaskConfig(world="walk", parameters={"size": 9}))
+    assert task.world == WalkWorld(size=9)
+    assert task.columns == {"start", "goal", "walls"}
+    assert task.problem(3).prompt.startswith("at x")
     assert isinstance(build_task(LabTaskConfig()), LabTask)
 
 

@@ -37,9 +37,9 @@ from forkpoint.sampling.base import SamplingSettings, SplitTemperature
 from forkpoint.types import Completion, FinishReason, Problem, Prompt, Score
 
 PATTERN = Pattern(
-    model="lab",
+    model="lab:game",
     source="sampled",
-    task="lab",
+    task="lab:game",
     temperature=1.0,
     seed=20_000,
     tokens=4,
@@ -262,7 +262,7 @@ def test_a_point_by_hand(engine: FakeEngine, tmp_path: Path) -> None:
     summary = measure_temperature(config_of(), FEW, tmp_path)
     assert summary == stored(tmp_path)
     assert (summary.problems, summary.samples) == (PROBLEMS, SAMPLES)
-    assert (summary.model, summary.task) == ("lab", "lab")
+    assert (summary.model, summary.task) == ("lab:game", "lab:game")
     forks, rest = points_of(summary, "forks"), points_of(summary, "rest")
     # problems 0 .. 3 are right up to temperature 0, 1/2, 1, 3/2: two at (1, 1), none at (2, 1)
     assert [p.accuracy.value for p in forks.values()] == [0.5, 0.5, 0.0]
@@ -363,7 +363,7 @@ def test_temperatures_may_be_added(engine: FakeEngine, tmp_path: Path) -> None:
     ("config", "settings", "named"),
     [
         ({"rollout": {"max_new_tokens": 9}}, {}, r"config\.rollout\.max_new_tokens: 160 -> 9"),
-        ({"model": {"path": "x"}}, {}, r"config\.model\.path: 'lab' -> 'x'"),
+        ({"model": {"path": "x"}}, {}, r"config\.model\.path: 'lab:game' -> 'x'"),
         ({}, {"percentile": 90.0}, r"percentile: 80\.0 -> 90\.0"),
         ({}, {"threshold_nats": 0.3}, r"threshold_nats: None -> 0\.3"),
     ],

@@ -16,7 +16,7 @@ import torch
 
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import ConfigError, EngineError, Interrupted
-from forkpoint.lab import BASE_POLICY
+from forkpoint.lab import BASE_POLICIES
 from forkpoint.sampling.vllm.client import Client, Draw, ServerFault
 from forkpoint.training.loop import Outcome, train
 from tests.vllm import fake_server
@@ -28,7 +28,7 @@ Fakes = dict[str, FakeServer]
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Fakes]:
     with ExitStack() as stack:
-        yield dict(stack.enter_context(serving(BASE_POLICY)) for _ in range(2))
+        yield dict(stack.enter_context(serving(BASE_POLICIES["lab:game"])) for _ in range(2))
 
 
 def config_of(fakes: Fakes, tmp_path: Path, **settings: Any) -> RunConfig:

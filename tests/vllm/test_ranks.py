@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from forkpoint.lab import BASE_POLICY
+from forkpoint.lab import BASE_POLICIES
 from tests.distributed.test_ranks import lines, train
 from tests.vllm.fake_server import FakeServer, serving
 
@@ -18,7 +18,7 @@ Fakes = dict[str, FakeServer]
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Fakes]:
     with ExitStack() as stack:
-        yield dict(stack.enter_context(serving(BASE_POLICY)) for _ in range(2))
+        yield dict(stack.enter_context(serving(BASE_POLICIES["lab:game"])) for _ in range(2))
 
 
 def settings(fakes: Fakes, tmp_path: Path, **more: Any) -> dict[str, Any]:

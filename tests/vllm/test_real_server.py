@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from forkpoint.config.stages import ModelConfig
-from forkpoint.lab import BASE_POLICY
+from forkpoint.lab import BASE_POLICIES
 from forkpoint.policy import load_model
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs.completions import read_completions
@@ -169,7 +169,7 @@ def users_server() -> Iterator[str]:
     server = subprocess.Popen(
         [
             *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", str(BASE_POLICY), "--dtype", "float32", *ARGUMENTS),
+            *("--model", str(BASE_POLICIES["lab:game"]), "--dtype", "float32", *ARGUMENTS),
             *("--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"),
         ],
         env=ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"},
@@ -200,7 +200,10 @@ def test_servers_of_the_users(users_server: str, tmp_path: Path) -> None:
     run = tmp_path / "b"
     with started(run, **given) as process:
         wait_for(lambda: len(lines(run)) >= 2)
-        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(BASE_POLICY)}}
+        reload = {
+            "method": "reload_weights",
+            "kwargs": {"weights_path": str(BASE_POLICIES["lab:game"])},
+        }
         time.sleep(1)
         request = urllib.request.Request(
             f"{users_server}/collective_rpc",

@@ -1,23 +1,20 @@
 """The laboratory knows its true forks: does entropy find them, and is it the right number?"""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from forkpoint.lab import LabWorld, fork_detection, truth_of
+from forkpoint.lab import World, fork_detection, truth_of
 from forkpoint.runs.completions import read_columns
 from forkpoint.runs.results import ForkTruth
-
-PROMPT = re.compile(r"((?:n\d+ )+)goal n(\d+) :")
 
 MOST_TOKENS = 2**22
 """Tokens looked at: average precision sorts them all, so there must be an end."""
 
 
 def lab_truth(
-    paths: Sequence[Path], world: LabWorld, keep_fraction: float, *, temperature: float
+    paths: Sequence[Path], world: World, keep_fraction: float, *, temperature: float
 ) -> ForkTruth | None:
     """Measured entropies against the truth, up to each completion's first illegal word.
 
@@ -26,7 +23,7 @@ def lab_truth(
         temperature: the true entropies are known at 1 only.
 
     Returns:
-        None if the files hold other completions than the laboratory's.
+        None if the files hold answers to other problems than the world's.
     """
     measured, true, forks = _collect(paths, world)
     if not len(measured):
@@ -46,7 +43,7 @@ def lab_truth(
     )
 
 
-def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _collect(paths: Sequence[Path], world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Measured entropy, true entropy and whether a fork, of the tokens that have a truth."""
     found = [(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))]
     tokens = 0
@@ -58,11 +55,10 @@ def _collect(paths: Sequence[Path], world: LabWorld) -> tuple[np.ndarray, np.nda
         )
         rows = zip(prompts, pieces_B, np.split(values_T, ends_B[:-1]), strict=True)
         for prompt, pieces, entropies in rows:
-            game = PROMPT.fullmatch(prompt.strip())
-            if game is None:
+            problem = world.read(prompt)
+            if problem is None:
                 return found[0]
-            numbers = [int(word[1:]) for word in game[1].split()]
-            truth = truth_of(world, numbers, int(game[2]), [piece.strip() for piece in pieces])
+            truth = truth_of(world, problem, [piece.strip() for piece in pieces])
             legal = np.isfinite(truth.entropies)
             found.append(
                 (

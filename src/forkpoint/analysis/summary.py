@@ -16,8 +16,9 @@ from forkpoint.analysis.lab_truth import lab_truth
 from forkpoint.analysis.quantiles import distribution
 from forkpoint.analysis.resampling import ratio_intervals
 from forkpoint.analysis.words import find_words, write_words
+from forkpoint.config.run import name_of_task
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
-from forkpoint.lab import LabWorld
+from forkpoint.lab import build_world
 from forkpoint.runs.completions import Columns, read_columns
 from forkpoint.runs.results import (
     CorrectnessGroup,
@@ -67,7 +68,7 @@ def summarise(
     return Pattern(
         model=config["model"]["path"],
         source=described["source"],
-        task="lab" if lab else _task(described),
+        task=name_of_task(config["task"]) if described["source"] == "sampled" or lab else None,
         temperature=temperature,
         seed=seed,
         tokens=found.tokens,
@@ -95,20 +96,13 @@ def _entropies(paths: Sequence[Path]) -> Iterator[np.ndarray]:
     return (columns.flat("entropies") for columns in read_columns(paths, ["entropies"]))
 
 
-def _task(described: dict[str, Any]) -> str | None:
-    """What was sampled; None for completions that were read from a file."""
-    task = described["config"]["task"]
-    name = task.get("name") or task.get("path") or task["type"]
-    return name if described["source"] == "sampled" else None
-
-
 def _lab_truth(
     paths: Sequence[Path], config: dict[str, Any], keep_fraction: float
 ) -> ForkTruth | None:
-    """Of completions that are games of the laboratory."""
+    """Of completions that are answers of the laboratory."""
     if config["task"]["type"] != "lab":
         return None
-    world = LabWorld(verbosity=config["task"]["verbosity"])
+    world = build_world(config["task"]["world"], config["task"]["parameters"])
     return lab_truth(paths, world, keep_fraction, temperature=config["rollout"]["temperature"])
 
 

@@ -24,14 +24,13 @@ def doctor() -> int:
     console.print("[bold]machine[/bold]")
     import torch
 
-    from forkpoint.lab import BASE_POLICY
+    from forkpoint.lab import BASE_POLICIES
 
     threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     console.print(f"  {threads} CPU threads, {capability}")
-    if (BASE_POLICY / "model.safetensors").is_file():
-        console.print("  laboratory policy shipped: forkpoint demo will run")
-    else:
-        console.print("  laboratory policy missing")
+    for name, folder in BASE_POLICIES.items():
+        there = (folder / "model.safetensors").is_file()
+        console.print(f"  policy {name} {'is shipped' if there else 'is missing'}")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         console.print(f"  CUDA: {name}")

@@ -36,7 +36,7 @@ class HeldOut:
     """Which held-out problems a command samples, and of which task."""
 
     task: str | None = None
-    """``lab``, or the name of a reasoning-gym task such as chain_sum."""
+    """``lab:walk``, ``lab:game``, or the name of a reasoning-gym task such as chain_sum."""
     problems: int | None = None
     """How many held-out problems."""
     samples: int | None = None
@@ -51,8 +51,9 @@ class HeldOut:
     def settings(self, model: str | None = None) -> list[str]:
         """As settings: ``--model`` and ``--task``, then what --set says."""
         settings = [] if model is None else [f"model.path={json.dumps(model)}"]
-        if self.task == "lab":
-            settings.append('task={type="lab"}')
+        if self.task is not None and self.task.startswith("lab:"):
+            world = json.dumps(self.task.removeprefix("lab:"))
+            settings.append(f'task={{type="lab", world={world}}}')
         elif self.task is not None:
             settings.append(f'task={{type="gym", name={json.dumps(self.task)}}}')
         return [*settings, *(self.set_ or [])]

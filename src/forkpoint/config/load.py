@@ -104,7 +104,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         node[name] = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        node[name] = text.strip()  # a bare word: --set model.path=lab
+        node[name] = text.strip()  # a bare word: --set model.path=lab:walk
 
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:

@@ -1,5 +1,6 @@
 """A whole run as one frozen value."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -30,9 +31,8 @@ class RunConfig(stages.Stage):
 
     @property
     def task_name(self) -> str:
-        """The gym's name of the task, the file of its problems, or its type."""
-        task = self.task.model_dump()
-        return str(task.get("name") or task.get("path") or task["type"])
+        """See ``name_of_task``."""
+        return name_of_task(self.task.model_dump())
 
     @model_validator(mode="before")
     @classmethod
@@ -93,11 +93,21 @@ class RunConfig(stages.Stage):
         return self
 
 
+def name_of_task(task: Mapping[str, Any]) -> str:
+    """The gym's name of a task, the file of its problems, or ``lab:walk``."""
+    return str(task.get("name") or task.get("path") or f"{task['type']}:{task['world']}")
+
+
 def _with_types(raw: dict[str, Any]) -> dict[str, Any]:
-    """``type`` filled in where it was left out: ``--set task.seed=3`` means the default task."""
+    """``type`` filled in where it was left out: ``--set task.seed=3`` means the default task, which
+    is the world of the laboratory that the model speaks."""
     out = dict(raw)
-    if isinstance(task := raw.get("task"), dict):
-        out["task"] = {"type": "lab", **task}
+    if isinstance(task := raw.get("task", {}), dict):
+        out["task"] = task = {"type": "lab", **task}
+        model = raw.get("model")
+        path = model.get("path") if isinstance(model, dict) else None
+        if task["type"] == "lab" and isinstance(path, str) and path.startswith("lab:"):
+            out["task"] = {"world": path.removeprefix("lab:"), **task}
     if isinstance(rewards := raw.get("rewards"), list):
         out["rewards"] = [{"type": "task", **r} if isinstance(r, dict) else r for r in rewards]
     return out

@@ -29,8 +29,9 @@ class LoraConfig(Stage):
 class ModelConfig(Stage):
     """Which model, and how it is held."""
 
-    path: str = "lab"
-    """``lab`` (the shipped laboratory policy), a folder, or a hub id. Safetensors only."""
+    path: str = "lab:game"
+    """``lab:game`` or ``lab:walk`` (the shipped laboratory policies), a folder, or a hub id.
+    Safetensors only."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What a forward pass computes in. Trained parameters, their moments and sums of gradients are
     float32 always, and so are log-probabilities and entropies."""
@@ -46,13 +47,15 @@ class ModelConfig(Stage):
 
 
 class LabTaskConfig(Stage):
-    """The laboratory world: arithmetic games whose true forks are known."""
+    """A world of the laboratory, whose true forks are known; see ``forkpoint.lab``."""
 
     type: Literal["lab"] = "lab"
+    world: Literal["game", "walk"] = "game"
+    """Default: that of ``model.path``, if it is a policy of the laboratory."""
+    parameters: dict[str, int | float] = {}
+    """Its rules where they are not those of the shipped policy, such as ``{verbosity = 0}``; for
+    the policy to them: ``python -m forkpoint.lab.base_policy``."""
     seed: int = Field(default=0, ge=0)
-    verbosity: Literal[0, 1, 2] = 2
-    """How much is forced between two decisions. The shipped policy speaks 2; for another, make one:
-    ``python -m forkpoint.lab.base_policy --verbosity 1 --out models/lab-1``."""
 
 
 class GymTaskConfig(Stage):

@@ -1,11 +1,14 @@
-"""Train the shipped policy from nothing: ``python -m forkpoint.lab.base_policy --out FOLDER``.
+"""Train a base policy: ``python -m forkpoint.lab.base_policy --world walk --out FOLDER``.
 
-A Qwen3 of 3 layers, 128 wide, learns to imitate random legal play: about 5 minutes on 2 cores.
+A Qwen3 of 3 layers, 128 wide, learns to imitate the demonstrations of a world: some minutes on two
+cores. Other sizes and other rules make other policies, such as
+``--width 64 --set verbosity=0 --set size=12``.
 Then its entropy is compared with the demonstration policy's at fresh positions, and the folder's
 README.md says how far they are apart.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +21,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from forkpoint.entropy.logits import logits_stats
+from forkpoint.lab import WORLDS, build_world
 from forkpoint.lab.problems import Split, draw_problem
 from forkpoint.lab.truth import ForkDetection, fork_detection, truth_of
-from forkpoint.lab.world import EOS, LabWorld, demonstrate
+from forkpoint.lab.world import EOS, World, demonstrate
 from forkpoint.randomness import stream
 from forkpoint.types import Problem
 
 STEPS = 900
 DEMONSTRATIONS = 64
 PEAK_LR = 3e-3
+WIDTH, LAYERS = 128, 3
 IGNORED = -100
 PAD = "<pad>"
 
@@ -52,12 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--verbosity", type=int, choices=(0, 1, 2), default=LabWorld().verbosity)
+    parser.add_argument("--world", choices=WORLDS, required=True)
+    parser.add_argument("--set", dest="rules", metavar="RULE=VALUE", action="append", default=[])
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--layers", type=int, default=LAYERS)
     options = parser.parse_args(arguments)
-    world = LabWorld(verbosity=options.verbosity)
+    rules = dict(rule.split("=", 1) for rule in options.rules)
+    world = build_world(options.world, {k: json.loads(v) for k, v in rules.items()})
     tokenizer = build_tokenizer(world)
     started = time.perf_counter()
-    model = train_base_policy(world, tokenizer, seed=options.seed, steps=options.steps)
+    model = build_model(tokenizer, options.seed, width=options.width, layers=options.layers)
+    train_base_policy(world, tokenizer, model, seed=options.seed, steps=options.steps)
     minutes = (time.perf_counter() - started) / 60
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
@@ -67,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{readme}\ntrained in {minutes:.1f} minutes")
 
 
-def build_tokenizer(world: LabWorld) -> Any:
+def build_tokenizer(world: World) -> Any:
     """A ``PreTrainedTokenizerFast`` of the world's words; an unknown word is an error."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -80,20 +90,20 @@ def build_tokenizer(world: LabWorld) -> Any:
     )
 
 
-def build_model(world: LabWorld, tokenizer: Any, seed: int) -> Any:
-    """An untrained policy with seeded weights."""
+def build_model(tokenizer: Any, seed: int, *, width: int = WIDTH, layers: int = LAYERS) -> Any:
+    """An untrained policy with seeded weights and heads of a quarter of its width."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=32,
+            head_dim=width // 4,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
@@ -102,9 +112,9 @@ def build_model(world: LabWorld, tokenizer: Any, seed: int) -> Any:
     )
 
 
-def train_base_policy(world: LabWorld, tokenizer: Any, *, seed: int, steps: int) -> Any:
-    """Cross-entropy on demonstrations of the training problems, never seen twice."""
-    model = build_model(world, tokenizer, seed).train()
+def train_base_policy(world: World, tokenizer: Any, model: Any, *, seed: int, steps: int) -> None:
+    """Cross-entropy on demonstrations of the training problems, none of which is seen twice."""
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
     for step in range(steps):
@@ -120,12 +130,12 @@ def train_base_policy(world: LabWorld, tokenizer: Any, *, seed: int, steps: int)
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:4d}  loss {loss.item():.4f} nats", flush=True)
-    return model.eval()
+    model.eval()
 
 
 @torch.no_grad()
 def entropy_error(
-    world: LabWorld, tokenizer: Any, model: Any, *, seed: int, demonstrations: int
+    world: World, tokenizer: Any, model: Any, *, seed: int, demonstrations: int
 ) -> EntropyError:
     """Compare a policy's entropy with the truth along demonstrations of held-out problems."""
     true, measured, forks = [], [], []
@@ -135,7 +145,7 @@ def entropy_error(
         ids = torch.tensor(prompt + answer)
         logits_RV = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1]
         measured += logits_stats(logits_RV, ids[len(prompt) :], 1.0)[1].tolist()
-        truth = truth_of(world, problem.columns["numbers"], problem.columns["goal"], words)
+        truth = truth_of(world, problem.columns, words)
         true += truth.entropies
         forks += truth.forks
     true, measured, fork = np.array(true), np.array(measured), np.array(forks)
@@ -151,13 +161,11 @@ def entropy_error(
     )
 
 
-def _demonstration(
-    world: LabWorld, seed: int, serial: int, split: Split
-) -> tuple[Problem, list[str]]:
-    """A problem and a random play of it."""
+def _demonstration(world: World, seed: int, serial: int, split: Split) -> tuple[Problem, list[str]]:
+    """A problem and a demonstration of it."""
     problem = draw_problem(world, seed=seed, serial=serial, split=split)
-    numbers, goal = problem.columns["numbers"], problem.columns["goal"]
-    return problem, demonstrate(world, numbers, goal, stream(seed, "lab demonstration", serial))
+    draw = stream(seed, "lab demonstration", serial)
+    return problem, demonstrate(world, problem.columns, draw)
 
 
 def _ids(tokenizer: Any, problem: Problem, words: list[str]) -> tuple[list[int], list[int]]:
@@ -178,13 +186,16 @@ def _batch(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
 def _readme(options: argparse.Namespace, model: Any, error: EntropyError) -> str:
     """The folder's README.md: how it was made and how far its entropies are from the truth."""
     parameters = sum(p.numel() for p in model.parameters())
-    flags = f"--seed {options.seed} --steps {options.steps} --verbosity {options.verbosity}"
+    flags = f"--world {options.world} --seed {options.seed} --steps {options.steps}"
+    flags += "".join(f" --set {rule}" for rule in options.rules)
+    if (options.width, options.layers) != (WIDTH, LAYERS):
+        flags += f" --width {options.width} --layers {options.layers}"
     found = error.detection
     return f"""\
-# The laboratory's base policy
+# A base policy of the laboratory
 
 Made by `python -m forkpoint.lab.base_policy --out FOLDER {flags}`:
-{options.steps} steps of {DEMONSTRATIONS} random legal plays.
+{options.steps} steps of {DEMONSTRATIONS} demonstrations.
 Qwen3 architecture, {parameters:,} parameters, float32.
 
 Its entropy in nats against the truth, at {error.positions:,} positions of demonstrations on

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from forkpoint.lab.world import IllegalWordError, LabWorld, Walk
+from forkpoint.lab.world import Columns, IllegalWordError, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +31,18 @@ class ForkDetection:
     average_precision: float
 
 
-def truth_of(world: LabWorld, numbers: Sequence[int], goal: int, words: Sequence[str]) -> Truth:
+def truth_of(world: World, columns: Columns, words: Sequence[str]) -> Truth:
     """Walk through a text and read off what could have stood at each position."""
-    walk = Walk(world, numbers, goal)
+    position = world.begin(columns)
     forks: list[bool] = []
     entropies: list[float] = []
     legal = len(words)
     for index, word in enumerate(words):
-        distribution = walk.distribution()
+        distribution = position.distribution()
         forks.append(len(distribution) > 1)
         entropies.append(abs(sum(p * math.log(p) for p in distribution.values())))
         try:
-            walk.advance(word)
+            position.advance(word)
         except IllegalWordError:
             legal = index
             break

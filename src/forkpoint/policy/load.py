@@ -104,11 +104,13 @@ def load_model(
 
 
 def model_source(path: str) -> str:
-    """A folder or hub id; ``lab`` is the policy shipped with the package."""
-    if path == "lab":
-        from forkpoint.lab import BASE_POLICY
+    """A folder or hub id; ``lab:walk`` and ``lab:game`` are shipped with the package."""
+    if path == "lab" or path.startswith("lab:"):
+        from forkpoint.lab import BASE_POLICIES
 
-        return str(BASE_POLICY)
+        if path not in BASE_POLICIES:
+            raise ModelError(f"model.path = {path!r}: shipped are {' and '.join(BASE_POLICIES)}")
+        return str(BASE_POLICIES[path])
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if path.startswith((".", "/", "~", "models/")):

@@ -70,7 +70,7 @@ def task_words(config: RunConfig | None) -> str:
     task = config.task
     if task.type == "gym":
         return f"reasoning-gym {task.name}"
-    return "the laboratory world" if task.type == "lab" else task.path
+    return f"the laboratory's {task.world}" if task.type == "lab" else task.path
 
 
 def what_is_here(run: RunData) -> str:

@@ -1,20 +1,19 @@
-"""The laboratory world as a task."""
+"""A world of the laboratory as a task."""
 
 from functools import partial
 
 from forkpoint.config.stages import LabTaskConfig
-from forkpoint.lab import LabWorld, draw_problem, verify
+from forkpoint.lab import build_world, draw_problem, verify
 from forkpoint.tasks.base import Task
 from forkpoint.types import Problem
 
 
 class LabTask(Task):
-    """Arithmetic games; see ``forkpoint.lab``."""
-
-    columns = frozenset({"numbers", "goal"})
+    """See ``forkpoint.lab``."""
 
     def __init__(self, config: LabTaskConfig) -> None:
-        self.world = LabWorld(verbosity=config.verbosity)
+        self.world = build_world(config.world, config.parameters)
+        self.columns = self.world.columns
         self.verifier = partial(verify, self.world)
         self._seed = config.seed
 

@@ -75,7 +75,7 @@ def train(options: argparse.Namespace, seed: int, arm: str) -> None:
     }
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     command = [
-        *(sys.executable, "-m", "forkpoint", "train", "lab_demo", *flags),
+        *(sys.executable, "-m", "forkpoint", "train", "lab_game", *flags),
         *("--run-dir", str(folder), *(["--resume"] if folder.exists() else [])),
     ]
     done = subprocess.run(command, capture_output=True, text=True)

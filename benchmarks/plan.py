@@ -206,7 +206,7 @@ def sent() -> dict[str, float]:
     """Bytes of a step of two processes: what loopback carried, and what the plan says."""
     short, long = carried(2), carried(STEPS)
     overrides = [f"{name}={json.dumps(value)}" for name, value in SETTINGS.items()]
-    config = load_config(Path("lab_demo"), overrides)
+    config = load_config(Path("lab_game"), overrides)
     line = long["line"]
     sequences = config.rollout.prompts_per_step * config.rollout.group_size
     step = StepTokens(
@@ -235,7 +235,7 @@ def carried(steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", "-m", "forkpoint", "train", "lab_demo", *options),
+            *("--nproc-per-node=2", "-m", "forkpoint", "train", "lab_game", *options),
             *("--run-dir", f"{folder}/run"),
         ]
         before = loopback_bytes()

@@ -1,6 +1,7 @@
-"""The demo's two runs and what comes out of them."""
+"""The demo's runs and what comes out of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.config import RunConfig, load_config
@@ -11,9 +12,9 @@ from forkpoint.runs.results import Demo, Estimate, write_result
 
 DEMO_SETTINGS = (
     'name="demo"',
+    'model.path="lab:walk"',
     "training.steps=16",
-    "optim.lr=1.5e-4",
-    "rollout.max_new_tokens=168",
+    "rollout.max_new_tokens=48",
     "evaluation.every=16",
     "evaluation.problems=1000",
     "checkpoint.every=10",
@@ -21,33 +22,69 @@ DEMO_SETTINGS = (
 """What the demo sets on top of the defaults; the recipe lab_demo says the same."""
 
 
-def demo_configs(overrides: Sequence[str] = ()) -> tuple[RunConfig, RunConfig]:
-    """The run on the forks, and its control on the tokens that are left over.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRun:
+    """One of the demo's runs."""
+
+    folder: str
+    """In the demo's, which is that of the run on the forks itself."""
+    title: str
+    config: RunConfig
+
+
+def demo_runs(overrides: Sequence[str] = ()) -> list[DemoRun]:
+    """The run on the forks, its control on the tokens that are left over, and one on as many tokens
+    drawn at random; the three begin alike.
 
     Args:
-        overrides: ``section.key=value``, for both runs; ``training.steps`` moves the last
-            evaluation along.
+        overrides: ``section.key=value``, for all; ``training.steps`` moves the last evaluation
+            along.
     """
-    config = load_config(None, [*DEMO_SETTINGS, *overrides])
-    rest = 1 - config.selection.keep_fraction
-    control = load_config(
-        None,
-        [
-            *DEMO_SETTINGS,
-            *overrides,
-            'name="demo-control"',
-            'selection.rule="bottom"',
-            f"selection.keep_fraction={rest:.10g}",
-            "evaluation.at_start=false",
-        ],
+    main = load_config(None, [*DEMO_SETTINGS, *overrides])
+    share = main.selection.keep_fraction
+    rest = f"{1 - share:.10g}"
+    wanted = (
+        ("", f"forks: policy gradient on the top {share:.0%} by entropy", []),
+        (
+            "control",
+            f"control: the bottom {float(rest):.0%}, same number of steps",
+            ['name="demo-control"', 'selection.rule="bottom"', f"selection.keep_fraction={rest}"],
+        ),
+        (
+            "random",
+            f"control: {share:.0%} drawn at random",
+            ['name="demo-random"', 'selection.rule="random"'],
+        ),
     )
-    return config, control
+    return [
+        DemoRun(
+            folder=folder,
+            title=title,
+            config=load_config(
+                None,
+                [
+                    *DEMO_SETTINGS,
+                    *overrides,
+                    *settings,
+                    *(["evaluation.at_start=false"] if folder else []),
+                ],
+            ),
+        )
+        for folder, title, settings in wanted
+    ]
 
 
 def summarise(root: Path) -> Demo:
-    """Read the accuracies off the two runs' metrics and write results/demo.json in ``root``."""
-    main, control = (_accuracies(RunDirectory(p).metrics_jsonl) for p in (root, root / "control"))
-    demo = Demo(accuracy_before=main[0], accuracy_after=main[-1], accuracy_control=control[-1])
+    """Read the accuracies off the runs' metrics and write results/demo.json in ``root``."""
+    main, control, random = (
+        _accuracies(RunDirectory(root / run.folder).metrics_jsonl) for run in demo_runs()
+    )
+    demo = Demo(
+        accuracy_before=main[0],
+        accuracy_after=main[-1],
+        accuracy_control=control[-1],
+        accuracy_random=random[-1],
+    )
     write_result(root, demo)
     return demo
 

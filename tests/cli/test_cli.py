@@ -16,7 +16,7 @@ import pytest
 
 from forkpoint.cli import main as main_module
 from forkpoint.config import load_config, parse_config
-from forkpoint.demo import demo_configs
+from forkpoint.demo import demo_runs
 from forkpoint.evaluation.statistics import bootstrap_interval
 from forkpoint.lab import BASE_POLICIES
 from forkpoint.report.provenance import leaves
@@ -405,24 +405,29 @@ def test_there_are_recipes() -> None:
 
 def test_the_demo_is_its_recipe() -> None:
     assert (
-        load_config(ROOT / "src" / "forkpoint" / "recipes" / "lab_demo.toml") == demo_configs()[0]
+        load_config(ROOT / "src" / "forkpoint" / "recipes" / "lab_demo.toml")
+        == demo_runs()[0].config
     )
 
 
-def test_the_demos_control_trains_on_what_is_left_over() -> None:
-    main, control = (c.model_dump() for c in demo_configs(["training.steps=3"]))
-    changed = {
-        (section, key)
-        for section, settings in main.items()
-        if isinstance(settings, dict)
-        for key in settings
-        if settings[key] != control[section][key]
-    }
-    assert changed == {
-        ("selection", "rule"),
-        ("selection", "keep_fraction"),
-        ("evaluation", "at_start"),
-    }
+def test_the_demos_controls_differ_in_their_tokens_alone() -> None:
+    runs = demo_runs(["training.steps=3"])
+    assert [run.folder for run in runs] == ["", "control", "random"]
+    main, control, random = (run.config.model_dump() for run in runs)
+
+    def changed(other: dict[str, Any]) -> set[tuple[str, str]]:
+        return {
+            (section, key)
+            for section, settings in main.items()
+            if isinstance(settings, dict)
+            for key in settings
+            if settings[key] != other[section][key]
+        }
+
+    rule, start = ("selection", "rule"), ("evaluation", "at_start")
+    assert changed(control) == {rule, start, ("selection", "keep_fraction")}
+    assert changed(random) == {rule, start}
+    assert random["selection"]["rule"] == "random"
     assert (main["selection"]["rule"], control["selection"]["rule"]) == ("top", "bottom")
     fractions = main["selection"]["keep_fraction"] + control["selection"]["keep_fraction"]
     assert fractions == pytest.approx(1.0)

@@ -42,7 +42,7 @@ TOLERANCE = 1e-5
 
 def command(processes: int, run: Path, steps: int, **settings: Any) -> list[str]:
     """``forkpoint train`` on so many processes; settings with ``__`` for the dot."""
-    recipe = settings.pop("recipe", "lab_demo")
+    recipe = settings.pop("recipe", "lab_game")
     given = {**SMALL, "training.steps": steps}
     given |= {name.replace("__", "."): value for name, value in settings.items()}
     launch = ["-m", "forkpoint"]

@@ -9,10 +9,9 @@ import pytest
 
 from forkpoint.errors import RunError
 from forkpoint.report import build_report
+from forkpoint.runs.ablation import Ablation, Arm
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.results import (
-    Ablation,
-    Arm,
     Result,
     result_path,
     write_result,

@@ -7,7 +7,8 @@ import pytest
 
 from forkpoint.evaluation.statistics import wilson_interval
 from forkpoint.report.evaluations import difference
-from forkpoint.runs.results import Ablation, Arm, Estimate, Evaluation, write_result
+from forkpoint.runs.ablation import Ablation, Arm
+from forkpoint.runs.results import Estimate, Evaluation, write_result
 from tests.analysis_runs import interval
 from tests.report_page import page_of
 from tests.report_runs import make_run

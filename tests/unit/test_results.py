@@ -8,13 +8,14 @@ from pydantic import ValidationError
 
 from forkpoint.errors import RunError
 from forkpoint.runs import results
+from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import Demo, Estimate, Result, find_result, read_result, write_result
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6, n=9)
 DEMO = Demo(accuracy_before=HALF, accuracy_after=HALF, accuracy_control=HALF)
 MODELS = [
     model
-    for model in vars(results).values()
+    for model in (*vars(results).values(), Ablation)
     if isinstance(model, type) and issubclass(model, Result) and model is not Result
 ]
 

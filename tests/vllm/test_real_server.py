@@ -46,7 +46,7 @@ def command(run: Path, **settings: Any) -> list[str]:
         "rollout.vllm.arguments": ARGUMENTS,
     }
     given |= {name.replace("__", "."): value for name, value in settings.items()}
-    what = ["--resume"] if (run / "config.json").exists() else ["lab_demo"]
+    what = ["--resume"] if (run / "config.json").exists() else ["lab_game"]
     options = [part for k, v in given.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     return [sys.executable, "-m", "forkpoint", "train", *what, *options, "--run-dir", str(run)]
 

@@ -87,10 +87,10 @@ def load_runs(paths: Sequence[Path]) -> list[RunData]:
     for root in dict.fromkeys(Path(p).resolve() for p in paths):
         names = (root.name, f"{root.parent.name}/{root.name}", str(root))
         runs.append(_load_run(root, _first_free(names, runs)))
-        control = root / "control"
-        if RunDirectory(control).metrics_jsonl.exists():
-            names = ("control", f"{runs[-1].label}/control")
-            runs.append(_load_run(control, _first_free(names, runs)))
+        main = runs[-1].label
+        for name in ("control", "random"):  # a demo's other runs
+            if RunDirectory(root / name).metrics_jsonl.exists():
+                runs.append(_load_run(root / name, _first_free((name, f"{main}/{name}"), runs)))
     return runs
 
 

@@ -8,7 +8,8 @@ from forkpoint.figures.text import number, visible
 from forkpoint.report.data import RunData
 from forkpoint.report.finding import series_class, task_words
 from forkpoint.report.intervals import Intervals, Row, intervals
-from forkpoint.runs.results import Ablation, Estimate, Evaluation
+from forkpoint.runs.ablation import Ablation
+from forkpoint.runs.results import Estimate, Evaluation
 
 SHOWN = 16
 """Lines of the matrix before it is unfolded."""

@@ -18,17 +18,20 @@ def findings(runs: Sequence[RunData]) -> list[Row]:
     demo = main.result(Demo)
     if demo is None:
         return [row for index, run in enumerate(runs) for row in _evaluations(index, run)]
-    control = next((i for i, run in enumerate(runs) if run.root == main.root / "control"), None)
-    rest = None if control is None else runs[control].config
-    return [
-        Row("before training", demo.accuracy_before, "before"),
-        Row(visible(f"trained on {selected_tokens(main.config)}"), demo.accuracy_after, "s0"),
-        Row(
-            visible(f"trained on {selected_tokens(rest)}"),
-            demo.accuracy_control,
-            series_class(control or 1),
-        ),
-    ]
+    rows = [Row("before training", demo.accuracy_before, "before")]
+    for position, (folder, accuracy) in enumerate(
+        (
+            ("", demo.accuracy_after),
+            ("control", demo.accuracy_control),
+            ("random", demo.accuracy_random),
+        )
+    ):
+        if accuracy is not None:
+            index = next((i for i, r in enumerate(runs) if r.root == main.root / folder), None)
+            config = None if index is None else runs[index].config
+            colour = series_class(position if index is None else index)
+            rows.append(Row(visible(f"trained on {selected_tokens(config)}"), accuracy, colour))
+    return rows
 
 
 def series_class(index: int) -> str:

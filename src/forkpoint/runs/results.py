@@ -16,11 +16,13 @@ from forkpoint.runs.atomic import first_fault, write_json
 SCHEMA_VERSION = 1  # it goes up when a field changes its name or its meaning
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Base: immutable, and a field it does not know is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Estimate(_Frozen):
+class Estimate(Frozen):
     """A value with its 95 % interval over ``n`` independent units: problems, prompts or seeds."""
 
     value: float
@@ -44,7 +46,7 @@ class Estimate(_Frozen):
         return f"{100 * self.value:.1f} %{self.ends('{:.1f}', 100)}"
 
 
-class Result(_Frozen):
+class Result(Frozen):
     """What all result files have."""
 
     file: ClassVar[str]  # its name in the folder ``results``
@@ -78,24 +80,11 @@ class Demo(Result):
     """Of the run on the tokens of highest entropy."""
     accuracy_control: Estimate
     """Of the run on the other tokens."""
+    accuracy_random: Estimate | None = None
+    """Of the run on as many tokens as the forks, drawn at random; None in older demos."""
 
 
-class Arm(_Frozen):
-    """One variant of an ablation."""
-
-    label: str
-    accuracy: Estimate
-    """Over seeds."""
-
-
-class Ablation(Result):
-    """Variants that were compared; read by the report, written by nothing yet."""
-
-    file: ClassVar[str] = "ablation.json"
-    arms: tuple[Arm, ...]
-
-
-class Histogram(_Frozen):
+class Histogram(Frozen):
     """Counts of tokens between edges; a bin holds its lower edge."""
 
     edges: tuple[float, ...] = Field(min_length=2)
@@ -109,7 +98,7 @@ class Histogram(_Frozen):
         return self
 
 
-class EntropyBin(_Frozen):
+class EntropyBin(Frozen):
     """The mean entropy of positions, or of completion lengths, from ``first`` to ``last``."""
 
     first: int
@@ -120,7 +109,7 @@ class EntropyBin(_Frozen):
     """Over tokens; None if there is none."""
 
 
-class CorrectnessGroup(_Frozen):
+class CorrectnessGroup(Frozen):
     """The entropy of correct or of wrong completions."""
 
     label: Literal["correct", "wrong"]
@@ -131,7 +120,7 @@ class CorrectnessGroup(_Frozen):
     """Over tokens; the interval resamples prompts."""
 
 
-class ForkTruth(_Frozen):
+class ForkTruth(Frozen):
     """Measured entropies against the laboratory's truth, up to each first illegal word."""
 
     tokens: int
@@ -194,7 +183,7 @@ class Pattern(Result):
     """None unless the completions are games of the laboratory."""
 
 
-class CheckpointEntropy(_Frozen):
+class CheckpointEntropy(Frozen):
     """What one checkpoint says of the tokens that all of them scored."""
 
     name: str
@@ -209,7 +198,7 @@ class CheckpointEntropy(_Frozen):
     """Of the entropies, linearly interpolated; minimum and maximum have no interval."""
 
 
-class EntropyChange(_Frozen):
+class EntropyChange(Frozen):
     """Final minus base entropy, of the tokens in one bin of base entropy."""
 
     from_percentile: float
@@ -242,7 +231,7 @@ class Dynamics(Result):
     """By ascending base entropy, 5 % of the tokens each."""
 
 
-class TemperaturePoint(_Frozen):
+class TemperaturePoint(Frozen):
     """The accuracy at one pair of temperatures."""
 
     temperature: float
@@ -255,7 +244,7 @@ class TemperaturePoint(_Frozen):
     """Of the completions, those cut by the token budget."""
 
 
-class TemperatureSweep(_Frozen):
+class TemperatureSweep(Frozen):
     """One part at each temperature, the other at 1."""
 
     varied: Literal["forks", "rest"]
@@ -284,7 +273,7 @@ class Temperature(Result):
     sweeps: tuple[TemperatureSweep, ...]
 
 
-class Replacement(_Frozen):
+class Replacement(Frozen):
     """One alternative at one measured position."""
 
     prompt_id: str
@@ -310,7 +299,7 @@ class Replacement(_Frozen):
     continuations_alternative: int
 
 
-class GapGroup(_Frozen):
+class GapGroup(Frozen):
     """The mean value gaps of one kind of position."""
 
     positions: int

@@ -13,6 +13,7 @@ from cyclopts import (
 )
 
 import forkpoint
+from forkpoint.cli.ablate import ablate
 from forkpoint.cli.analyze import analyze
 from forkpoint.cli.branch import branch
 from forkpoint.cli.demo import demo
@@ -41,6 +42,7 @@ app = App(
 )
 app.command(demo)
 app.command(train)
+app.command(ablate)
 app.command(evaluate, name="eval")
 app.command(analyze)
 app.command(dynamics)

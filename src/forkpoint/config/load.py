@@ -41,8 +41,11 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     return parse_config(raw, source=str(path) if path else "the command line")
 
 
-def recipe_path(recipe: str | Path) -> Path:
+def recipe_path(recipe: str | Path, shipped_in: Path = RECIPES) -> Path:
     """The file itself, or the one of that name that ships with the package.
+
+    Args:
+        shipped_in: the package's folder of such recipes.
 
     Raises:
         ConfigError: a name without a file and without a recipe: naming those there are.
@@ -50,9 +53,9 @@ def recipe_path(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.is_file() or path.suffix in (".toml", ".json") or len(path.parts) > 1:
         return path
-    shipped = RECIPES / f"{path.name}.toml"
+    shipped = shipped_in / f"{path.name}.toml"
     if not shipped.is_file():
-        names = ", ".join(sorted(found.stem for found in RECIPES.glob("*.toml")))
+        names = ", ".join(sorted(found.stem for found in shipped_in.glob("*.toml")))
         raise ConfigError(
             f"there is no file and no recipe {str(recipe)!r}{_near(path)}; there are {names}"
         )

@@ -26,6 +26,17 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding may put p = 0 or 1 outside
 
 
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of n >= 2 values: mean +- t s / sqrt(n), with s the
+    standard deviation (divided by n - 1) and t the 97.5 % point of n - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+    return mean - half, mean + half
+
+
 def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
     """The bias-corrected and accelerated 95 % bootstrap interval of the mean of shares in [0, 1].
 

@@ -1,0 +1,1 @@
+"""Variants of a run, each with the same seeds, and how they compare."""

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,12 @@ class FakeServer:
         """Made of what it would answer."""
         self.status: dict[str, int] = {}
         """Route -> the status it gives."""
+        self.asked: list[str] = []
+        """Routes, in order."""
+        self.stalls = False
+        """Whether it sends the header of a completion and then nothing."""
+        self.slow = 0.0
+        """Seconds that loading takes."""
         self.key: str | None = None
         self.reloads = True
         self.lock = threading.Lock()
@@ -69,6 +76,7 @@ class FakeServer:
         return log_probs(logits_LV, temperature)
 
     def load(self, folder: Path) -> None:
+        time.sleep(self.slow)
         self.loaded.append(folder)
         if self.reloads:
             self.model = read(folder)
@@ -95,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _respond(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(size) or b"{}")
+        self.fake.asked.append(self.path)
         status = self.fake.status.get(self.path, 200)
         if self.fake.key and self.headers.get("Authorization") != f"Bearer {self.fake.key}":
             status = 401
@@ -103,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self._answer(body)
         text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
+        if self.fake.stalls and self.path == "/v1/completions" and len(body["prompt"]) < 16:
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            time.sleep(60)
         self.end_headers()
         with suppress(OSError):  # the other side has given up
             self.wfile.write(text)

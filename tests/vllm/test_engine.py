@@ -5,19 +5,28 @@ The servers here are fakes that speak the same routes; test_real_server.py does 
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.errors import ConfigError, EngineError, Interrupted
 from forkpoint.lab import BASE_POLICIES
-from forkpoint.sampling.vllm.client import Client, Draw, ServerFault
+from forkpoint.sampling.vllm import client as client_module
+from forkpoint.sampling.vllm.client import Client, Draw, Sampled, ServerFault
+from forkpoint.sampling.vllm.engine import Probe, VllmEngine
+from forkpoint.sampling.vllm.folder import OwnFolder
 from forkpoint.training.loop import Outcome, train
 from tests.vllm import fake_server
 from tests.vllm.fake_server import FakeServer, serving
@@ -240,6 +249,12 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(
     [
         ({"rollout__vllm__weights_dir": None}, "weights_dir"),
         ({"rollout__vllm__servers": ["node7:8000"]}, "no address"),
+        ({"rollout__vllm__servers": ["http://node7:80000"]}, "no address"),
+        ({"rollout__vllm__servers": ["http://node7:abc"]}, "no address"),
+        ({"rollout__vllm__servers": ["http://no de:80"]}, "no address"),
+        ({"rollout__vllm__servers": ["http://[::1"]}, "no address"),
+        ({"rollout__vllm__servers": ["http://" + "x" * 70]}, "no address"),
+        ({"rollout__vllm__servers": ["http://node7/\u00fc"]}, "no address"),
         ({"rollout__vllm__weights_dir": "/proc/nowhere"}, "weights_dir"),
         ({"rollout__vllm__devices": ["0", "1"]}, "one for each server"),
         ({"selection__entropy": "rollout"}, "no entropies"),
@@ -263,6 +278,11 @@ DRAW = Draw(max_tokens=4, temperature=1.0, seed=0, eos_ids=(1,), vocabulary=118)
         ({}, "no token ids"),
         ({"token_ids": [5], "logprobs": None}, "no token ids"),
         ({"token_ids": "abc", "logprobs": {"token_logprobs": [0, 0, 0]}}, "no token ids"),
+        ({"token_ids": "51", "logprobs": {"token_logprobs": "00"}}, "no token ids"),
+        ({"token_ids": [5.9, 1], "logprobs": {"token_logprobs": [0, 0]}}, "no token ids"),
+        ({"token_ids": [True, 1], "logprobs": {"token_logprobs": [0, 0]}}, "no token ids"),
+        ({"token_ids": [float("inf"), 1], "logprobs": {"token_logprobs": [0, 0]}}, "no token ids"),
+        ({"token_ids": [5, 1], "logprobs": {"token_logprobs": [-(10**400), 0]}}, "no token ids"),
         ({"token_ids": [], "logprobs": {"token_logprobs": []}}, "0 tokens"),
         ({"token_ids": [5] * 5, "logprobs": {"token_logprobs": [-1.0] * 5}}, "5 tokens where"),
         ({"token_ids": [5, 1], "logprobs": {"token_logprobs": [-1.0]}}, "1 log-probabilities"),
@@ -285,7 +305,7 @@ def test_an_answer_that_cannot_be_is_a_fault_of_the_server(
         fake.answer = lambda choice: (_ for _ in ()).throw(ValueError)
         said = "no answer"
     with pytest.raises(ServerFault, match=said):
-        client.complete([4, 5], DRAW)
+        client.complete([4, 5], DRAW, timeout=9)
 
 
 def test_what_a_server_says_moves_nothing_on_a_terminal(
@@ -297,7 +317,7 @@ def test_what_a_server_says_moves_nothing_on_a_terminal(
     fake.status["/v1/completions"] = 500
     monkeypatch.setattr(fake_server, "TOLD", "\x1b[2J gone\nand\u202e more " + "x" * 999)
     with pytest.raises(ServerFault) as raised:
-        client.complete([4, 5], DRAW)
+        client.complete([4, 5], DRAW, timeout=9)
     said = str(raised.value)
     assert said.isprintable()
     assert "gone and" in said
@@ -313,7 +333,7 @@ def test_an_end_by_the_budget_and_one_by_a_token(two: Fakes) -> None:
             "token_ids": ids,
             "logprobs": {"token_logprobs": [-1.0] * len(ids)},
         }
-        assert client.complete([4, 5], DRAW).token_ids == ids
+        assert client.complete([4, 5], DRAW, timeout=9).token_ids == ids
 
 
 def test_nothing_of_a_step_is_kept_when_it_is_interrupted(two: Fakes, tmp_path: Path) -> None:
@@ -335,3 +355,153 @@ def test_nothing_of_a_step_is_kept_when_it_is_interrupted(two: Fakes, tmp_path: 
     with pytest.raises(Interrupted):
         engine.sample([request], settings)
     assert torch.isfinite(torch.tensor(completion.logprobs)).all()
+
+
+# ---- what a review broke ------------------------------------------------------------------------
+
+
+def test_a_body_that_stalls_after_its_header_ends_nothing_but_its_request(
+    two: Fakes, tmp_path: Path
+) -> None:
+    """The connection has forgotten its socket by then, and with it how to break off."""
+    address, fake = next(iter(two.items()))
+    fake.stalls = True
+    started = time.monotonic()
+    with pytest.raises(EngineError, match="no vLLM server is left"):
+        run({address: fake}, tmp_path, rollout__vllm__stall_s=1.0)
+    assert time.monotonic() - started < 30
+
+
+def test_a_request_that_is_lost_is_given_up_while_others_are_served(
+    two: Fakes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (_, lost), *_ = two.items()
+    ticking = threading.Event()
+
+    def never() -> None:
+        while not ticking.wait(0.1):
+            lost.made += 1  # for somebody else
+
+    lost.before = never
+    with caplog.at_level(logging.WARNING):
+        outcome, _ = run(two, tmp_path, rollout__vllm__request_minutes=0.05, training__steps=1)
+    ticking.set()
+    assert outcome.state.updates == 1
+    assert "is given up" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [b"[" * 200_000, b"{"])
+def test_no_json_is_a_fault_of_the_server(answer: bytes) -> None:
+    with pytest.raises(ServerFault, match="no JSON"):
+        client_module._json(answer)
+
+
+def test_counters_that_are_no_numbers_are_no_progress(two: Fakes) -> None:
+    address, fake = next(iter(two.items()))
+    fake.made = float("nan")  # type: ignore[assignment]
+    with pytest.raises(ServerFault, match="metrics cannot be read"):
+        Client(address).progress(5)
+
+
+def test_a_whole_answer_has_one_deadline(two: Fakes) -> None:
+    address, fake = next(iter(two.items()))
+    client = Client(address)
+    assert client.ready()
+    fake.resumes.clear()
+    started = time.monotonic()
+    with pytest.raises(ServerFault, match="no answer"):
+        client.complete([4, 5], DRAW, timeout=0.5)
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_cannot_load_is_not_left_paused(two: Fakes) -> None:
+    address, fake = next(iter(two.items()))
+    fake.status["/collective_rpc"] = 500
+    with pytest.raises(ServerFault, match="collective_rpc gave 500"):
+        Client(address).load(Path("/nowhere"), 5)
+    assert fake.asked[-3:] == ["/pause", "/collective_rpc", "/resume"]
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    two: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = next(iter(two.items()))
+    monkeypatch.setenv("FORKPOINT_VLLM_KEY", "sk-se\ncret")
+    with pytest.raises(ConfigError) as caught:
+        Client(address).ready()
+    assert "cret" not in str(caught.value)
+    monkeypatch.setenv("FORKPOINT_VLLM_KEY", "fine\n")
+    assert Client(address).ready()
+
+
+def test_the_bound_is_that_of_the_coarser_type() -> None:
+    given: dict[str, Any] = {"tokenizer": None, "eos_ids": (1,), "vocabulary": 9, "slots": 1}
+    given |= {"stall_s": 1.0, "request_s": 1.0}
+    client = Client("http://node7:1")
+    probes = {client.address: Probe(prompt=(1,), sampled=Sampled([2], [-1.0]))}
+    for dtype, policy_dtype in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        engine = VllmEngine([client], dtype=dtype, policy_dtype=policy_dtype, **given)
+        found = engine.compare(probes, {client.address: np.array([-1.01])})
+        assert found["mismatch/probe_mean_nats"] == pytest.approx(0.01)
+    engine = VllmEngine([client], dtype="float32", policy_dtype="float32", **given)
+    with pytest.raises(EngineError, match="nats from the trainer"):
+        engine.compare(probes, {client.address: np.array([-1.01])})
+
+
+def test_a_stop_is_obeyed_while_servers_load(two: Fakes, tmp_path: Path) -> None:
+    for fake in two.values():
+        fake.slow = 30.0
+    started = time.monotonic()
+    outcome = train(
+        config_of(two, tmp_path), tmp_path / "run",
+        should_stop=lambda: time.monotonic() - started > 1,
+    )  # fmt: skip
+    assert outcome.stopped
+    assert time.monotonic() - started < 20
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_a_folder_lives_as_long_as_its_run(tmp_path: Path) -> None:
+    alive = OwnFolder(tmp_path, "forkpoint-w-")
+    users = tmp_path / "forkpoint-w-mine"
+    users.mkdir()
+    left = tmp_path / "forkpoint-w-left"
+    left.mkdir()
+    (left / ".lock").touch()  # of a run that was killed: nobody holds it
+    other = OwnFolder(tmp_path, "forkpoint-w-")
+    assert alive.path.is_dir()
+    assert users.is_dir()
+    assert not left.exists()
+    for folder in (alive, other):
+        folder.close()
+        folder.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["forkpoint-w-mine"]
+
+
+def test_a_server_ends_when_the_runs_group_of_processes_is_killed(tmp_path: Path) -> None:
+    """As torchrun does it, and a terminal that is closed."""
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from forkpoint.sampling.vllm.client import Client\n"
+        "from forkpoint.sampling.vllm.launch import Launched\n"
+        f"home = Path({str(tmp_path)!r})\n"
+        'sleeper = \'import os, sys, time; open(sys.argv[1], "w").write(str(os.getpid())); '
+        "time.sleep(600)'\n"
+        "command = [sys.executable, '-c', sleeper, str(home / 'pid')]\n"
+        "server = Launched(client=Client(f'unix:{home}/s'), log=home / 'log', command=command,\n"
+        "    environment={})\n"
+        "server.start(home)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    pid = tmp_path / "pid"
+    patience = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < patience:
+        time.sleep(0.05)
+    server = int(pid.read_text())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while Path(f"/proc/{server}").exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{server}").exists()

@@ -206,6 +206,8 @@ class VllmConfig(Stage):
     """Completions that are asked of one server at a time."""
     stall_s: float = Field(default=120.0, gt=0)
     """A server at work that makes no token for so long is given up."""
+    request_minutes: float = Field(default=60.0, gt=0)
+    """So is one that has not answered a request after so long, whatever else it does."""
     start_minutes: float = Field(default=15.0, gt=0)
     """The most that a server may take to start."""
 

@@ -1,5 +1,6 @@
 """From a configuration to all that sampling needs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from forkpoint.config import RunConfig
@@ -36,7 +37,10 @@ class SamplingParts:
 
 
 def build_sampling(
-    config: RunConfig, loaded: LoadedModel | None = None, ranks: Ranks = ALONE
+    config: RunConfig,
+    loaded: LoadedModel | None = None,
+    ranks: Ranks = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> SamplingParts:
     """What samples and scores: the task is opened, processes are started.
 
@@ -58,7 +62,7 @@ def build_sampling(
             max_positions=context_length(loaded.model),
             max_new_tokens=config.rollout.max_new_tokens,
         ),
-        engine=build_engine(loaded, config, ranks),
+        engine=build_engine(loaded, config, ranks, should_stop),
         scorer=build_scorer(config, task),
         ranks=ranks,
     )
@@ -93,7 +97,12 @@ def check_engine(engine: Engine, config: RunConfig, *, splits_temperatures: bool
         )
 
 
-def build_engine(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -> Engine:
+def build_engine(
+    loaded: LoadedModel,
+    config: RunConfig,
+    ranks: Ranks = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Engine:
     """The engine a recipe names, drawing from ``loaded``.
 
     Raises:
@@ -110,7 +119,7 @@ def build_engine(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
             cache_gb=rollout.cache_gb,
         )
     if rollout.engine == "vllm":
-        return open_servers(loaded, config, ranks)
+        return open_servers(loaded, config, ranks, should_stop)
     setting = f"rollout.engine = {rollout.engine!r}"
     factory = resolve(rollout.engine, key="rollout.engine")
     return UsersEngine(call_users(factory, loaded, rollout, setting=setting), setting)

@@ -26,6 +26,7 @@ from forkpoint.training.bad_steps import (
     nothing_to_learn,
 )
 from forkpoint.training.checkpoint import (
+    FoundCheckpoint,
     RunState,
     latest_checkpoint,
     restore_optimizer,
@@ -96,7 +97,13 @@ def train(
 
         ranks.by_first(take)
         told = observer if observer and ranks.first else Silent()
-        run = _Run(config, directory, told, should_stop, ranks)
+        found, skipped = ranks.by_first(lambda: latest_checkpoint(directory.checkpoints_dir))
+        for sentence in skipped:
+            told.note(sentence)
+        try:
+            run = _Run(config, directory, told, should_stop, ranks, found)
+        except Interrupted:  # while servers started
+            return Outcome(state=found.state if found else RunState(), stopped=True)
         stack.callback(run.close)
         return run.run()
 
@@ -111,14 +118,12 @@ class _Run:
         observer: Observer,
         should_stop: Callable[[], bool],
         ranks: Ranks,
+        found: FoundCheckpoint | None,
     ) -> None:
         self.config, self.directory, self.observer = config, directory, observer
         self.should_stop, self.ranks = should_stop, ranks
-        found, skipped = self.ranks.by_first(lambda: latest_checkpoint(directory.checkpoints_dir))
-        for sentence in skipped:
-            observer.note(sentence)
         self.parts: RunParts = build_parts(
-            config, weights=found.path if found else None, ranks=ranks
+            config, weights=found.path if found else None, ranks=ranks, should_stop=should_stop
         )
         for sentence in self.parts.sampling.task.notes:
             observer.note(sentence)

@@ -1,5 +1,6 @@
 """What a run is made of: the model, what samples from it, what trains it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,11 @@ class RunParts:
 
 
 def build_parts(
-    config: RunConfig, *, weights: Path | None = None, ranks: Ranks = ALONE
+    config: RunConfig,
+    *,
+    weights: Path | None = None,
+    ranks: Ranks = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> RunParts:
     """Sampling, and beside it what trains.
 
@@ -43,7 +48,7 @@ def build_parts(
     """
     with ExitStack() as stack:
         loaded = load_model(config.model, weights=weights, trained=True)
-        sampling = build_sampling(config, loaded, ranks)
+        sampling = build_sampling(config, loaded, ranks, should_stop)
         stack.callback(sampling.close)  # unless all goes well
         check_engine(sampling.engine, config)
         gradient, reference = config.training.gradient, None

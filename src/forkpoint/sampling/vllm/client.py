@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,15 +78,21 @@ class Client:
             ConfigError: it is none of these.
         """
         self.address = address
-        parts = urlsplit(address)
-        if parts.scheme != "unix" and not (parts.scheme in ("http", "https") and parts.hostname):
+        try:
+            parts = urlsplit(address)
+            _ = parts.port, (parts.hostname or "").encode("idna")
+            plain = address.isascii() and address.isprintable() and " " not in address
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and plain
+        except ValueError:  # a port that is none, a host too long
+            parts, known = urlsplit(""), False
+        if parts.scheme != "unix" and not known:
             raise ConfigError(
                 f"rollout.vllm.servers: {address!r} is no address such as http://node7:8000"
             )
         self._parts = parts
         self._prefix = "" if parts.scheme == "unix" else parts.path.rstrip("/")
         self._model = ""
-        self._open: set[HTTPConnection] = set()
+        self._open: set[socket.socket] = set()
 
     def __repr__(self) -> str:
         return f"vLLM server {self.address}"
@@ -109,13 +116,16 @@ class Client:
         """
         self._call("POST", "/pause", {}, timeout=timeout)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self._call("POST", "/collective_rpc", reload, timeout=timeout)
-        self._call("POST", "/reset_prefix_cache", {}, timeout=timeout)
+        try:
+            self._call("POST", "/collective_rpc", reload, timeout=timeout)
+            self._call("POST", "/reset_prefix_cache", {}, timeout=timeout)
+        except (ServerFault, EngineError):
+            with suppress(ServerFault, EngineError):  # it may have other users
+                self._call("POST", "/resume", {}, timeout=SHORT_S)
+            raise
         self._call("POST", "/resume", {}, timeout=timeout)
 
-    def complete(
-        self, prompt: Sequence[int], draw: Draw, *, timeout: float | None = None
-    ) -> Sampled:
+    def complete(self, prompt: Sequence[int], draw: Draw, *, timeout: float) -> Sampled:
         """Draw one completion.
 
         Raises:
@@ -134,8 +144,11 @@ class Client:
         )
         try:
             ids, logprobs = answer["token_ids"], answer["logprobs"]["token_logprobs"]
-            found = Sampled(token_ids=[int(i) for i in ids], logprobs=[float(x) for x in logprobs])
-        except (KeyError, TypeError, ValueError) as error:
+            found = Sampled(
+                token_ids=[_integer(i) for i in _listed(ids)],
+                logprobs=[_real(x) for x in _listed(logprobs)],
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ServerFault(
                 f"its answer has no token ids and log-probabilities: {error!r}"
             ) from None
@@ -154,8 +167,8 @@ class Client:
         )
         try:
             places = zip(token_ids[1:], answer["prompt_logprobs"][1:], strict=True)
-            return [float(place[str(token)]["logprob"]) for token, place in places]
-        except (KeyError, TypeError, ValueError) as error:
+            return [_real(place[str(token)]["logprob"]) for token, place in places]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ServerFault(
                 f"its answer has no log-probabilities of a prompt: {error!r}"
             ) from None
@@ -175,20 +188,19 @@ class Client:
                 "from one that works: start it without --disable-log-stats"
             )
         try:
-            return sum(map(float, numbers))
+            total = sum(map(float, numbers))
         except ValueError:
-            raise ServerFault("its /metrics cannot be read") from None
+            total = math.nan
+        if not math.isfinite(total):
+            raise ServerFault("its /metrics cannot be read")
+        return total
 
     def cancel(self) -> None:
         """Break off every request that is under way."""
-        for connection in list(self._open):
-            if connection.sock is not None:
-                with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+        for used in list(self._open):
+            _shut(used)
 
-    def _completion(
-        self, prompt: Sequence[int], timeout: float | None, **settings: Any
-    ) -> dict[str, Any]:
+    def _completion(self, prompt: Sequence[int], timeout: float, **settings: Any) -> dict[str, Any]:
         body = {
             "model": self._model,
             "prompt": list(prompt),
@@ -209,15 +221,21 @@ class Client:
             raise ServerFault("its answer holds no completion")
         return choices[0]
 
-    def _call(self, verb: str, path: str, body: Any = None, *, timeout: float | None) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        connection = self._connection()
-        self._open.add(connection)
+    def _call(self, verb: str, path: str, body: Any = None, *, timeout: float) -> bytes:
+        """What a route answers, all of it within ``timeout`` seconds."""
+        headers = {"Content-Type": "application/json"} | _authorization()
+        connection, used, deadline = self._connection(), None, None
         try:
             connection.connect()
-            connection.sock.settimeout(timeout)
+            used = connection.sock  # the connection forgets it when it has read a header
+            used.settimeout(timeout)
+            used.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._open.add(used)
+            deadline = threading.Timer(
+                timeout, _shut, [used]
+            )  # a socket's own is one for each read
+            deadline.daemon = True
+            deadline.start()
             text = None if body is None else json.dumps(body)
             connection.request(verb, self._prefix + path, text, headers)
             with connection.getresponse() as response:
@@ -225,7 +243,10 @@ class Client:
         except (OSError, HTTPException) as error:
             raise ServerFault(f"no answer to {path}: {error or type(error).__name__}") from None
         finally:
-            self._open.discard(connection)
+            if deadline is not None:
+                deadline.cancel()
+            if used is not None:
+                self._open.discard(used)
             connection.close()
         if response.status != 200:
             raise self._refusal(path, response.status, answer)
@@ -257,10 +278,45 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in line)
 
 
+def _authorization() -> dict[str, str]:
+    """
+    Raises:
+        ConfigError: the key cannot be sent; without showing it.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{KEY_VARIABLE} is no key: it has characters that cannot be sent")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _shut(used: socket.socket) -> None:
+    """Whoever reads or writes there gets an error."""
+    with suppress(OSError):
+        used.shutdown(socket.SHUT_RDWR)
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a {type(value).__name__} where a list is wanted")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} where an integer is wanted")
+    return value
+
+
+def _real(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} where a number is wanted")
+    return float(value)
+
+
 def _json(answer: bytes) -> Any:
     try:
         return json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ServerFault("its answer is no JSON") from None
 
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,23 +72,29 @@ class VllmEngine:
         vocabulary: int,
         slots: int,
         stall_s: float,
+        request_s: float,
         dtype: str,
+        policy_dtype: str,
     ) -> None:
         """
         Args:
             slots: completions asked of one server at a time by this process.
             stall_s: a server at work that makes no token for so long is given up.
+            request_s: so is one that has not answered a request after so long.
             dtype: what the servers compute in.
+            policy_dtype: what the trainer computes in.
         """
         self.clients = {client.address: client for client in clients}
         self.served: Served | None = None
         self.dtype = dtype
+        self._coarser = max(dtype, policy_dtype, key=lambda name: SAME_NUMBERS_NATS[name])
         self._tokenizer, self._eos_ids, self._vocabulary = tokenizer, eos_ids, vocabulary
-        self._slots, self._stall_s = slots, stall_s
+        self._slots, self._stall_s, self._request_s = slots, stall_s, request_s
         self._lost: dict[str, str] = {}
         self._redrawn = 0
         self._closing = threading.Event()
         self.on_close: Callable[[], None] = lambda: None
+        self.should_stop: Callable[[], bool] = lambda: False
         self.weights: Weights | None = None
         """Where new weights are written; in the first process alone."""
         self.revive: Callable[[Path], None] = lambda folder: None
@@ -101,6 +107,7 @@ class VllmEngine:
 
         Raises:
             EngineError: no server has loaded them.
+            Interrupted: ``should_stop()`` turned true.
         """
         self._lost.clear()
         self.revive(folder)
@@ -115,7 +122,15 @@ class VllmEngine:
                 self.lose(client, str(fault))
 
         with ThreadPoolExecutor(len(self.clients)) as pool:
-            list(pool.map(load, self.clients.values()))
+            loading = [pool.submit(load, client) for client in self.clients.values()]
+            while wait(loading, timeout=POLL_S).not_done:
+                if self.should_stop() or self._closing.is_set():
+                    for client in self.clients.values():
+                        client.cancel()
+        if self.should_stop():
+            raise Interrupted("stopped while servers loaded weights")
+        for done in loading:
+            done.result()
         self.alive()
 
     def probe(self, temperature: float, seed: int) -> dict[str, Probe]:
@@ -130,7 +145,7 @@ class VllmEngine:
             max_tokens=PROBE_TOKENS,
             temperature=temperature,
             seed=seed,
-            eos_ids=self._eos_ids,
+            eos_ids=(),  # it goes on: one token would show little
             vocabulary=self._vocabulary,
         )
         probes = {}
@@ -161,7 +176,7 @@ class VllmEngine:
             address: np.abs(expected[address] - np.asarray(probe.sampled.logprobs))
             for address, probe in probes.items()
         }
-        most_mean, most = SAME_NUMBERS_NATS[self.dtype]
+        most_mean, most = SAME_NUMBERS_NATS[self._coarser]
         for address, gap_T in gaps.items():
             if not (gap_T.mean() <= most_mean and gap_T.max() <= most):
                 self.lose(
@@ -295,9 +310,12 @@ class VllmEngine:
             while not over.wait(min(WATCH_S, self._stall_s / 4)):
                 with suppress(ServerFault, EngineError):  # no answer is no progress
                     now = client.progress(self._stall_s)
+                    if over.is_set():
+                        return  # whatever it does now, it is for another call
                     if now != last or not job.under_way[client.address]:
                         last, since = now, time.monotonic()
-                if time.monotonic() - since > self._stall_s and client.address not in self._lost:
+                stalls = time.monotonic() - since > self._stall_s
+                if stalls and not over.is_set() and client.address not in self._lost:
                     self.lose(client, f"it has made no token for {self._stall_s:g} s")
 
         slots = min(self._slots, -(-job.missing // len(clients)))
@@ -329,7 +347,7 @@ class VllmEngine:
             eos_ids=self._eos_ids,
             vocabulary=self._vocabulary,
         )
-        ids, logprobs = client.complete(request.prompt.token_ids, draw)
+        ids, logprobs = client.complete(request.prompt.token_ids, draw, timeout=self._request_s)
         return Completion(
             token_ids=np.array(ids),
             logprobs=np.array(logprobs),

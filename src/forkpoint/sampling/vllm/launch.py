@@ -19,6 +19,7 @@ from forkpoint.config.stages import VllmConfig
 from forkpoint.errors import ConfigError, EngineError, Interrupted
 from forkpoint.sampling.vllm import keeper
 from forkpoint.sampling.vllm.client import Client
+from forkpoint.sampling.vllm.folder import OwnFolder
 
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 """How names of variables begin by which a server would believe to be a process of the run."""
@@ -49,6 +50,7 @@ class Launched:
                 stdout=log,
                 stderr=log,
                 env=self.environment,
+                start_new_session=True,  # what ends a whole group of processes must not end it
             )
 
     def wait(self, minutes: float, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -119,13 +121,13 @@ def prepare(config: VllmConfig, index: int, home: Path, *, dtype: str) -> Launch
     )
 
 
-def socket_home() -> Path:
-    """A new folder of this user's alone for sockets and logs; a socket's path must be short."""
-    return Path(tempfile.mkdtemp(prefix="forkpoint-"))
+def socket_home() -> OwnFolder:
+    """For sockets and logs; a socket's path must be short."""
+    return OwnFolder(Path(tempfile.gettempdir()), "forkpoint-s-")
 
 
-def weights_home(config: VllmConfig, copies_bytes: int) -> Path:
-    """A new folder of this user's alone, where weights have room; what dead runs left is removed.
+def weights_home(config: VllmConfig, copies_bytes: int) -> OwnFolder:
+    """Where weights have room.
 
     Args:
         copies_bytes: of the weights that lie there at a time.
@@ -145,20 +147,4 @@ def weights_home(config: VllmConfig, copies_bytes: int) -> Path:
         base = shared
     else:
         base = Path(tempfile.gettempdir())
-    host = os.uname().nodename
-    for old in base.glob(f"forkpoint-{host}-*-*"):
-        owner = old.name.split("-")[-2]
-        with suppress(OSError):
-            if owner.isdigit() and old.stat().st_uid == os.getuid() and not _lives(int(owner)):
-                shutil.rmtree(old)
-    return Path(tempfile.mkdtemp(prefix=f"forkpoint-{host}-{os.getpid()}-", dir=base))
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return OwnFolder(base, "forkpoint-w-")

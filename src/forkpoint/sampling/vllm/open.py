@@ -1,7 +1,6 @@
 """From a configuration to servers that have the model's weights."""
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +26,12 @@ MOST_STARTS = 3
 """Of one server in a run, after its first."""
 
 
-def open_servers(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -> VllmEngine:
+def open_servers(
+    loaded: LoadedModel,
+    config: RunConfig,
+    ranks: Ranks = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> VllmEngine:
     """The engine, with servers that answer and whose weights are those of ``loaded``.
 
     The first process starts them, or finds those that are named, and gives them weights.
@@ -35,6 +39,7 @@ def open_servers(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
     Raises:
         ConfigError: an address that is none, or servers to be started for several machines.
         EngineError: a server does not start, or none of them ends up with the right weights.
+        Interrupted: ``should_stop()`` turned true while they started.
     """
     vllm = config.rollout.vllm
     if not vllm.servers and ranks.size > local_size():
@@ -53,14 +58,14 @@ def open_servers(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
             if vllm.servers:
                 return list(vllm.servers), folder
             home = socket_home()
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
+            stack.callback(home.close)
             for index in range(vllm.launch):
-                server = prepare(vllm, index, home, dtype=weights.dtype)
+                server = prepare(vllm, index, home.path, dtype=weights.dtype)
                 launched.append(server)
                 stack.callback(server.close)
                 server.start(folder)
             for server in launched:
-                server.wait(vllm.start_minutes)
+                server.wait(vllm.start_minutes, should_stop)
             return [server.client.address for server in launched], folder
 
         addresses, folder = ranks.by_first(start)
@@ -71,10 +76,13 @@ def open_servers(loaded: LoadedModel, config: RunConfig, ranks: Ranks = ALONE) -
             vocabulary=loaded.model.get_output_embeddings().weight.shape[0],
             slots=max(1, vllm.concurrency // ranks.size),
             stall_s=vllm.stall_s,
+            request_s=60 * vllm.request_minutes,
             dtype=served_dtype(config),
+            policy_dtype=config.model.compute_dtype,
         )
         engine.weights = weights
-        engine.revive = _reviver(launched, vllm.start_minutes)
+        engine.should_stop = should_stop
+        engine.revive = _reviver(launched, vllm.start_minutes, should_stop)
 
         def settle() -> Any:
             assert folder is not None
@@ -110,7 +118,9 @@ def as_completion(probe: Probe) -> Completion:
     )
 
 
-def _reviver(launched: Sequence[Launched], minutes: float) -> Callable[[Path], None]:
+def _reviver(
+    launched: Sequence[Launched], minutes: float, should_stop: Callable[[], bool]
+) -> Callable[[Path], None]:
     """What starts anew those servers of the run that do not answer, a few times each."""
     starts = [0] * len(launched)
 
@@ -121,7 +131,7 @@ def _reviver(launched: Sequence[Launched], minutes: float) -> Callable[[Path], N
                 starts[index] += 1
                 server.start(folder)
                 try:
-                    server.wait(minutes)
+                    server.wait(minutes, should_stop)
                 except EngineError as error:  # the others go on without it
                     logger.warning("%s", error)
 

@@ -28,6 +28,9 @@ class Weights:
         self._loaded = loaded
         self.dtype = served_dtype(config)
         size = sum(p.numel() for p in loaded.model.parameters())
+        head = loaded.model.get_output_embeddings().weight
+        if head is loaded.model.get_input_embeddings().weight:
+            size += head.numel()  # it is written by itself
         self.bytes = size * self.torch_dtype.itemsize
         """Of one copy."""
         self._home = weights_home(config.rollout.vllm, 2 * self.bytes)
@@ -42,9 +45,9 @@ class Weights:
         Raises:
             RunError: no room, or not writable.
         """
-        folder = self._home / f"{version:08d}"
+        folder = self._home.path / f"{version:08d}"
         try:
-            earlier = [path for path in self._home.iterdir() if path != folder]
+            earlier = [path for path in self._home.path.glob("*[0-9]") if path != folder]
             write_served(folder, self._loaded.model, weights, self._loaded.tokenizer)
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write new weights to {folder}: {error}") from error
@@ -53,4 +56,4 @@ class Weights:
         return folder
 
     def close(self) -> None:
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._home.close()

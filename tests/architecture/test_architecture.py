@@ -58,7 +58,7 @@ LIBRARIES: dict[str, set[str]] = {
     "latex2sympy2_extended": {"verifiers"},
     "reasoning_gym": {"verifiers"},
     "datasets": {"tasks"},
-    "huggingface_hub": {"hub"},
+    "huggingface_hub": {"hub", "plan"},
     "jinja2": {"report"},
     "markupsafe": {"report", "figures"},
     "altair": {"figures"},

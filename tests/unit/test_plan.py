@@ -14,7 +14,7 @@ from forkpoint.config import RunConfig, parse_config
 from forkpoint.config.stages import LoraConfig, ModelConfig
 from forkpoint.errors import ConfigError, ModelError
 from forkpoint.plan.gpus import gpu_of
-from forkpoint.plan.memory import memory, pass_tokens
+from forkpoint.plan.memory import head_share, memory, pass_tokens
 from forkpoint.plan.sizes import SHAPES, Sizes, sizes_of
 from forkpoint.plan.step import Assumed, StepTokens, step_tokens
 from forkpoint.plan.traffic import traffic
@@ -23,6 +23,7 @@ from forkpoint.policy import load_model
 from forkpoint.policy.flops import body_shape
 from forkpoint.policy.lora import add_adapters
 from tests.conftest import tiny_model
+from tests.equivalence.families import build
 
 SIZES = Sizes(
     parameters=1000,
@@ -64,8 +65,14 @@ def test_the_tokens_of_a_step() -> None:
     assert step_tokens(config_of(), Assumed()).length == 30  # a third of 90
     alone = config_of(rollout__dynamic_sampling=False)
     assert step_tokens(alone, Assumed(length=30)).sampled == 240
-    rounds = config_of(rollout__max_rounds=1)
-    assert step_tokens(rounds, Assumed(length=30, flat=0.9)).sampled == 240
+    # one round: all 2 prompts are sampled, a half of their groups is left; two: 3 and 1.5
+    rounds = step_tokens(config_of(rollout__max_rounds=1), Assumed(length=30))
+    assert (rounds.sampled, rounds.sequences) == (240, 4)
+    many = config_of(rollout__max_rounds=2, rollout__prompts_per_step=8)
+    rounds = step_tokens(many, Assumed(length=30))
+    assert (rounds.sampled, rounds.sequences) == (12 * 4 * 30, 6 * 4)
+    with pytest.raises(ConfigError, match="completions of 91 tokens, but"):
+        step_tokens(config_of(), Assumed(length=91))
 
 
 def test_memory_of_one_process_in_float32() -> None:
@@ -97,11 +104,40 @@ def test_memory_of_four_processes_in_bfloat16() -> None:
     assert found.training["in flight"] == 6 * 400
     assert found.training["activations"] == 2 * 100 * 10 * 2 + 3333
     assert found.sampling["copies"] == 2000
-    assert found.sampling["keys and values"] == 2 * 16 * 2 * 100
+    assert found.sampling["keys and values"] == 2 * 16 * 4 * 100  # one prompt
     bounded = config_of(model__compute_dtype="bfloat16", rollout__cache_gb=1e-6)
     assert memory(bounded, SIZES, STEP, 4).sampling["keys and values"] == 1000
     served = config_of(rollout__engine="vllm")
     assert "keys and values" not in memory(served, SIZES, STEP, 4).sampling
+
+
+def test_what_a_penalty_and_adapters_add() -> None:
+    penalty = config_of(loss__kl_coefficient=0.01)
+    found = memory(penalty, SIZES, STEP, 4)
+    assert found.training["reference"] == found.sampling["reference"] == 4000  # on each
+    assert operations(penalty, SIZES, STEP, Assumed()).old == 4200 * 320 + 400 * 240
+    lora = config_of(model__lora={"rank": 2})
+    found = memory(lora, replace(SIZES, trained=100), STEP, 4)
+    assert found.training["weights"] == (4000 + 400) / 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 0.2),
+        ({"selection__rule": "all"}, 1.0),
+        ({"selection__rule": "bottom", "selection__keep_fraction": 0.8}, 0.8),
+        ({"loss__surrogate": "gspo"}, 1.0),
+        ({"loss__kl_coefficient": 0.1}, 0.2),
+        ({"loss__kl_coefficient": 0.1, "loss__penalties_on": "all"}, 1.0),
+        ({"loss__penalties_on": "all"}, 0.2),
+    ],
+)
+def test_the_share_of_head_rows(settings: dict[str, Any], share: float) -> None:
+    config = config_of(**settings)
+    assert head_share(config) == share
+    found = operations(config, SIZES, STEP, Assumed())
+    assert found.sparse == pytest.approx(3 * 4200 * 320 + 4 * 400 * share * 240)
 
 
 def test_operations() -> None:
@@ -214,3 +250,36 @@ def test_the_peak_is_within_15_percent(name: str) -> None:
 def test_the_cases_of_the_benchmark_are_what_they_say(tmp_path: Path) -> None:
     config, step = case_of("one long row", "sparse", tmp_path)
     assert pass_tokens(config, step) == 12_288
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys", "ignore:fan_in")
+@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral", "gpt2", "qwen3", "mamba"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_families_are_planned_as_they_are(family: str, dtype: str, tmp_path: Path) -> None:
+    build(family).save_pretrained(tmp_path)
+    sizes = ModelConfig.model_validate({"path": str(tmp_path), "compute_dtype": dtype})
+    found = sizes_of(sizes, 32)
+    model = build(family)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    cache = model(torch.arange(2, 42)[None], use_cache=True).get("past_key_values")
+    grows = [] if cache is None else [t for t in _tensors_of(cache) if 40 in t.shape]
+    assert found.key_width == sum(t.numel() for t in grows) // 40
+    if family != "mamba":
+        adapted = build(family)
+        add_adapters(adapted, LoraConfig(rank=3), None)
+        lora = sizes.model_copy(update={"lora": LoraConfig(rank=3)})
+        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        assert sizes_of(lora, 32).trained == trained
+
+
+def _tensors_of(cache: Any) -> list[torch.Tensor]:
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    return [value for value in held if torch.is_tensor(value)]
+
+
+@pytest.mark.parametrize("kind", ["vit", "t5"])
+def test_what_is_no_language_model_is_one_line(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelError, match="cannot be planned") as caught:
+        sizes_of(ModelConfig(path=str(tmp_path)), 32)
+    assert "\n" not in str(caught.value)

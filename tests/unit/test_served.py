@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from forkpoint.config.stages import LoraConfig
+from forkpoint.errors import ModelError
 from forkpoint.policy.lora import add_adapters
 from forkpoint.policy.served import served_weights, write_served
 from tests.conftest import NumberTokenizer, tiny_model
@@ -53,9 +54,10 @@ def test_in_sixteen_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft sets it right, and says so
-@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "qwen2_moe", "mixtral"])
 def test_adapters_are_merged(family: str, tmp_path: Path) -> None:
-    """W + (alpha / r) B A; GPT-2 keeps W transposed."""
+    """W + (alpha / r) B A; GPT-2 keeps W transposed, experts lie in one parameter."""
     model = build(family)
     add_adapters(model, LoraConfig(rank=2, alpha=6.0), None)
     generator = torch.Generator().manual_seed(1)
@@ -69,3 +71,20 @@ def test_adapters_are_merged(family: str, tmp_path: Path) -> None:
 
 def test_who_does_not_want_them_gets_none() -> None:
     assert served_weights(tiny_model(), torch.float32, keep=False) == {}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # so it is
+def test_a_tied_head_that_was_adapted_is_no_longer_tied(tmp_path: Path) -> None:
+    model = tiny_model(tied=True)
+    add_adapters(model, LoraConfig(rank=2, targets=("lm_head",)), None)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    write_served(tmp_path, model, served_weights(model, torch.float32), Tokenizer(), untie=False)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(found), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_an_embedding_cannot_be_adapted() -> None:
+    with pytest.raises(ModelError, match="an embedding cannot be adapted"):
+        add_adapters(tiny_model(), LoraConfig(targets=("embed_tokens",)), None)

@@ -68,7 +68,7 @@ def _memory(config: RunConfig) -> list[str]:
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpu = Gpu(memory_gb=have / 1e9, peak_flops=1.0)
     try:
-        found = planned(config, Assumed(), max(1, count), gpu)
+        found = planned(config, Assumed(), max(1, count), gpu, device="cuda" if count else "cpu")
     except ForkpointError as error:
         return [str(error)]
     if found.fits:

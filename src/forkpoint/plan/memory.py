@@ -1,9 +1,10 @@
 """Bytes on one GPU (or in one process on a CPU), while it trains and while it samples.
 
 With P parameters of which P_t are trained, N processes, b bytes a number of the compute type, P_l
-parameters in the largest layer and P_o outside of layers, for a pass of M tokens:
+parameters in the largest layer and P_o outside of layers, P_a of adapters, for a pass of M tokens:
 
-    weights       4 P / N                             (adapters on one process: b P + 4 P_t)
+    weights       4 (P + P_a) / N                     (adapters on one process: b P + 4 P_a)
+    reference     b P, on every process: with a KL penalty
     gradients     4 P_t / N
     moments       8 P_t / N
     copies        b (P_o + 2 P_l)                     weights as they compute, two layers at once
@@ -68,7 +69,7 @@ def memory(
     width = compute if alone and lora else 4
     tokens = pass_tokens(config, step)
     head = sizes.vocabulary * sizes.width
-    rows = min(1.0, config.selection.keep_fraction) * tokens
+    rows = head_share(config) * tokens
     if config.training.gradient == "dense":
         rows = tokens
     trains_head = sizes.trained == sizes.parameters
@@ -77,7 +78,7 @@ def memory(
     if config.training.gradient == "dense":
         logits = DENSE_LOGIT_BYTES * rows * sizes.vocabulary
     training = {
-        "weights": width * sizes.parameters / processes + (4 * sizes.trained if lora else 0),
+        "weights": (width * sizes.parameters + (4 * sizes.trained if lora else 0)) / processes,
         "gradients": 4 * sizes.trained / processes,
         "moments": 8 * sizes.trained / processes,
         "activations": activations(config, sizes, tokens, compute),
@@ -89,7 +90,11 @@ def memory(
         training["in flight"] = (compute + 4) * max(
             sizes.outside if trains_head else 0, sizes.largest_layer
         )
-    held = {name: training[name] for name in ("weights", "moments")}
+    if config.loss.kl_coefficient:
+        training["reference"] = compute * sizes.parameters
+    held = {
+        name: training[name] for name in ("weights", "moments", "reference") if name in training
+    }
     sampling = dict(held)
     if config.rollout.engine == "transformers":
         if wrapped:
@@ -97,6 +102,16 @@ def memory(
         sampling["keys and values"] = cache_bytes(config, sizes, step, processes, compute)
     loads = width * sizes.parameters + (4 * sizes.trained if lora else 0)
     return Memory(training=training, sampling=sampling, host=loads)
+
+
+def head_share(config: RunConfig) -> float:
+    """The share of completion tokens whose head rows run: the selected ones, or all where a ratio
+    of sequences or a penalty needs them."""
+    loss = config.loss
+    penalties = loss.penalties_on == "all" and (loss.kl_coefficient or loss.entropy_bonus)
+    if config.selection.rule == "all" or loss.surrogate == "gspo" or penalties:
+        return 1.0
+    return config.selection.keep_fraction
 
 
 def pass_tokens(config: RunConfig, step: StepTokens) -> int:
@@ -118,6 +133,7 @@ def cache_bytes(
 ) -> float:
     """Keys and values of all rows that the in-process engine has side by side."""
     rollout = config.rollout
-    rows = min(rollout.batch_sequences, -(-step.sequences // processes))
+    prompts = -(-rollout.prompts_per_step // processes)  # which are not divided
+    rows = min(rollout.batch_sequences, prompts * rollout.group_size)
     wanted = compute * sizes.key_width * rows * step.longest
     return wanted if rollout.cache_gb is None else min(wanted, 1e9 * rollout.cache_gb)

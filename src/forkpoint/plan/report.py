@@ -32,14 +32,19 @@ class Plan:
     traffic: Traffic
 
 
-def planned(config: RunConfig, assumed: Assumed, gpus: int, gpu: Gpu) -> Plan:
+def planned(
+    config: RunConfig, assumed: Assumed, gpus: int, gpu: Gpu, *, device: str = "cuda"
+) -> Plan:
     """
+    Args:
+        device: ``cuda``, or ``cpu`` for processes without one.
+
     Raises:
         ModelError: the model's config cannot be read.
     """
     step = step_tokens(config, assumed)
     sizes = sizes_of(config.model, pass_tokens(config, step))
-    held = memory(config, sizes, step, gpus)
+    held = memory(config, sizes, step, gpus, device=device)
     work = operations(config, sizes, step, assumed)
     rate = gpus * gpu.peak_flops
     seconds = {

@@ -5,7 +5,7 @@ has its own number.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import Tensor
 from forkpoint.config.stages import LoraConfig, ModelConfig
 from forkpoint.errors import ModelError
 from forkpoint.policy.body import body_of, causal_lm, config_field
+from forkpoint.policy.checks import FAULTS, first_line
 from forkpoint.policy.flops import body_shape
 from forkpoint.policy.load import model_source
+from forkpoint.policy.lora import add_adapters
 from forkpoint.policy.precision import layers_of
 
 logger = logging.getLogger(__name__)
@@ -61,15 +63,16 @@ def read_config(path: str) -> Any:
         ModelError: there is none, or the hub cannot be reached and the id is none of ``SHAPES``.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     source = path if Path(path).suffix == ".json" else model_source(path)
     known = SHAPES / f"{path.replace('/', '--')}.json"
     try:
         return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         if not known.is_file():
             raise ModelError(
-                f"model.path = {path!r}: its config cannot be read ({str(error).splitlines()[0]}); "
+                f"model.path = {path!r}: its config cannot be read ({first_line(error)}); "
                 "give a folder or a config.json by --set model.path=.."
             ) from error
         logger.warning("%s: the hub cannot be reached, its shape is taken from this package", path)
@@ -84,36 +87,74 @@ def sizes_of(model: ModelConfig, tokens: int) -> Sizes:
     Raises:
         ModelError: no config, or a class that does not run without storage.
     """
+    config = read_config(model.path)
+    dtype = getattr(torch, model.compute_dtype)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch writes pages about what does not run without storage
+    try:
+        try:
+            return _measured(config, dtype, model.lora, tokens)
+        except FAULTS:
+            if dtype == torch.bfloat16:
+                raise
+        # Products over experts are known without storage in 16 bits only.
+        half = _measured(config, torch.bfloat16, model.lora, tokens)
+        return replace(
+            half, kept_bytes=2 * half.kept_bytes, kept_by_a_layer=2 * half.kept_by_a_layer
+        )
+    except FAULTS as error:
+        kind = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+        raise ModelError(f"{kind} cannot be planned: {first_line(error)}") from error
+    finally:
+        logging.disable(before)
+
+
+def _measured(config: Any, dtype: torch.dtype, lora: LoraConfig | None, tokens: int) -> Sizes:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
-    config = read_config(model.path)
-    dtype = getattr(torch, model.compute_dtype)
     with FakeTensorMode():
         net = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=_unmasked_attention()
-        )
-        net.eval()
-        try:
-            kept, by_a_layer = _kept(net, tokens)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            raise ModelError(
-                f"{type(net).__name__} cannot be planned: {str(error).splitlines()[0]}"
-            ) from error
-        return _counted(net, model.lora, kept, by_a_layer)
+        ).eval()
+        found = _counted(net)
+        key_width = _key_width(net, found.key_width)
+        kept, by_a_layer = _kept(net, tokens)
+    return replace(
+        found,
+        trained=found.parameters if lora is None else _adapters(config, lora),
+        key_width=key_width,
+        kept_bytes=kept,
+        kept_by_a_layer=by_a_layer,
+    )
 
 
-def _adapters(net: Any, lora: LoraConfig) -> int:
-    """Parameters of the adapters: r (in + out) for each linear layer that gets some."""
-    head = net.get_output_embeddings()
-    chosen = [
-        module
-        for name, module in net.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and module is not head
-        and (lora.targets == "all-linear" or name.split(".")[-1] in lora.targets)
-    ]
-    return sum(lora.rank * (m.in_features + m.out_features) for m in chosen)
+def _adapters(config: Any, lora: LoraConfig) -> int:
+    """Parameters of the adapters that peft makes for this model."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config)
+        add_adapters(net, lora, None)
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def _key_width(net: Any, otherwise: int) -> int:
+    """Numbers that a row's cache grows by with each token; ``otherwise`` if it cannot be run."""
+    sizes = []
+    try:
+        for length in (64, 128):
+            ids = torch.zeros(1, length, dtype=torch.int64)
+            with torch.no_grad():
+                output = body_of(net)(input_ids=ids, use_cache=True)
+            cache = getattr(output, "past_key_values", None)
+            if cache is None:  # states alone
+                return 0
+            held = [value for layer in cache.layers for value in vars(layer).values()]
+            sizes.append(sum(x.untyped_storage().nbytes() for x in held if torch.is_tensor(x)))
+    except FAULTS:
+        return otherwise
+    return max(0, sizes[1] - sizes[0]) // (64 * net.dtype.itemsize)
 
 
 @cache
@@ -129,7 +170,8 @@ def _unmasked_attention() -> str:
     return name
 
 
-def _counted(net: Any, lora: LoraConfig | None, kept: int, by_a_layer: int) -> Sizes:
+def _counted(net: Any) -> Sizes:
+    """What can be said without running it."""
     config = causal_lm(net).config.get_text_config()
     layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(net)]
     parameters = sum(p.numel() for p in net.parameters())
@@ -141,7 +183,7 @@ def _counted(net: Any, lora: LoraConfig | None, kept: int, by_a_layer: int) -> S
     vocabulary = net.get_output_embeddings().weight.shape[0]
     return Sizes(
         parameters=parameters,
-        trained=parameters if lora is None else _adapters(net, lora),
+        trained=parameters,
         largest_layer=max(layers, default=0),
         outside=parameters - sum(layers),
         layers=config_field(config, "num_hidden_layers", len(layers)),
@@ -151,8 +193,8 @@ def _counted(net: Any, lora: LoraConfig | None, kept: int, by_a_layer: int) -> S
         matrices=matrices,
         attention=attention,
         tied=net.get_output_embeddings().weight is net.get_input_embeddings().weight,
-        kept_bytes=kept,
-        kept_by_a_layer=by_a_layer,
+        kept_bytes=0,
+        kept_by_a_layer=0,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from forkpoint.config import RunConfig
+from forkpoint.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +51,27 @@ class StepTokens:
 
 def step_tokens(config: RunConfig, assumed: Assumed) -> StepTokens:
     """
-    A step trains on ``prompts_per_step`` groups of ``group_size``, and samples 1 / (1 - flat) times
-    as many with dynamic sampling, at most ``max_rounds`` rounds of them.
+    A step wants n groups of ``group_size``. With dynamic sampling each of R rounds
+    (``max_rounds``) samples what is still missing, of which a share f comes out flat: n (1 - f^R)
+    are trained on, n (1 - f^R) / (1 - f) sampled.
+
+    Raises:
+        ConfigError: completions longer than they may be.
     """
     rollout = config.rollout
+    if assumed.length is not None and assumed.length > rollout.max_new_tokens:
+        raise ConfigError(
+            f"completions of {assumed.length} tokens, but rollout.max_new_tokens is "
+            f"{rollout.max_new_tokens}"
+        )
     length = assumed.length or max(1, rollout.max_new_tokens // 3)
-    sequences = rollout.prompts_per_step * rollout.group_size
-    rounds = min(rollout.max_rounds, 1 / (1 - assumed.flat)) if rollout.dynamic_sampling else 1
+    wanted, flat = rollout.prompts_per_step, assumed.flat
+    filled = 1 - flat**rollout.max_rounds if rollout.dynamic_sampling else 1.0
+    rounds = filled / (1 - flat) if rollout.dynamic_sampling else 1.0
     return StepTokens(
-        sequences=sequences,
+        sequences=round(wanted * filled) * rollout.group_size,
         prompt=assumed.prompt,
         length=length,
-        sampled=round(sequences * rounds) * length,
+        sampled=round(wanted * rounds) * rollout.group_size * length,
         longest=assumed.prompt + rollout.max_new_tokens,
     )

@@ -7,7 +7,7 @@ selected tokens; a pass over t tokens that see c others on average costs t (2 M 
     pass      T (2 M + 4 c A)         c = (p + l) / 2
     sampling  the same for all that is sampled, and 2 V D a token
     old       a pass without gradient, and 2 V D a completion token: where the engine has no
-              entropies, or other weights
+              entropies, or other weights; once more for the reference of a KL penalty
     dense     3 passes (4 checkpointed), and 6 V D a completion token
     sparse    the same passes, shared prompts once, and 8 V D k a completion token
     local     a pass without gradient unless the keys are kept, and 3 (2 M + 4 c A) + 8 V D for the
@@ -17,6 +17,7 @@ selected tokens; a pass over t tokens that see c others on average costs t (2 M 
 from dataclasses import dataclass
 
 from forkpoint.config import RunConfig
+from forkpoint.plan.memory import head_share
 from forkpoint.plan.sizes import Sizes
 from forkpoint.plan.step import Assumed, StepTokens
 
@@ -45,7 +46,7 @@ def operations(config: RunConfig, sizes: Sizes, step: StepTokens, assumed: Assum
         return tokens * (2.0 * sizes.matrices + 4.0 * seen * sizes.attention)
 
     passes = 4 if config.model.gradient_checkpointing else 3
-    keep = config.selection.keep_fraction
+    keep = head_share(config)
     live = assumed.live_share or keep
     completions = step.completion_tokens
     needs_old = config.rollout.engine != "transformers" or config.selection.entropy == "old"
@@ -55,7 +56,8 @@ def operations(config: RunConfig, sizes: Sizes, step: StepTokens, assumed: Assum
     prompts_read = sampled_sequences / config.rollout.group_size * step.prompt
     return Operations(
         sampling=run(step.sampled + prompts_read) + head * step.sampled,
-        old=(run(step.tokens) + head * completions) if needs_old else 0.0,
+        old=(run(step.tokens) + head * completions)
+        * (needs_old + bool(config.loss.kl_coefficient)),
         dense=passes * run(step.tokens) + 3 * head * completions,
         sparse=passes * run(completions + shared_prompts) + 4 * head * keep * completions,
         local=run(completions + shared_prompts)

@@ -48,6 +48,10 @@ def add_adapters(model: Any, settings: LoraConfig | None, adapters: Path | None)
     except (ValueError, RuntimeError, OSError) as error:
         raise ModelError(f"model.lora: {str(error).splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
+        if "lora_embedding" in name:
+            raise ModelError(
+                "model.lora.targets: an embedding cannot be adapted, linear layers can"
+            )
         adapter = "lora_" in name
         parameter.requires_grad_(adapter and settings is not None)
         if adapter:

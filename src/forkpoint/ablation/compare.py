@@ -39,7 +39,7 @@ def compare(runs: Sequence[PlannedRun], reference: str) -> Ablation:
         arms.append(
             Arm(
                 label=variant,
-                settings=_own(of_variant[variant]),
+                settings=of_variant[variant].settings,
                 seeds=tuple(found),
                 final=tuple(last[variant].values()),
                 accuracy=over_seeds(list(last[variant].values())),
@@ -55,11 +55,6 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     interval = t_interval(values) if len(values) > 1 else None
     low, high = interval or (None, None)
     return Estimate(value=fmean(values), low=low, high=high, n=len(values))
-
-
-def _own(run: PlannedRun) -> tuple[str, ...]:
-    """Its settings without the seed's and the name."""
-    return run.settings[:-3]
 
 
 def _operations(run: PlannedRun) -> dict[int, float]:

@@ -57,7 +57,9 @@ class PlannedRun:
     variant: str
     seed: int
     settings: tuple[str, ...]
-    """All that is set on top of the recipe."""
+    """What all runs of the variant set on top of the recipe."""
+    own: tuple[str, ...]
+    """What this one sets besides: its seeds and its name."""
     config: RunConfig
     folder: Path
 
@@ -92,11 +94,10 @@ def planned_runs(
     found = []
     for seed in ablation.seeds:
         for variant in ablation.variants:
-            seeds = (f"training.seed={seed}", f"task.seed={seed}")
-            name = f'name="{variant.name}"'
-            settings = (*ablation.set, *variant.set, *overrides, *seeds, name)
+            settings = (*ablation.set, *variant.set, *overrides)
+            own = (f"training.seed={seed}", f"task.seed={seed}", f'name="{variant.name}"')
             try:
-                config = load_config(ablation.recipe, settings)
+                config = load_config(ablation.recipe, [*settings, *own])
             except ConfigError as error:
                 raise ConfigError(f"variant {variant.name}: {error}") from None
             if not config.evaluation.every:
@@ -106,7 +107,12 @@ def planned_runs(
             folder = root / variant.name / f"seed_{seed}"
             found.append(
                 PlannedRun(
-                    variant=variant.name, seed=seed, settings=settings, config=config, folder=folder
+                    variant=variant.name,
+                    seed=seed,
+                    settings=settings,
+                    own=own,
+                    config=config,
+                    folder=folder,
                 )
             )
     return found

@@ -97,7 +97,7 @@ def _start(run: PlannedRun, recipe: str | None) -> subprocess.Popen[bytes]:
         command.append("--resume")
     else:
         command += [recipe] if recipe else []
-        command += [part for setting in run.settings for part in ("--set", setting)]
+        command += [part for setting in (*run.settings, *run.own) for part in ("--set", setting)]
     log = _log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkpoint.cli.options import Overrides
-from forkpoint.cli.terminal import SafeConsole, StopFlag, visible
-from forkpoint.errors import ConfigError, Interrupted
+from forkpoint.cli.terminal import SafeConsole, visible
+from forkpoint.errors import ConfigError
 
 if TYPE_CHECKING:
     from forkpoint.runs.ablation import Ablation
@@ -42,12 +42,9 @@ def ablate(
     reference = ablation.reference or ablation.variants[0].name
     console = SafeConsole()
     console.say(f"{len(ablation.variants)} variants, {len(ablation.seeds)} seeds, in {root}")
-    with RunDirectory.claim(root), StopFlag() as stop:
+    with RunDirectory.claim(root), console.stoppable("go on with the same command") as stop:
         try:
-            make_runs(runs, ablation.recipe, jobs=jobs, note=console.say, should_stop=stop)
-        except Interrupted:
-            console.say("stopped; go on with the same command")
-            return stop.exit_code
+            make_runs(runs, ablation.recipe, jobs=jobs, note=console.note, should_stop=stop)
         finally:
             found = compare(runs, reference)
             if found.arms:

@@ -113,7 +113,7 @@ def build_model(tokenizer: Any, seed: int, *, width: int = WIDTH, layers: int = 
 
 
 def train_base_policy(world: World, tokenizer: Any, model: Any, *, seed: int, steps: int) -> None:
-    """Cross-entropy on demonstrations of the training problems, none of which is seen twice."""
+    """Cross-entropy on demonstrations of the training problems, drawn anew each step."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)

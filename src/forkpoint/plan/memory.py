@@ -16,7 +16,7 @@ parameters in the largest layer and P_o outside of layers, P_a of adapters, for 
     step          46 bytes a token of the step, on every process
     sampling      the weights in the compute type, keys and values of all rows side by side
 
-On the host, while it loads: 4 P a process, or b P + 4 P_t for adapters on one.
+On the host, while it loads: 4 (P + P_a) a process, or b P + 4 P_a for adapters on one.
 
 One process in float32 makes no copies and has nothing in flight, but a head's and an embedding's
 gradient exist twice for a moment: 4 V D.

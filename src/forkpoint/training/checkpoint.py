@@ -37,6 +37,7 @@ from forkpoint.training.optimizer import Optimizer
 
 PART = "part_{:05d}"
 """Where a process writes first."""
+PARTS = "part_*"
 
 FAMILIES = ("model", "optimizer")
 """What begins the names of the files of which each process may write one."""
@@ -192,7 +193,7 @@ def _put_together(folder: Path, written: Sums) -> Sums:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         text = json.dumps(index, indent=2) + "\n"
         (folder / "model.safetensors.index.json").write_text(text)
-    for part in folder.glob(PART.format(0).replace("0", "?")):
+    for part in folder.glob(PARTS):
         for path in part.iterdir():  # the same configs
             path.unlink()
         part.rmdir()

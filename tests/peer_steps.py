@@ -124,6 +124,7 @@ def our_losses(step: Step, config: RunConfig) -> list[Tensor]:
                 rows_R=torch.arange(len(micro_rows)),
                 logprobs_R=step.logprobs_T[rows][micro_rows],
                 entropies_R=step.entropies_T[rows][micro_rows],
+                energies_R=torch.zeros_like(step.entropies_T[rows][micro_rows]),
                 body_tokens=0,
             )
             loss = loss + policy_loss(part.take(micro_sequences), stats, config.loss).loss

@@ -46,7 +46,7 @@ def head(lines: Lines, device: Device) -> None:
 
 def ours(hidden_RD: Tensor, weight_VD: Tensor, token_ids_R: Tensor) -> tuple[Tensor, Tensor]:
     """The package's."""
-    return head_stats(hidden_RD, weight_VD, None, token_ids_R, 1.0)
+    return head_stats(hidden_RD, weight_VD, None, token_ids_R, 1.0)[:2]
 
 
 def full(hidden_RD: Tensor, weight_VD: Tensor, token_ids_R: Tensor) -> tuple[Tensor, Tensor]:

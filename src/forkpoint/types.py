@@ -74,6 +74,9 @@ class Completion:
     finish_reason: FinishReason
     text: str
     """Decoded without special tokens."""
+    energies: np.ndarray | None = None
+    """float32 [T], E = || onehot(y) - p ||^2 of each token, from the same logits: the squared norm
+    of its policy gradient there if its advantage is 1. Not stored in files."""
     top_ids: np.ndarray | None = None
     """int32 [T, K], the most likely token ids in each place, descending; from teacher forcing."""
     top_logprobs: np.ndarray | None = None
@@ -109,6 +112,7 @@ _ARRAYS = {
     "top_ids": np.int32,
     "logprobs": np.float32,
     "entropies": np.float32,
+    "energies": np.float32,
     "top_logprobs": np.float32,
 }
 """The arrays of a ``Completion`` and what their entries are."""
@@ -190,10 +194,14 @@ class TokenBatch:
     """float32 [T], the sampler's."""
     rollout_entropies_T: "Tensor | None" = None
     """float32 [T] nats, the sampler's, if it captured them."""
+    rollout_energies_T: "Tensor | None" = None
+    """float32 [T], the sampler's ``Completion.energies``, if it captured them."""
     old_logprobs_T: "Tensor | None" = None
     """float32 [T], of the policy before the step's first update."""
     old_entropies_T: "Tensor | None" = None
     """float32 [T] nats, of the same policy."""
+    old_energies_T: "Tensor | None" = None
+    """float32 [T], E of each token under the same policy."""
     reference_logprobs_T: "Tensor | None" = None
     """float32 [T], of the frozen reference model; only with a KL penalty."""
     weights_T: "Tensor | None" = None
@@ -298,6 +306,8 @@ class TokenStats(NamedTuple):
     """float32 [R], with gradient when the policy is being trained."""
     entropies_R: "Tensor"
     """float32 [R] nats."""
+    energies_R: "Tensor"
+    """float32 [R], E = || onehot(y) - p ||^2, without gradient: see ``entropy.head``."""
     body_tokens: int
     """Tokens the transformer's layers ran on with gradient, padding included."""
     cached_tokens: int = 0
@@ -311,6 +321,7 @@ class TokenStats(NamedTuple):
             rows_R=self.rows_R.to(device),
             logprobs_R=self.logprobs_R.to(device),
             entropies_R=self.entropies_R.to(device),
+            energies_R=self.energies_R.to(device),
         )
 
 

@@ -79,6 +79,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, in_calls: set[int], *, where: str) ->
             rows_R=stats.rows_R,
             logprobs_R=bad,
             entropies_R=stats.entropies_R,
+            energies_R=stats.energies_R,
             body_tokens=stats.body_tokens,
         )
 

@@ -88,6 +88,7 @@ def run(
             rows_R=rows_R,
             logprobs_R=logp_T[rows][rows_R],
             entropies_R=entropy_T[rows][rows_R],
+            energies_R=torch.zeros_like(entropy_T[rows][rows_R]),
             body_tokens=0,
         )
         output = policy_loss(micro, stats, config.loss)

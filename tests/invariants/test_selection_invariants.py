@@ -44,7 +44,13 @@ def chosen(batch: TokenBatch, scope_T: Tensor | None = None, **given: Any) -> Se
     assert batch.rollout_entropies_T is not None
     groups_T = torch.zeros_like(batch.sequence_T) if scope_T is None else scope_T
     config = SelectionConfig(**given)
-    return select(batch, batch.rollout_entropies_T, groups_T, config, seed=3, step=11)
+    energies_T = batch.rollout_entropies_T.cos()  # any numbers
+    return select(
+        *(batch, batch.rollout_entropies_T, groups_T, config),
+        seed=3,
+        step=11,
+        energies_T=energies_T,
+    )
 
 
 def named(batch: TokenBatch, weights_T: Tensor) -> dict[tuple[int, int], float]:
@@ -91,6 +97,16 @@ RULES: list[dict[str, Any]] = [
     {"rule": "random"},
     {"rule": "threshold", "threshold_nats": 0.25},
     {"rule": "all"},
+    {"rule": "random_unbiased"},
+    {"rule": "prefix"},
+    {"rule": "energy"},
+    {"rule": "low_probability"},
+    {"rule": "top+prefix"},
+    {"rule": "clip_cov", "parameters": {"low": 0.0, "high": 1.0, "share": 0.2}},
+    {"rule": "relative_surprisal"},
+    {"rule": "stapo", "parameters": {"probability": 0.9, "entropy_quantile": 0.5}},
+    {"rule": "not_mastered", "parameters": {"probability": 0.5}},
+    {"rule": "entropy_advantage"},
 ]
 
 

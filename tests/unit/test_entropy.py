@@ -15,6 +15,7 @@ from forkpoint.entropy import (
     head,
     head_stats,
     logits_stats,
+    reference_energy,
     reference_entropy,
     reference_logprob,
 )
@@ -35,12 +36,25 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, rows: int, words: int) -> None:
 def both(logits: list[float], token: int, temperature: float = 1.0) -> tuple[float, float]:
     """(ln p, H) of one row, after checking that definition and float32 way agree on it."""
     logits_RV, token_ids_R = torch.tensor([logits]), torch.tensor([token])
-    logprobs_R, entropies_R = logits_stats(logits_RV, token_ids_R, temperature)
+    logprobs_R, entropies_R, _ = logits_stats(logits_RV, token_ids_R, temperature)
     reference = reference_logprob(logits_RV, token_ids_R, temperature)
     assert logprobs_R.item() == pytest.approx(reference.item(), rel=1e-6, abs=1e-6)
     reference = reference_entropy(logits_RV, temperature)
     assert entropies_R.item() == pytest.approx(reference.item(), rel=1e-6, abs=1e-6)
     return logprobs_R.item(), entropies_R.item()
+
+
+def energy(logits: list[float], token: int, rel: float = 1e-5) -> float:
+    """E of one row, after checking that definition and both float32 ways agree on it."""
+    logits_RV, token_ids_R = torch.tensor([logits]), torch.tensor([token])
+    expected = reference_energy(logits_RV, token_ids_R).item()
+    found = logits_stats(logits_RV, token_ids_R, 1.0)[2].item()
+    assert found == pytest.approx(expected, rel=rel, abs=0)
+    # one hidden state of 1 makes the weights the logits
+    weight_VD = logits_RV.T.contiguous()
+    head_R = head_stats(torch.ones(1, 1), weight_VD, None, token_ids_R, 1.0)[2]
+    assert head_R.item() == pytest.approx(expected, rel=rel, abs=0)
+    return found
 
 
 def random_head(rows: int, vocabulary: int, *, bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -85,10 +99,38 @@ def test_one_hot_is_exactly_zero() -> None:
     assert both([-INF, 3.0, -INF], token=1) == (0.0, 0.0)
 
 
+def test_energy_by_hand() -> None:
+    # p = (1/2, 1/4, 1/4), the first was drawn: 1/4 + 1/16 + 1/16 = 3/8; the last: 1/4 + 1/16 + 9/16
+    logits = [math.log(2), 0.0, 0.0]
+    assert energy(logits, 0) == pytest.approx(3 / 8, rel=1e-6)
+    assert energy(logits, 2) == pytest.approx(7 / 8, rel=1e-6)
+    # and 1 - 2 p + sum p^2 is the same: 1 - 1 + 3/8, 1 - 1/2 + 3/8
+    assert energy([0.0] * 4, 1) == pytest.approx(3 / 4, rel=1e-6)
+
+
+def test_the_energy_of_a_near_certain_word_keeps_its_digits() -> None:
+    # p = 1 / (1 + e), e = exp(-12): both differences are e / (1 + e). Float32 knows p to 6e-8, a
+    # hundredth of e; 1 - 2 p + sum p^2 would be off by a thousand times what is looked for, 8e-11
+    e = math.exp(-12.0)
+    assert energy([0.0, -12.0], 0, rel=0.03) == pytest.approx(2 * (e / (1 + e)) ** 2, rel=0.03)
+    # the same e for a word that was not to be expected: nearly 2
+    assert energy([0.0, -12.0], 1) == pytest.approx(2 / (1 + e) ** 2, rel=1e-6)
+
+
+def test_the_energy_is_the_squared_gradient_of_ln_p_at_the_softmax() -> None:
+    z_RV = torch.randn(9, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    z_RV.requires_grad_()
+    ids_R = random_tokens(9, 31)
+    z_RV.log_softmax(-1).gather(1, ids_R[:, None]).sum().backward()
+    assert z_RV.grad is not None
+    expected_R = z_RV.grad.square().sum(-1)
+    torch.testing.assert_close(reference_energy(z_RV.detach(), ids_R), expected_R)
+
+
 def test_forbidden_tokens_add_nothing() -> None:
     # two live tokens of equal logit among five: ln 2, and a forbidden token has ln 0
     logits_RV = torch.tensor([[-INF, 1.0, -INF, 1.0, -INF]] * 2)
-    logprobs_R, entropies_R = logits_stats(logits_RV, torch.tensor([1, 0]), 1.0)
+    logprobs_R, entropies_R, _ = logits_stats(logits_RV, torch.tensor([1, 0]), 1.0)
     assert logprobs_R.tolist() == pytest.approx([-math.log(2), -INF])
     assert entropies_R.tolist() == pytest.approx([math.log(2)] * 2)
     assert reference_entropy(logits_RV).tolist() == pytest.approx([math.log(2)] * 2)
@@ -118,7 +160,7 @@ def test_very_large_logits(scale: float) -> None:
 
 def test_the_widest_gap_of_float32_is_a_certainty() -> None:
     most = torch.finfo(torch.float32).max
-    logprobs_R, entropies_R = logits_stats(
+    logprobs_R, entropies_R, _ = logits_stats(
         torch.tensor([[most, -most]] * 2), torch.tensor([0, 1]), 1.0
     )
     assert entropies_R.tolist() == [0.0, 0.0]
@@ -151,7 +193,7 @@ def test_logits_stats_are_the_definition(
     generator = torch.Generator().manual_seed(vocabulary)
     logits_RV = (torch.randn(rows, vocabulary, generator=generator) * 4).to(dtype)
     token_ids_R = random_tokens(rows, vocabulary)
-    logprobs_R, entropies_R = logits_stats(logits_RV, token_ids_R, temperature)
+    logprobs_R, entropies_R, _ = logits_stats(logits_RV, token_ids_R, temperature)
     assert logprobs_R.dtype == entropies_R.dtype == torch.float32
     expected_R = reference_logprob(logits_RV, token_ids_R, temperature)
     torch.testing.assert_close(logprobs_R.double(), expected_R, rtol=1e-5, atol=1e-5)
@@ -174,13 +216,17 @@ def test_head_stats_are_the_definition(
     in_blocks(monkeypatch, *block)
     hidden_RD, weight_VD, bias_V = random_head(rows, vocabulary, bias=bias)
     token_ids_R = random_tokens(rows, vocabulary)
-    logprobs_R, entropies_R = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, temperature)
+    logprobs_R, entropies_R, energies_R = head_stats(
+        hidden_RD, weight_VD, bias_V, token_ids_R, temperature
+    )
     logits_RV = hidden_RD.double() @ weight_VD.double().T
     logits_RV = logits_RV if bias_V is None else logits_RV + bias_V.double()
     expected_R = reference_logprob(logits_RV, token_ids_R, temperature)
     torch.testing.assert_close(logprobs_R.double(), expected_R, rtol=1e-5, atol=2e-5)
     expected_R = reference_entropy(logits_RV, temperature)
     torch.testing.assert_close(entropies_R.double(), expected_R, rtol=1e-4, atol=1e-5)
+    expected_R = reference_energy(logits_RV, token_ids_R, temperature)
+    torch.testing.assert_close(energies_R.double(), expected_R, rtol=2e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -192,7 +238,7 @@ def test_a_bfloat16_head_computes_in_float32(
         x.bfloat16() for x in random_head(13, 61, bias=True) if x is not None
     )
     token_ids_R = random_tokens(13, 61)
-    logprobs_R, entropies_R = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 0.9)
+    logprobs_R, entropies_R, _ = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 0.9)
     assert logprobs_R.dtype == entropies_R.dtype == torch.float32
     exact_RV = hidden_RD.double() @ weight_VD.double().T + bias_V.double()
     expected_R = reference_logprob(exact_RV, token_ids_R, 0.9)
@@ -214,7 +260,7 @@ def test_no_chunk_is_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(head, "_logits", spy)
     hidden_RD, weight_VD, _ = random_head(13, 61, bias=False)
     hidden_RD.requires_grad_()
-    logprobs_R, _ = head_stats(hidden_RD, weight_VD, None, random_tokens(13, 61), 1.0)
+    logprobs_R, _, _ = head_stats(hidden_RD, weight_VD, None, random_tokens(13, 61), 1.0)
     logprobs_R.sum().backward()
     # at most 8 rows and 8 x 20 logits: 61 = 20 + 20 + 20 + 1 words for 8 rows, then for 5 rows
     # 160 // 5 = 32 words at once; forwards and again backwards
@@ -244,7 +290,7 @@ def test_scaled_and_capped_heads_are_the_definition(
         reference_logprob(logits_RV, token_ids_R, 0.8),
         reference_entropy(logits_RV, 0.8),
     )
-    for got, exact in zip(outputs, expected, strict=True):
+    for got, exact in zip(outputs[:2], expected, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
     value = g_R.double() @ expected[0] + e_R.double() @ expected[1]
     exact = torch.autograd.grad(value, [t for t in copies if t is not None])
@@ -339,7 +385,7 @@ def test_frozen_head_still_passes_the_gradient_on() -> None:
     token_ids_R, pulls = random_tokens(5, 61), (torch.ones(5), torch.ones(5))
     exact = exact_gradients((hidden_RD, weight_VD, bias_V), token_ids_R, 1.0, pulls)
     hidden_RD.requires_grad_()
-    logprobs_R, entropies_R = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 1.0)
+    logprobs_R, entropies_R, _ = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 1.0)
     (logprobs_R + entropies_R).sum().backward()
     assert relative_error(hidden_RD.grad, exact[0]) < 1e-5
     assert weight_VD.grad is None
@@ -354,7 +400,7 @@ def test_forbidden_token_takes_no_gradient_and_changes_none() -> None:
     bias_V[60] = -INF
     for tensor in (hidden_RD, weight_VD, bias_V):
         tensor.requires_grad_()
-    logprobs_R, entropies_R = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 1.0)
+    logprobs_R, entropies_R, _ = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 1.0)
     (logprobs_R + entropies_R).sum().backward()
     assert weight_VD.grad is not None
     assert bias_V.grad is not None
@@ -370,7 +416,7 @@ def test_no_rows_give_no_numbers_and_a_gradient_of_zero() -> None:
     assert hidden_RD is not None
     assert weight_VD is not None
     token_ids_R = torch.zeros(0, dtype=torch.int64)
-    logprobs_R, entropies_R = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 1.0)
+    logprobs_R, entropies_R, _ = head_stats(hidden_RD, weight_VD, bias_V, token_ids_R, 1.0)
     assert logprobs_R.tolist() == entropies_R.tolist() == []
     (logprobs_R.sum() + entropies_R.sum()).backward()
     grads = [t.grad for t in inputs if t is not None and t.grad is not None]
@@ -386,7 +432,7 @@ def test_logits_stats_gradients_are_those_of_the_definition(temperature: float) 
     (exact,) = leaves(logits_RV, dtype=torch.float64)
     assert fast is not None
     assert exact is not None
-    logprobs_R, entropies_R = logits_stats(fast, token_ids_R, temperature)
+    logprobs_R, entropies_R, _ = logits_stats(fast, token_ids_R, temperature)
     (pull_R @ logprobs_R + pull_R.flip(0) @ entropies_R).backward()
     value = pull_R.double() @ reference_logprob(exact, token_ids_R, temperature)
     value = value + pull_R.flip(0).double() @ reference_entropy(exact, temperature)
@@ -423,7 +469,7 @@ def test_wide_vocabularies_lose_no_digits(vocabulary: int) -> None:
     weight_VD = torch.randn(vocabulary, 16, generator=generator)
     token_ids_R = random_tokens(8, vocabulary)
     exact_R = reference_logprob(hidden_RD.double() @ weight_VD.double().T, token_ids_R, 1.0)
-    from_logits_R, _ = logits_stats(hidden_RD @ weight_VD.T, token_ids_R, 1.0)
-    from_hidden_R, _ = head_stats(hidden_RD, weight_VD, None, token_ids_R, 1.0)
+    from_logits_R, _, _ = logits_stats(hidden_RD @ weight_VD.T, token_ids_R, 1.0)
+    from_hidden_R, _, _ = head_stats(hidden_RD, weight_VD, None, token_ids_R, 1.0)
     for found_R in (from_logits_R, from_hidden_R):
         assert (found_R.double() - exact_R).abs().max() < 8e-6

@@ -40,6 +40,7 @@ def annotated(
         rows_R=torch.arange(len(old_T)),
         logprobs_R=old_T,
         entropies_R=torch.zeros_like(old_T),
+        energies_R=torch.zeros_like(old_T),
         body_tokens=0,
     )
     monkeypatch.setattr(module, "all_tokens", lambda *_, **__: stats)

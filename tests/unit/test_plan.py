@@ -161,10 +161,10 @@ def test_bytes_sent() -> None:
     found = traffic(config_of(), SIZES, STEP, 2, passes=(3, 1))
     assert found.weights == 8 * 4000 / 2
     assert found.gradients == 3 * 4000 / 2
-    assert found.records == 12 * 480 / 2
-    assert found.numbers == 16 * 240 / 2
+    assert found.records == 16 * 480 / 2
+    assert found.numbers == 24 * 240 / 2
     assert found.engine == found.written == 0
-    assert found.between == 16_000 + 6000 + 2880 + 1920
+    assert found.between == 16_000 + 6000 + 3840 + 2880
     assert traffic(config_of(), SIZES, STEP, 2, passes=(3, 1), backend="gloo").gradients == 12_000
     assert traffic(config_of(), SIZES, STEP, 1).between == 0
     served = config_of(rollout__engine="vllm", model__compute_dtype="bfloat16")

@@ -42,6 +42,7 @@ def leaves(rows: Sequence[int] = (0, 1, 2)) -> TokenStats:
         rows_R=torch.tensor(rows),
         logprobs_R=torch.tensor(logprobs, requires_grad=True),
         entropies_R=torch.tensor([ENTROPIES[r] for r in rows], requires_grad=True),
+        energies_R=torch.zeros(len(rows)),
         body_tokens=3,
     )
 
@@ -289,6 +290,7 @@ def test_value_and_gradient_are_those_of_the_equation(loss: dict[str, Any]) -> N
         rows_R=torch.arange(batch.num_tokens),
         logprobs_R=logp_T,
         entropies_R=entropy_T,
+        energies_R=torch.zeros_like(logp_T),
         body_tokens=0,
     )
     output = policy_loss(batch, stats, config.loss)

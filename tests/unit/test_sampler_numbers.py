@@ -14,14 +14,18 @@ CONFIG = parse_config({})
 BFLOAT16 = parse_config({"model": {"compute_dtype": "bfloat16"}})
 
 
-@pytest.mark.parametrize("stream", ["rollout_logprobs_T", "rollout_entropies_T"])
+@pytest.mark.parametrize(
+    "stream", ["rollout_logprobs_T", "rollout_entropies_T", "rollout_energies_T"]
+)
 @pytest.mark.parametrize(("off", "trusted"), [(0.0, True), (5e-4, True), (2e-3, False)])
 def test_numbers_that_are_off_are_not_used(stream: str, off: float, trusted: bool) -> None:
     policy = PolicyModule(tiny_model(), gradient="sparse", temperature=1.0)
     batch = make_batch()
     exact = policy.annotate(batch, max_tokens=1000)
     batch = batch.with_streams(
-        rollout_logprobs_T=exact.logprobs_R, rollout_entropies_T=exact.entropies_R
+        rollout_logprobs_T=exact.logprobs_R,
+        rollout_entropies_T=exact.entropies_R,
+        rollout_energies_T=exact.energies_R,
     )
     wrong = getattr(batch, stream).clone()
     looked_at = 12 % batch.num_sequences

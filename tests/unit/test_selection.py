@@ -14,7 +14,7 @@ from forkpoint.batching import build_batch
 from forkpoint.config.stages import SelectionConfig
 from forkpoint.errors import ConfigError, NumericalError, SelectionError
 from forkpoint.selection import RULES, Candidates, scope_groups, select
-from forkpoint.selection.rules import linear_quantile
+from forkpoint.selection.candidates import linear_quantile
 from forkpoint.types import FinishReason, Selection, TokenBatch
 from tests.conftest import make_group
 

@@ -54,15 +54,13 @@ def build_batch(
     batch = lay_out(prompts, split, ids)
     advantages_T = torch.tensor(advantages, dtype=torch.float32)[batch.sequence_T]
     mask_T = torch.tensor(counted, dtype=torch.bool)[batch.sequence_T]
-    captured = all(c.entropies is not None for c in completions)
     return batch.with_streams(
         advantages_T=advantages_T,
         mask_T=mask_T,
         pool_T=(mask_T | truncated_in_pool) & ((advantages_T != 0) | zero_advantage_in_pool),
         rollout_logprobs_T=_flat([c.logprobs for c in completions], torch.float32),
-        rollout_entropies_T=(
-            _flat([c.entropies for c in completions], torch.float32) if captured else None
-        ),
+        rollout_entropies_T=_if_known([c.entropies for c in completions]),
+        rollout_energies_T=_if_known([c.energies for c in completions]),
     )
 
 
@@ -86,6 +84,12 @@ def lay_out(
         pool_T=zeros_T == 0,
         rollout_logprobs_T=zeros_T,
     )
+
+
+def _if_known(rows: Sequence[np.ndarray | None]) -> Tensor | None:
+    """A stream, if every completion has it."""
+    known = [row for row in rows if row is not None]
+    return _flat(known, torch.float32) if len(known) == len(rows) else None
 
 
 def _flat(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:

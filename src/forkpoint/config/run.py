@@ -48,6 +48,11 @@ class RunConfig(stages.Stage):
             raise ValueError(
                 "selection.threshold_nats is read by selection.rule = 'threshold' only"
             )
+        if (s.keep_fraction_start is None) != (s.keep_fraction_steps is None):
+            raise ValueError(
+                "selection.keep_fraction_start and selection.keep_fraction_steps belong together: "
+                "where the fraction starts, and the step in which it gets to keep_fraction"
+            )
         if s.entropy == "current" and s.scope == "batch" and training.mini_batches > 1:
             raise ValueError(
                 "selection.entropy = 'current' is known one mini-batch at a time: use "

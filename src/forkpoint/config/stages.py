@@ -260,8 +260,15 @@ class SelectionConfig(Stage):
         "forkpoint", "paper", "paper-v1", "authors-code", "trl", "ms-swift", "lightrft"
     ] = "forkpoint"
     rule: str = "top"
-    """``top``, ``bottom``, ``random``, ``threshold``, ``all``, or ``package.module:function``."""
+    """``top``, ``bottom``, ``random``, ``all``, another one of docs/selection.md, a union of some
+    (``top+prefix``), or ``package.module:function``."""
+    parameters: dict[str, float] = {}
+    """Of the rule, where it has any, such as ``{low = 0.1, high = 3}``."""
     keep_fraction: Fraction = 0.2
+    keep_fraction_start: Fraction | None = None
+    """The fraction in step 1, from where it goes to ``keep_fraction`` in equal parts."""
+    keep_fraction_steps: int | None = Field(default=None, ge=2)
+    """The step in which it gets there."""
     threshold_nats: float | None = Field(default=None, ge=0)
     """For the rule ``threshold``: keep H > this."""
     scope: Literal["batch", "minibatch", "microbatch", "sequence"] = "batch"

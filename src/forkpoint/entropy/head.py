@@ -6,8 +6,13 @@ pass, with a running maximum m and two running sums (Milakov & Gimelshein 2018, 
 
     s = sum_v e^(z_v - m)      t = sum_v e^(z_v - m) (z_v - m)      H = ln s - t / s
 
-Both terms of H are non-negative, so a near-certain token loses no digits to cancellation. The
-backward pass keeps a few numbers per row and computes a chunk's logits again:
+Both terms of H are non-negative, so a near-certain token loses no digits to cancellation. A third
+sum, q = sum_{v != y} e^(2 (z_v - m)) over all words but the sampled one, gives the squared norm of
+the token's policy gradient at z (its energy), without 1 - 2 p + sum p^2 cancelling:
+
+    E = || onehot(y) - p ||^2 = (1 - p_y)^2 + q / s^2
+
+The backward pass keeps a few numbers per row and computes a chunk's logits again:
 
     z = cap( a (h W^T + b) ) / T,   p = softmax(z),   cap(x) = c tanh(x / c) if the model has one
     d ln p_y / dz = onehot(y) - p          d H / dz = -p (ln p + H)
@@ -49,10 +54,10 @@ def head_stats(
     token_ids_R: Tensor,
     temperature: float,
     shape: HeadShape = PLAIN,
-) -> tuple[Tensor, Tensor]:
-    """ln p(token) and H of each row, float32 [R] in nats.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ln p(token), H and E of each row: float32 [R], the first two in nats.
 
-    Differentiable once in ``hidden_RD``, ``weight_VD`` and ``bias_V``, through both results.
+    Differentiable once in ``hidden_RD``, ``weight_VD`` and ``bias_V``, through ln p and H.
 
     Args:
         hidden_RD: what the head reads, in the head's dtype; logits and softmax are float32.
@@ -86,7 +91,7 @@ def token_stats(
         Two tensors of the shape of ``token_ids``, float32.
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
-    logprobs_R, entropies_R = head_stats(
+    logprobs_R, entropies_R, _ = head_stats(
         rows, head_weight, bias, token_ids.reshape(-1), temperature
     )
     return logprobs_R.view(token_ids.shape), entropies_R.view(token_ids.shape)
@@ -112,23 +117,24 @@ class _HeadStats(torch.autograd.Function):
         token_ids_R: Tensor,
         temperature: float,
         shape: HeadShape,
-    ) -> tuple[Tensor, Tensor]:
-        stats = hidden_RD.new_empty(3, len(hidden_RD), dtype=torch.float32)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        stats = hidden_RD.new_empty(4, len(hidden_RD), dtype=torch.float32)
         for rows in _row_blocks(hidden_RD):
             stats[:, rows] = _online_stats(
                 hidden_RD[rows], weight_VD, bias_V, token_ids_R[rows], temperature, shape
             )
         # Cloned: a result that is a view of another tensor is one that FSDP warns of.
-        logprobs_R, entropies_R, normalizers_R = (one.clone() for one in stats)
+        logprobs_R, entropies_R, normalizers_R, energies_R = (one.clone() for one in stats)
         ctx.save_for_backward(hidden_RD, weight_VD, bias_V, token_ids_R, entropies_R, normalizers_R)
         ctx.temperature, ctx.shape = temperature, shape
+        ctx.mark_non_differentiable(energies_R)
         ctx.set_materialize_grads(False)  # most losses leave the entropy alone
-        return logprobs_R, entropies_R
+        return logprobs_R, entropies_R, energies_R
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_RD, weight_VD, bias_V, token_ids_R, *kept = ctx.saved_tensors
-        grad_logprobs_R, grad_entropies_R = grad_outputs
+        grad_logprobs_R, grad_entropies_R, _ = grad_outputs
         if grad_logprobs_R is None:
             grad_logprobs_R = torch.zeros_like(kept[0])
         # Sums over chunks are kept in float32: a bfloat16 running sum would lose small terms.
@@ -173,10 +179,10 @@ def _online_stats(
     temperature: float,
     shape: HeadShape,
 ) -> Tensor:
-    """ln p(token), H and ln sum e^z of a block of rows: float32 [3, R]."""
+    """ln p(token), H, ln sum e^z and E of a block of rows: float32 [4, R]."""
     count = len(hidden_RD)
     largest_R = hidden_RD.new_full((count,), torch.finfo(torch.float32).min, dtype=torch.float32)
-    sum_R, weighted_R, chosen_R = torch.zeros(3, count, device=hidden_RD.device)
+    sum_R, weighted_R, chosen_R, squares_R = torch.zeros(4, count, device=hidden_RD.device)
     for words in _chunks(hidden_RD, weight_VD):
         bias = None if bias_V is None else bias_V[words]
         z, _ = _logits(hidden_RD, weight_VD[words], bias, temperature, shape)
@@ -186,16 +192,20 @@ def _online_stats(
         shift_R = previous_R - largest_R
         decay_R = shift_R.exp()
         weighted_R = decay_R * (weighted_R + shift_R * sum_R)
+        squares_R = decay_R.square() * squares_R
         z -= largest_R[:, None]
         if bias is not None:  # a forbidden word's -inf must add 0 and not 0 * inf
             z.clamp_(min=torch.finfo(torch.float32).min)
         exp = z.exp()
         sum_R = decay_R * sum_R + exp.sum(1)
-        weighted_R += exp.mul_(z).sum(1)
+        weighted_R += z.mul_(exp).sum(1)
+        others = exp.gather(1, places_R[:, None]).masked_fill_(inside_R[:, None], 0.0)
+        squares_R += exp.scatter_(1, places_R[:, None], others).square_().sum(1)
     normalizers_R = largest_R + sum_R.log()
     entropies_R = sum_R.log() - weighted_R / sum_R
     logprobs_R = (chosen_R - largest_R) - sum_R.log()  # in this order nothing large is rounded
-    return torch.stack([logprobs_R, entropies_R, normalizers_R])
+    energies_R = logprobs_R.expm1().square() + squares_R / sum_R.square()
+    return torch.stack([logprobs_R, entropies_R, normalizers_R, energies_R])
 
 
 def _logits_gradient(

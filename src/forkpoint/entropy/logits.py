@@ -6,8 +6,8 @@ from torch import Tensor
 
 def logits_stats(
     logits_RV: Tensor, token_ids_R: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """ln p(token) and H of each row, both float32 [R] in nats, differentiable.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ln p(token), H and E of each row: float32 [R], the first two in nats and differentiable.
 
     Args:
         logits_RV: of any float dtype; computed in float32. ``-inf`` is a probability of 0.
@@ -15,7 +15,9 @@ def logits_stats(
     """
     logp_RV = log_probs(logits_RV, temperature)
     logp_R1 = logp_RV.gather(-1, token_ids_R[:, None])
-    return logp_R1.sum(-1), entropy_of_logprobs(logp_RV)  # a sum of one: no view of logp_RV
+    energies_R = energy_of_probs(logp_RV.detach().exp(), token_ids_R)
+    # A sum of one: no view of logp_RV.
+    return logp_R1.sum(-1), entropy_of_logprobs(logp_RV), energies_R
 
 
 def log_probs(logits_RV: Tensor, temperature: float | Tensor) -> Tensor:
@@ -45,3 +47,15 @@ def entropy_of_logprobs(logp_RV: Tensor, p_RV: Tensor | None = None) -> Tensor:
     p_RV = logp_RV.exp() if p_RV is None else p_RV
     finite_RV = logp_RV.clamp(min=torch.finfo(logp_RV.dtype).min)
     return 0.0 - (p_RV * finite_RV).sum(-1)  # not -0.0 where one word is certain
+
+
+def energy_of_probs(p_RV: Tensor, token_ids_R: Tensor) -> Tensor:
+    """E = || onehot(y) - p ||^2 = (1 - p_y)^2 + sum_{v != y} p_v^2: [R], in [0, 2].
+
+    The squared norm of d ln p_y / dz at the softmax's input z: of the policy gradient of a token
+    with an advantage of 1. Overwrites ``p_RV``.
+    """
+    places_R1 = token_ids_R[:, None]
+    missing_R = p_RV.gather(-1, places_R1)[:, 0] - 1
+    p_RV.scatter_(-1, places_R1, missing_R[:, None])
+    return p_RV.square_().sum(-1)

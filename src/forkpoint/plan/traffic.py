@@ -5,8 +5,8 @@ tokens of the step; s = (N - 1) / N:
 
     weights     (2 F + E) b P s       gathered for the forward pass, once more for the backward one
     gradients   4 P_t s F             scattered after each pass, float32; gloo sends them twice
-    records     12 T s                ids, log-probabilities, entropies of what it sampled, to all
-    numbers     16 T s a pass over all tokens without gradient: log-probabilities and entropies
+    records     16 T s                ids and three numbers of each token it sampled, to all
+    numbers     24 T s a pass over all tokens without gradient: the same three
     engine      4 P s                 weights to the first process, which writes b P for servers,
                                       and b V D for a head that is tied
 
@@ -23,8 +23,8 @@ from forkpoint.plan.memory import pass_tokens
 from forkpoint.plan.sizes import Sizes
 from forkpoint.plan.step import StepTokens
 
-RECORD_BYTES = 12
-"""Of a sampled token: id, log-probability, entropy."""
+RECORD_BYTES = 16
+"""Of a sampled token: id, log-probability, entropy, energy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def traffic(
         weights=weights * share,
         gradients=4 * sizes.trained * share * learning * (2 if backend == "gloo" else 1),
         records=RECORD_BYTES * step.sampled / processes * (processes - 1),
-        numbers=16 * step.completion_tokens * share * (1 if reading else 0),
+        numbers=24 * step.completion_tokens * share * (1 if reading else 0),
         engine=4 * sizes.parameters * share if served else 0.0,
         written=float(compute * (sizes.parameters + own_head)) if served else 0.0,
     )

@@ -63,7 +63,7 @@ def plain_stats(model: Any, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
     """ln p of each row's next token, and H: [B, L - 1] each, by one full pass."""
     logits_BLV = model(input_ids=ids_BL.to(model.device), use_cache=False).logits[:, :-1]
     tokens_R = ids_BL[:, 1:].flatten().to(logits_BLV.device)
-    logprobs_R, entropies_R = logits_stats(logits_BLV.flatten(0, 1), tokens_R, 1.0)
+    logprobs_R, entropies_R, _ = logits_stats(logits_BLV.flatten(0, 1), tokens_R, 1.0)
     return logprobs_R.view(len(ids_BL), -1), entropies_R.view(len(ids_BL), -1)
 
 

@@ -30,12 +30,13 @@ def dense_stats(
     logits_BLV = model(input_ids=padded.input_ids_BL, use_cache=False).logits
     logits_RV = logits_BLV[padded.line_R, padded.column_R]
     token_ids_R = batch.token_ids_T.to(logits_RV.device)
-    logprobs_R, entropies_R = logits_stats(logits_RV, token_ids_R, temperature)
+    logprobs_R, entropies_R, energies_R = logits_stats(logits_RV, token_ids_R, temperature)
     lines, width = padded.input_ids_BL.shape
     return TokenStats(
         rows_R=padded.rows_R,
         logprobs_R=logprobs_R,
         entropies_R=entropies_R,
+        energies_R=energies_R,
         body_tokens=lines * width,
         flops=dense_flops(model, lines, width, learns=torch.is_grad_enabled()),
     ).to(batch.token_ids_T.device)

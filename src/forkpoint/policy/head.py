@@ -32,8 +32,8 @@ class Head:
 
     def stats(
         self, hidden_RD: Tensor, token_ids_R: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """ln p(token) and H of each row, float32 [R] nats, without storing logits."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ln p(token), H and E of each row, as ``head_stats`` has them."""
         hidden_RD = hidden_RD.to(self.weight_VD.dtype)  # some 16-bit models end in float32 (Mamba)
         return head_stats(
             hidden_RD, self.weight_VD, self.bias_V, token_ids_R, temperature, self.shape
@@ -78,7 +78,7 @@ def known_head(model: Any) -> Head | None:
     try:
         output = body_of(model)(input_ids=ids_BL.to(model.device), use_cache=False)
         head = head_of(model)
-        found = logits_stats(head.logits(output.last_hidden_state[0, :-1]), tokens_R, 1.0)
+        found = logits_stats(head.logits(output.last_hidden_state[0, :-1]), tokens_R, 1.0)[:2]
     except (*FAULTS, ModelError):
         return None
     plain = tuple(x_BL[0] for x_BL in plain_stats(model, ids_BL))

@@ -50,7 +50,7 @@ def local_stats(
     ).last_hidden_state
     hidden_RD = hidden_BSD[rows.line_R, slot_R]
     token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
-    logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
+    logprobs_R, entropies_R, energies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
     (lines, longest), slots = rows.input_ids_BL.shape, ids_BS.shape[1]
     cached = lines * longest if kept is None else 0
     pairs = lines * slots * (longest + slots)
@@ -58,6 +58,7 @@ def local_stats(
         rows_R=rows.rows_R,
         logprobs_R=logprobs_R,
         entropies_R=entropies_R,
+        energies_R=energies_R,
         body_tokens=lines * slots,
         cached_tokens=cached,
         flops=body_flops(model, cached, cached * longest)

@@ -211,7 +211,7 @@ class PolicyModule(nn.Module):
         if keep_keys and self.keys is not None:
             self.keys.clear()
         every_T = torch.ones(batch.num_tokens, dtype=torch.bool)
-        found_2T = torch.zeros(2, batch.num_tokens, device=batch.token_ids_T.device)
+        found_3T = torch.zeros(3, batch.num_tokens, device=batch.token_ids_T.device)
         tokens, flops = 0, 0.0
         for sequences in self.passes(
             batch, every_T, max_tokens=max_tokens, max_sequences=max_sequences
@@ -222,15 +222,19 @@ class PolicyModule(nn.Module):
             part = batch.take(sequences)
             everything_T = torch.ones(part.num_tokens, dtype=torch.bool)
             stats = self(part, everything_T, keep_keys=keep_keys)
-            rows = sent(batch.rows_of(sequences), found_2T.device)
-            found_2T[0, rows] = stats.logprobs_R
-            found_2T[1, rows] = stats.entropies_R
+            rows = sent(batch.rows_of(sequences), found_3T.device)
+            found_3T[0, rows] = stats.logprobs_R
+            found_3T[1, rows] = stats.entropies_R
+            found_3T[2, rows] = stats.energies_R
             tokens, flops = tokens + stats.body_tokens, flops + stats.flops
-        logprobs_T, entropies_T = self.ranks.add(found_2T)  # zeros where another process ran
+        logprobs_T, entropies_T, energies_T = self.ranks.add(
+            found_3T
+        )  # zeros where another process ran
         return TokenStats(
-            rows_R=torch.arange(batch.num_tokens, device=found_2T.device),
+            rows_R=torch.arange(batch.num_tokens, device=found_3T.device),
             logprobs_R=logprobs_T,
             entropies_R=entropies_T,
+            energies_R=energies_T,
             body_tokens=0,
             cached_tokens=tokens,
             flops=flops,

@@ -103,7 +103,7 @@ def _stats(
 ) -> TokenStats:
     hidden_RD = hidden_BLD[rows.line_R, rows.column_R]
     token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
-    logprobs_R, entropies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
+    logprobs_R, entropies_R, energies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
     lines, width = rows.input_ids_BL.shape
     learns = torch.is_grad_enabled()
     body = body_flops(model, lines * width, lines * width * width, learns=learns)
@@ -112,6 +112,7 @@ def _stats(
         rows_R=rows.rows_R,
         logprobs_R=logprobs_R,
         entropies_R=entropies_R,
+        energies_R=energies_R,
         body_tokens=lines * width,
         flops=body + (4 if learns else 1) * head,
     ).to(batch.token_ids_T.device)

@@ -138,7 +138,7 @@ def _by_rows(
 
 def _scored(completion: Completion, *streams: np.ndarray) -> Completion:
     """With streams that are aligned with its tokens, in the order of ``STREAMS``."""
-    return replace(completion, **dict(zip(STREAMS, streams, strict=True)))
+    return replace(completion, energies=None, **dict(zip(STREAMS, streams, strict=True)))
 
 
 def _window(pairs: Iterator[Pair], max_tokens: int) -> Iterator[Pair]:

@@ -141,6 +141,7 @@ def _by_length(model: Any, batch: TokenBatch, wanted_T: Tensor, temperature: flo
         rows_R=wanted_T.nonzero().flatten(),
         logprobs_R=torch.cat([one.logprobs_R for one in found]),
         entropies_R=torch.cat([one.entropies_R for one in found]),
+        energies_R=torch.cat([one.energies_R for one in found]),
         body_tokens=0,
     )
 

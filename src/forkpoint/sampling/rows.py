@@ -204,7 +204,7 @@ def _grow(
     logits_BV = rows.read(prompts)
     for step in range(STEPS):
         tokens_B = ids_BL[lines, columns]
-        logprobs_B, entropies_B = logits_stats(logits_BV, tokens_B.to(logits_BV.device), 1.0)
+        logprobs_B, entropies_B, _ = logits_stats(logits_BV, tokens_B.to(logits_BV.device), 1.0)
         for line, (b, column) in enumerate(zip(lines, columns, strict=True)):
             yield b, column, (logprobs_B[line : line + 1], entropies_B[line : line + 1])
         if step == 1:

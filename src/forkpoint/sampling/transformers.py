@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.entropy.logits import entropy_of_logprobs, log_probs
+from forkpoint.entropy.logits import energy_of_probs, entropy_of_logprobs, log_probs
 from forkpoint.errors import ConfigError, Interrupted, NumericalError
 from forkpoint.policy.body import check_length
 from forkpoint.policy.load import LoadedModel
@@ -34,8 +34,8 @@ FREE_SHARE = 1 / 8
 """Of all places, how many are free before requests that wait begin: to join rows to a running batch
 copies its cache once."""
 
-_Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Of some rows, one position each: token ids, their ln p, and H."""
+_Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of some rows, one position each: token ids, their ln p, H, and E."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,13 +204,18 @@ class TransformersEngine:
         )
 
     def _completion(
-        self, token_ids: np.ndarray, logprobs: np.ndarray, entropies: np.ndarray
+        self,
+        token_ids: np.ndarray,
+        logprobs: np.ndarray,
+        entropies: np.ndarray,
+        energies: np.ndarray,
     ) -> Completion:
         stopped = token_ids[-1] in self._loaded.eos_ids
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
             entropies=entropies,
+            energies=energies,
             finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
             text=self._loaded.tokenizer.decode(token_ids, skip_special_tokens=True),
         )
@@ -238,8 +243,8 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> 
     size = max(1, elements // logits_BV.shape[1])
     parts = zip(logits_BV.split(size), uniforms_B.to(device).split(size), strict=True)
     drawn = [_draw_rows(*part, settings) for part in parts]
-    tokens_B, logprobs_B, entropies_B = map(torch.cat, zip(*drawn, strict=True))
-    return tokens_B, logprobs_B, entropies_B
+    tokens_B, logprobs_B, entropies_B, energies_B = map(torch.cat, zip(*drawn, strict=True))
+    return tokens_B, logprobs_B, entropies_B, energies_B
 
 
 def _draw_rows(logits_RV: Tensor, uniforms_R: Tensor, settings: SamplingSettings) -> _Drawn:
@@ -252,13 +257,12 @@ def _draw_rows(logits_RV: Tensor, uniforms_R: Tensor, settings: SamplingSettings
         logp_RV = split_logprobs(logits_RV, entropies_R, settings.split)
         p_RV = logp_RV.exp()
     tokens_R = draw_tokens(p_RV, uniforms_R)
-    return tokens_R, logp_RV.gather(1, tokens_R[:, None])[:, 0], entropies_R
+    logprobs_R = logp_RV.gather(1, tokens_R[:, None])[:, 0]
+    return tokens_R, logprobs_R, entropies_R, energy_of_probs(p_RV, tokens_R)
 
 
-def _rows(
-    steps: Sequence[tuple[Tensor, _Drawn]], count: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What was drawn, step by step, as the tokens, ln p and H of each of ``count`` rows."""
+def _rows(steps: Sequence[tuple[Tensor, _Drawn]], count: int) -> list[tuple[np.ndarray, ...]]:
+    """What was drawn, step by step, as the tokens, ln p, H and E of each of ``count`` rows."""
     row_T = torch.cat([alive_B for alive_B, _ in steps])
     order_T = row_T.argsort(stable=True)
     lengths = row_T.bincount(minlength=count).tolist()

@@ -68,7 +68,7 @@ def _fault(given: Any, count: int) -> str | None:
         tokens = len(completion.token_ids)
         if tokens == 0:
             return "one has no tokens, not even that of its end"
-        for name in ("logprobs", "entropies"):
+        for name in ("logprobs", "entropies", "energies"):
             values = getattr(completion, name)
             if values is not None and len(values) != tokens:
                 return f"one has {tokens} token_ids and {len(values)} {name}"

@@ -7,13 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forkpoint.selection.rules import RULES, Candidates, Rule
+    from forkpoint.selection.candidates import Candidates, Rule
+    from forkpoint.selection.rules import RULES
     from forkpoint.selection.scopes import scope_groups, select
     from forkpoint.selection.tokens import select_tokens
 
 __all__ = ["RULES", "Candidates", "Rule", "scope_groups", "select", "select_tokens"]
 
-_HOMES = {"scope_groups": "scopes", "select": "scopes", "select_tokens": "tokens"}
+_HOMES = {
+    "Candidates": "candidates",
+    "Rule": "candidates",
+    "scope_groups": "scopes",
+    "select": "scopes",
+    "select_tokens": "tokens",
+}
 
 
 def __getattr__(name: str) -> Any:

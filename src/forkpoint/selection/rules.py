@@ -1,62 +1,30 @@
 """The rules: from the tokens that compete to a weight for each.
 
 A rule is any callable ``rule(candidates) -> weights_N`` where a weight of 0 means no policy
-gradient. The rules here return 0 or 1. A rule of yours is named by its dotted path in
+gradient. Here are the paper's rule and the controls, which answer what else could explain its
+result; those of other papers are in ``published``. A rule of yours is named by its dotted path in
 ``selection.rule``; see ``examples/custom_rule.py``.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import inspect
+from dataclasses import replace
 from fractions import Fraction
-from typing import TypeAlias
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.randomness import stream
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """The N pool tokens of one scope group, and what a rule may decide by.
-
-    Their order carries no meaning: a rule must give each token the same weight whatever the order,
-    which is what makes a selection independent of how the batch was cut. The tensors lie where the
-    step is computed, and the weights belong there, too.
-    """
-
-    entropies_N: Tensor
-    """float32 [N] nats."""
-    sequence_ids_N: Tensor
-    """int64 [N], unique per sequence of the step."""
-    positions_N: Tensor
-    """int64 [N], within the completion."""
-    advantages_N: Tensor
-    """float32 [N]."""
-    logprobs_N: Tensor
-    """float32 [N], of the sampler."""
-    keep_fraction: float
-    rounding: str = "ceil"
-    ties: str = "order"
-    threshold_nats: float | None = None
-    seed: int = 0
-    step: int = 0
-
-    @property
-    def num_kept(self) -> int:
-        """k = ceil(keep_fraction * N), or max(1, floor(..)); 0 of 0.
-
-        The product is taken of the decimal fraction that was written: in binary, 0.07 * 100 is
-        a little more than 7, and its ceiling would be 8.
-        """
-        n = len(self.entropies_N)
-        exact = Fraction(str(self.keep_fraction)) * n
-        return math.ceil(exact) if self.rounding == "ceil" else min(n, max(1, math.floor(exact)))
-
-
-Rule: TypeAlias = Callable[[Candidates], Tensor]
+from forkpoint.config.stages import SelectionConfig
+from forkpoint.dotted import resolve
+from forkpoint.errors import ConfigError, SelectionError
+from forkpoint.selection import published
+from forkpoint.selection.candidates import (
+    Candidates,
+    Rule,
+    even_draws,
+    exactly_k,
+    linear_quantile,
+)
 
 
 def top(candidates: Candidates) -> Tensor:
@@ -67,7 +35,7 @@ def top(candidates: Candidates) -> Tensor:
     (1 - keep_fraction) quantile.
     """
     if candidates.ties == "order":
-        return _exactly_k(candidates, candidates.entropies_N)
+        return exactly_k(candidates, candidates.entropies_N)
     if candidates.ties == "keep":
         ranked_N = torch.sort(candidates.entropies_N, descending=True).values
         edge = ranked_N[candidates.num_kept - 1]
@@ -90,17 +58,45 @@ def bottom(candidates: Candidates) -> Tensor:
 
 def random(candidates: Candidates) -> Tensor:
     """The other control: k tokens drawn evenly, each by (seed, step, sequence id, position)."""
-    ids_N, positions_N = (
-        candidates.sequence_ids_N.cpu().numpy(),
-        candidates.positions_N.cpu().numpy(),
-    )
-    order_N = ids_N.argsort(kind="stable")
-    ids, starts = np.unique(ids_N[order_N], return_index=True)
-    scores_N = np.empty(len(ids_N))
-    for sequence, here in zip(ids.tolist(), np.split(order_N, starts[1:]), strict=True):
-        draw = stream(candidates.seed, "random rule", candidates.step, sequence)
-        scores_N[here] = draw.random(int(positions_N[here].max()) + 1)[positions_N[here]]
-    return _exactly_k(candidates, torch.from_numpy(scores_N).to(candidates.entropies_N.device))
+    return exactly_k(candidates, even_draws(candidates))
+
+
+def random_unbiased(candidates: Candidates) -> Tensor:
+    """The same k tokens, each with the weight n / k, one over its chance to be drawn.
+
+    So every token's expected weight is 1, and with ``loss.denominator = "all"`` the expected
+    gradient is that of all tokens (Horvitz and Thompson 1952; of tokens: NAT, 2603.06619, which
+    draws each token on its own).
+    """
+    weights_N = random(candidates)
+    return weights_N * (len(weights_N) / max(1, candidates.num_kept))
+
+
+def prefix(candidates: Candidates) -> Tensor:
+    """The control for position: the k tokens that stand first in their completions."""
+    return exactly_k(candidates, -candidates.positions_N.double())
+
+
+def energy(candidates: Candidates) -> Tensor:
+    """The k tokens with the largest policy gradient at the logits, A^2 ||onehot(y) - p||^2.
+
+    Entropy says how undecided the policy was; this also, how much the sampled word and its
+    advantage would move it.
+
+    Raises:
+        SelectionError: energies are not known.
+    """
+    if candidates.energies_N is None:
+        raise SelectionError(
+            "the rule energy needs the energies of all tokens, which the engine did not give: "
+            "write selection.entropy = 'old'"
+        )
+    return exactly_k(candidates, candidates.energies_N)
+
+
+def low_probability(candidates: Candidates) -> Tensor:
+    """The k tokens whose sampled word was the least probable."""
+    return exactly_k(candidates, -candidates.logprobs_N)
 
 
 def threshold(candidates: Candidates) -> Tensor:
@@ -118,34 +114,60 @@ RULES: dict[str, Rule] = {
     "top": top,
     "bottom": bottom,
     "random": random,
+    "random_unbiased": random_unbiased,
+    "prefix": prefix,
+    "energy": energy,
+    "low_probability": low_probability,
     "threshold": threshold,
     "all": everything,
+    "clip_cov": published.clip_cov,
+    "relative_surprisal": published.relative_surprisal,
+    "stapo": published.stapo,
+    "not_mastered": published.not_mastered,
+    "entropy_advantage": published.entropy_advantage,
 }
 
-
-def _exactly_k(candidates: Candidates, scores_N: Tensor) -> Tensor:
-    """1 for the k highest scores; equal scores go by lower (sequence id, position)."""
-    k = candidates.num_kept
-    if k == 0:
-        return torch.zeros_like(candidates.entropies_N)
-    edge = scores_N.kthvalue(len(scores_N) - k + 1).values
-    weights_N = (scores_N > edge).float()
-    tied = (scores_N == edge).nonzero()[:, 0]
-    tied = tied[candidates.positions_N[tied].argsort(stable=True)]
-    tied = tied[candidates.sequence_ids_N[tied].argsort(stable=True)]
-    weights_N[tied[: k - int(weights_N.sum(dtype=torch.int64))]] = 1.0
-    return weights_N
+BY_ENERGY = frozenset({"energy"})
+"""Rules that read ``Candidates.energies_N``."""
 
 
-def linear_quantile(values_N: Tensor, q: float) -> Tensor:
-    """The q-quantile, linearly interpolated, as ``torch.quantile`` defines it.
+def rules_in(name: str) -> list[str]:
+    """The rules of a union, ``top+prefix``, or the one rule that is named."""
+    return name.split("+")
 
-    With s the sorted values and r = q (N - 1): s[floor r] + (r - floor r) (s[ceil r] - s[floor r]).
-    Computed in float32 like torch's, so that ``>=`` agrees with peers at the edge, but without its
-    limit of 2^24 values.
+
+def rule_of(config: SelectionConfig) -> Rule:
+    """The rule that a configuration names, with its parameters.
+
+    Raises:
+        ConfigError: there is none of that name, or it has no such parameter.
     """
-    sorted_N = torch.sort(values_N).values
-    rank = torch.tensor(q, dtype=torch.float32, device=values_N.device) * (len(sorted_N) - 1)
-    below = rank.floor().long().clamp(max=len(sorted_N) - 1)
-    above = rank.ceil().long().clamp(max=len(sorted_N) - 1)
-    return torch.lerp(sorted_N[below], sorted_N[above], rank - below)
+    names = rules_in(config.rule)
+    rules = [RULES.get(name) or resolve(name, key="selection.rule") for name in names]
+    if config.parameters:
+        if len(rules) > 1:
+            raise ConfigError("selection.parameters is read by a single rule, not by a union")
+        _check_parameters(rules[0], config)
+        return partial(rules[0], **config.parameters)
+    return rules[0] if len(rules) == 1 else partial(_union, rules)
+
+
+def _union(rules: list[Rule], candidates: Candidates) -> Tensor:
+    """The largest weight that any of the rules gives."""
+    return torch.stack([rule(candidates) for rule in rules]).amax(0)
+
+
+def _check_parameters(rule: Rule, config: SelectionConfig) -> None:
+    try:
+        signature = inspect.signature(rule)
+    except ValueError:  # a callable that does not say what it takes
+        return
+    try:
+        signature.bind(None, **config.parameters)
+    except TypeError:
+        names = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        has = f"it has {', '.join(names)}" if names else "it has none"
+        raise ConfigError(
+            f"selection.parameters = {dict(config.parameters)}, but the rule {config.rule} takes "
+            f"others: {has}"
+        ) from None

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from forkpoint.config.stages import SelectionConfig
-from forkpoint.dotted import call_users, resolve
+from forkpoint.dotted import call_users
 from forkpoint.errors import NumericalError, SelectionError
-from forkpoint.selection.rules import RULES, Candidates, Rule
+from forkpoint.selection.candidates import Candidates, Rule
+from forkpoint.selection.rules import rule_of
 from forkpoint.types import Selection, TokenBatch
 
 
@@ -21,13 +22,15 @@ def select(
     *,
     seed: int,
     step: int,
+    energies_T: Tensor | None = None,
 ) -> Selection:
     """Weights of a batch's tokens.
 
     Args:
         entropies_T: float32 [T] nats, of the source the method names.
         groups_T: int64 [T] from ``scope_groups``; tokens compete within equal numbers.
-        seed, step: for rules that draw.
+        seed, step: for rules that draw, and for a fraction that changes.
+        energies_T: float32 [T], A^2 E of the same source, where it is known.
 
     Raises:
         NumericalError: an entropy of the pool is not finite.
@@ -43,13 +46,13 @@ def select(
         )
     if not entropies_T[pool].isfinite().all():
         raise NumericalError("the entropies to select by are not finite")
-    rule = RULES.get(config.rule) or resolve(config.rule, key="selection.rule")
+    rule = rule_of(config)
     weights_T = torch.zeros_like(entropies_T)
     # Groups one after the other, their tokens in the batch's order.
     groups_N, order_N = groups_T[pool].sort(stable=True)
     index_N, sizes = groups_N.unique_consecutive(return_inverse=True, return_counts=True)[1:]
     rows_N = pool[order_N]
-    whole = _candidates(batch, entropies_T, rows_N, config, seed, step)
+    whole = _candidates(batch, entropies_T, energies_T, rows_N, config, seed, step)
     for rows, candidates in zip(
         rows_N.split(sizes.tolist()), _split(whole, sizes.tolist()), strict=True
     ):
@@ -82,9 +85,23 @@ def scope_groups(batch: TokenBatch, scope: str, microbatches: list[list[int]]) -
     return part_B.to(batch.sequence_T.device)[batch.sequence_T]
 
 
+def fraction_at(config: SelectionConfig, step: int) -> float:
+    """``keep_fraction`` in a step, which are counted from 1.
+
+    With ``keep_fraction_start`` it goes from there in step 1 to ``keep_fraction`` in step
+    ``keep_fraction_steps``, in equal parts, and stays.
+    """
+    start, steps = config.keep_fraction_start, config.keep_fraction_steps
+    if start is None or steps is None or step >= steps:
+        return config.keep_fraction
+    way = (step - 1) / (steps - 1)
+    return start + way * (config.keep_fraction - start)
+
+
 def _candidates(
     batch: TokenBatch,
     entropies_T: Tensor,
+    energies_T: Tensor | None,
     rows: Tensor,
     config: SelectionConfig,
     seed: int,
@@ -96,7 +113,8 @@ def _candidates(
         positions_N=batch.position_T[rows],
         advantages_N=batch.advantages_T[rows],
         logprobs_N=batch.rollout_logprobs_T[rows],
-        keep_fraction=config.keep_fraction,
+        energies_N=None if energies_T is None else energies_T[rows],
+        keep_fraction=fraction_at(config, step),
         rounding=config.rounding,
         ties=config.ties,
         threshold_nats=config.threshold_nats,
@@ -108,6 +126,7 @@ def _candidates(
 def _split(whole: Candidates, sizes: list[int]) -> Iterator[Candidates]:
     """So many candidates at a time."""
     names = [f.name for f in fields(whole) if f.name.endswith("_N")]
+    names = [name for name in names if getattr(whole, name) is not None]
     streams = (getattr(whole, name).split(sizes) for name in names)
     for part in zip(*streams, strict=True):
         yield replace(whole, **dict(zip(names, part, strict=True)))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import SelectionError
-from forkpoint.selection.rules import Candidates, top
+from forkpoint.selection.candidates import Candidates
+from forkpoint.selection.rules import top
 
 
 def select_tokens(

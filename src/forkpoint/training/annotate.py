@@ -6,6 +6,7 @@ from forkpoint.config.run import RunConfig
 from forkpoint.losses.surrogates import LOG_RATIO_BOUND
 from forkpoint.policy.checks import SAME_NUMBERS_NATS
 from forkpoint.policy.module import PolicyModule
+from forkpoint.selection.rules import BY_ENERGY, rules_in
 from forkpoint.training.meter import Meter
 from forkpoint.types import Metric, TokenBatch, TokenStats
 
@@ -26,13 +27,14 @@ def annotate(
     one sequence, another each step, come out equal to the policy's; else, or when the entropies
     are wanted and the sampler has none, one pass without gradient gets both.
     """
-    wants_old = config.selection.entropy == "old" or (
-        config.selection.entropy == "auto" and batch.rollout_entropies_T is None
-    )
-    if wants_old or not (same_weights and _same_numbers(policy, batch, config, meter, step)):
+    if source_of(batch, config) == "old" or not (
+        same_weights and _same_numbers(policy, batch, config, meter, step)
+    ):
         stats = all_tokens(policy, batch, config, keep_keys=True)
         batch = batch.with_streams(
-            old_logprobs_T=stats.logprobs_R, old_entropies_T=stats.entropies_R
+            old_logprobs_T=stats.logprobs_R,
+            old_entropies_T=stats.entropies_R,
+            old_energies_T=stats.energies_R,
         )
     else:
         batch = batch.with_streams(old_logprobs_T=batch.rollout_logprobs_T)
@@ -42,6 +44,19 @@ def annotate(
         stats = all_tokens(reference, batch, config)
         batch = batch.with_streams(reference_logprobs_T=stats.logprobs_R)
     return batch
+
+
+def source_of(batch: TokenBatch, config: RunConfig) -> str:
+    """``rollout``, ``old`` or ``current``: what ``auto`` comes to.
+
+    That is the sampler's numbers, if it gave those that the rule reads.
+    """
+    source = config.selection.entropy
+    if source != "auto":
+        return source
+    by_energy = not BY_ENERGY.isdisjoint(rules_in(config.selection.rule))
+    known = batch.rollout_energies_T if by_energy else batch.rollout_entropies_T
+    return "old" if known is None or batch.rollout_entropies_T is None else "rollout"
 
 
 def _importance(batch: TokenBatch, cap: float, meter: Meter) -> torch.Tensor:
@@ -65,6 +80,8 @@ def _same_numbers(
     gap_T = (stats.logprobs_R - part.rollout_logprobs_T).abs()
     if part.rollout_entropies_T is not None:
         gap_T = torch.maximum(gap_T, (stats.entropies_R - part.rollout_entropies_T).abs())
+    if part.rollout_energies_T is not None:
+        gap_T = torch.maximum(gap_T, (stats.energies_R - part.rollout_energies_T).abs())
     mean, largest = float(gap_T.mean()), float(gap_T.max())
     meter.add("mismatch/probe_mean_nats", Metric(mean, 1))
     meter.add("mismatch/probe_max_nats", Metric(largest, 1))

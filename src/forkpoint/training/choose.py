@@ -7,7 +7,7 @@ from forkpoint.config.run import RunConfig
 from forkpoint.errors import SelectionError
 from forkpoint.policy.module import PolicyModule
 from forkpoint.selection import select
-from forkpoint.training.annotate import all_tokens
+from forkpoint.training.annotate import all_tokens, source_of
 from forkpoint.training.meter import Meter
 from forkpoint.types import Metric, TokenBatch
 
@@ -28,6 +28,8 @@ def choose(
 ) -> tuple[Tensor, Tensor]:
     """The entropies to select by, float32 [T] nats, and the weights of the selection, float32 [T].
 
+    The share of the energy A^2 E that lies in selected tokens is measured where it is known.
+
     Args:
         groups_T: int64 [T]; tokens compete within equal numbers.
 
@@ -36,14 +38,15 @@ def choose(
             entropies.
         NumericalError: entropies are not finite.
     """
-    source = config.selection.entropy
-    if source == "auto":
-        source = "old" if batch.rollout_entropies_T is None else "rollout"
+    source = source_of(batch, config)
     if source == "current":
         # The selection must be known before the pass with gradient: one more pass without.
-        entropies_T = all_tokens(policy, batch, config).entropies_R
+        stats = all_tokens(policy, batch, config)
+        entropies_T, energies_T = stats.entropies_R, stats.energies_R
+    elif source == "old":
+        entropies_T, energies_T = batch.old_entropies_T, batch.old_energies_T
     else:
-        entropies_T = batch.old_entropies_T if source == "old" else batch.rollout_entropies_T
+        entropies_T, energies_T = batch.rollout_entropies_T, batch.rollout_energies_T
     if entropies_T is None:
         raise SelectionError(
             "selection.entropy = 'rollout', but the engine gave a completion without entropies: "
@@ -52,7 +55,18 @@ def choose(
     if not chosen_at_once(config) and not batch.pool_T.any():
         return entropies_T, torch.zeros_like(entropies_T)  # a mini-batch may have no pool
     seed = config.training.seed
-    chosen = select(batch, entropies_T, groups_T, config.selection, seed=seed, step=step)
+    if energies_T is not None:
+        energies_T = batch.advantages_T.square() * energies_T
+    chosen = select(
+        *(batch, entropies_T, groups_T, config.selection),
+        seed=seed,
+        step=step,
+        energies_T=energies_T,
+    )
+    if energies_T is not None:
+        counted_T = torch.where(batch.mask_T, energies_T.double(), 0.0)
+        inside = torch.where(chosen.weights_T > 0, counted_T, 0.0).sum()
+        meter.add("selection/energy_share", Metric(inside, counted_T.sum()))
     meter.totals["selection/pool_tokens"] += chosen.pool_tokens
     meter.add("selection/kept_fraction", Metric(chosen.kept_tokens, chosen.pool_tokens))
     known = [nats for nats in chosen.thresholds if nats == nats]  # not nan

@@ -1,0 +1,234 @@
+"""The controls and the rules of other papers, by hand; what a rule may be called and given."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from forkpoint.config import parse_config
+from forkpoint.config.stages import SelectionConfig
+from forkpoint.errors import ConfigError, SelectionError
+from forkpoint.selection import RULES, Candidates, select
+from forkpoint.selection.rules import rule_of
+from forkpoint.selection.scopes import fraction_at
+from forkpoint.training.annotate import source_of
+from tests.conftest import make_batch
+
+
+def candidates(
+    *,
+    p: Sequence[float],
+    entropies: Sequence[float] | None = None,
+    advantages: Sequence[float] | None = None,
+    energies: Sequence[float] | None = None,
+    **given: Any,
+) -> Candidates:
+    """Tokens with these probabilities; of one sequence, unless told otherwise."""
+    n = len(p)
+    return Candidates(
+        entropies_N=torch.tensor(entropies or [0.0] * n),
+        sequence_ids_N=torch.tensor(given.pop("sequence_ids", [0] * n)),
+        positions_N=torch.tensor(given.pop("positions", list(range(n)))),
+        advantages_N=torch.tensor(advantages or [1.0] * n),
+        logprobs_N=torch.tensor(p).log(),
+        energies_N=None if energies is None else torch.tensor(energies),
+        keep_fraction=given.pop("keep_fraction", 0.5),
+        **given,
+    )
+
+
+def weights(rule: str, found: Candidates, **parameters: float) -> list[float]:
+    return rule_of(SelectionConfig(rule=rule, parameters=parameters))(found).tolist()
+
+
+# ---- controls -----------------------------------------------------------------------------------
+
+
+def test_random_unbiased_weighs_by_one_over_the_chance_to_be_drawn() -> None:
+    # k = ceil(0.25 * 10) = 3 of 10: each of them has the weight 10 / 3
+    found = candidates(p=[0.5] * 10, keep_fraction=0.25, step=3)
+    unbiased = weights("random_unbiased", found)
+    assert [w > 0 for w in unbiased] == [w > 0 for w in weights("random", found)]
+    assert sorted(unbiased)[-3:] == pytest.approx([10 / 3] * 3)
+    assert sum(w > 0 for w in unbiased) == 3
+
+
+def test_random_unbiased_is_the_sum_over_all_tokens_in_expectation() -> None:
+    # values 0..9 have the sum 45; over 3000 steps the mean of weighted sums has a standard error of
+    # (10 / 3) sqrt(3 * 8.25 * 7 / 9 / 3000) = 0.27
+    values_N = torch.arange(10.0)
+    total = 0.0
+    for step in range(3000):
+        found = candidates(p=[0.5] * 10, keep_fraction=0.3, step=step)
+        total += float(torch.tensor(weights("random_unbiased", found)) @ values_N)
+    assert total / 3000 == pytest.approx(45, abs=4 * 0.27)
+
+
+def test_prefix_takes_what_stands_first_and_shares_by_sequence_id() -> None:
+    # k = ceil(0.5 * 5) = 3: both tokens at 0, and of the two at 1 that of the lower sequence id
+    found = candidates(
+        p=[0.5] * 5, sequence_ids=[9, 9, 9, 4, 4], positions=[0, 1, 2, 0, 1], keep_fraction=0.5
+    )
+    assert weights("prefix", found) == [1, 0, 0, 1, 1]
+
+
+def test_energy_takes_the_largest_gradients() -> None:
+    found = candidates(p=[0.5] * 4, energies=[0.1, 2.0, 0.5, 0.0])
+    assert weights("energy", found) == [0, 1, 1, 0]
+    with pytest.raises(SelectionError, match="needs the energies"):
+        weights("energy", candidates(p=[0.5] * 4))
+
+
+def test_low_probability_takes_the_rarest_words() -> None:
+    assert weights("low_probability", candidates(p=[0.9, 0.1, 0.5, 0.05])) == [0, 1, 0, 1]
+
+
+# ---- other papers -------------------------------------------------------------------------------
+
+
+def test_clip_cov_leaves_out_a_few_of_those_in_the_band() -> None:
+    # ln p = -3, -1, -1, -3 with mean -2, A = -2, 2, 2, -2 with mean 0: cov = 2, 2, 2, 2
+    probabilities = [math.exp(-3), math.exp(-1), math.exp(-1), math.exp(-3)]
+    found = candidates(p=probabilities, advantages=[-2.0, 2.0, 2.0, -2.0])
+    assert sum(weights("clip_cov", found)) == 3  # max(1, floor(2e-4 * 4)) = 1 is left out
+    assert sum(weights("clip_cov", found, share=0.5)) == 2
+    assert weights("clip_cov", found, low=2.5) == [1, 1, 1, 1]  # none is in the band
+    # A = 2, 2, -2, -2: cov = -2, 2, 2, -2, so only the two in the middle can be left out
+    found = candidates(p=[math.exp(-3), math.exp(-1), math.exp(-3), math.exp(-1)])
+    mixed = Candidates(
+        **{n: getattr(found, n) for n in found.__slots__}
+        | {"advantages_N": torch.tensor([2.0, 2.0, -2.0, -2.0])}
+    )
+    assert weights("clip_cov", mixed, share=1.0) == [1, 0, 0, 1]
+
+
+def test_clip_cov_draws_evenly_and_anew_each_step() -> None:
+    probabilities = [math.exp(-3), math.exp(-1), math.exp(-1), math.exp(-3)]
+    out = torch.zeros(4)
+    for step in range(800):
+        found = candidates(p=probabilities, advantages=[-2.0, 2.0, 2.0, -2.0], step=step)
+        out += 1 - torch.tensor(weights("clip_cov", found))
+    assert out.sum() == 800
+    assert (out - 200).abs().max() < 4.5 * math.sqrt(800 * 3 / 16)
+
+
+def test_relative_surprisal_keeps_a_band() -> None:
+    # -ln p / H: ln 2 / ln 2 = 1; ln 10 / 0.5 = 4.6; ln(1/0.9) / 1 = 0.105; ln 2 / 0.35 = 1.98
+    found = candidates(p=[0.5, 0.1, 0.9, 0.5], entropies=[math.log(2), 0.5, 1.0, 0.35])
+    assert weights("relative_surprisal", found) == [1, 0, 0, 1]
+    assert weights("relative_surprisal", found, low=0.1, high=3.0) == [1, 0, 1, 1]
+    # a certain word: 0 / 0 counts as not surprising
+    assert weights("relative_surprisal", candidates(p=[1.0], entropies=[0.0])) == [0]
+
+
+def test_stapo_leaves_out_rare_words_of_right_answers_where_the_policy_was_sure() -> None:
+    # the 0.5 quantile of 0.1, 0.2, 0.3, 0.4 is 0.25
+    found = candidates(
+        p=[0.001, 0.001, 0.5, 0.001],
+        entropies=[0.1, 0.2, 0.3, 0.4],
+        advantages=[1.0, -1.0, 1.0, 1.0],
+    )
+    assert weights("stapo", found, entropy_quantile=0.5) == [0, 1, 1, 1]
+    # its own 0.2 quantile, 0.16, still lies above 0.1; a smaller probability is asked for below
+    assert weights("stapo", found) == [0, 1, 1, 1]
+    assert weights("stapo", found, probability=0.0005) == [1, 1, 1, 1]
+
+
+def test_not_mastered_leaves_out_what_is_near_certain_and_right() -> None:
+    found = candidates(p=[0.995, 0.995, 0.98, 1.0], advantages=[0.5, -0.5, 0.5, 2.0])
+    assert weights("not_mastered", found) == [0, 1, 1, 0]
+
+
+def test_entropy_advantage_is_the_papers_advantage() -> None:
+    # A' = A + min(0.4 H, |A| / 2): 1 + min(0.4, 0.5) = 1.4; 1 + min(0.8, 0.5) = 1.5;
+    # -1 + 0.4 = -0.6; -1 + 0.5 = -0.5; 0 stays 0, its weight does not matter
+    advantages = [1.0, 1.0, -1.0, -1.0, 0.0]
+    found = candidates(p=[0.5] * 5, entropies=[1.0, 2.0, 1.0, 2.0, 1.0], advantages=advantages)
+    given = weights("entropy_advantage", found)
+    shaped = [w * a for w, a in zip(given, advantages, strict=True)]
+    assert shaped == pytest.approx([1.4, 1.5, -0.6, -0.5, 0.0])
+    assert min(given) > 0  # no sign flips
+    # alpha 0.1, kappa 4: 1 + min(0.1, 0.25), 1 + min(0.2, 0.25)
+    given = weights("entropy_advantage", found, alpha=0.1, kappa=4.0)
+    assert given[:2] == pytest.approx([1.1, 1.2])
+
+
+# ---- unions, parameters, schedules --------------------------------------------------------------
+
+
+def test_a_union_gives_the_largest_weight() -> None:
+    # k = 1 of 3: the highest entropy is the last, the prefix the first
+    found = candidates(p=[0.5] * 3, entropies=[0.1, 0.2, 0.3], keep_fraction=0.3)
+    assert weights("top+prefix", found) == [1, 0, 1]
+    assert weights("top+random_unbiased+prefix", found)[0] in (1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rule": "tip"}, "selection.rule = 'tip' is neither"),
+        ({"rule": "top+tip"}, "selection.rule = 'tip' is neither"),
+        ({"rule": "clip_cov", "parameters": {"lower": 1}}, "has low, high, share"),
+        ({"rule": "top", "parameters": {"low": 1}}, "it has none"),
+        ({"rule": "top+clip_cov", "parameters": {"low": 1}}, "not by a union"),
+    ],
+)
+def test_rules_and_parameters_that_are_not_there(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rule_of(SelectionConfig(**given))
+
+
+def test_a_fraction_goes_to_its_end_in_equal_parts() -> None:
+    config = SelectionConfig(keep_fraction=0.2, keep_fraction_start=1.0, keep_fraction_steps=5)
+    found = [fraction_at(config, step) for step in range(1, 8)]
+    assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    assert fraction_at(SelectionConfig(), 1) == 0.2
+    with pytest.raises(ConfigError, match="belong together"):
+        parse_config({"selection": {"keep_fraction_start": 0.5}})
+
+
+def test_a_changing_fraction_is_that_of_the_step() -> None:
+    batch = make_batch()
+    config = SelectionConfig(keep_fraction=0.2, keep_fraction_start=1.0, keep_fraction_steps=3)
+    assert batch.rollout_entropies_T is not None
+    groups_T = torch.zeros_like(batch.sequence_T)
+    kept = [
+        select(batch, batch.rollout_entropies_T, groups_T, config, seed=0, step=step).kept_tokens
+        for step in (1, 2, 3)
+    ]
+    n = int(batch.pool_T.sum())
+    assert kept == [n, math.ceil(0.6 * n), math.ceil(0.2 * n)]
+
+
+# ---- where energies come from -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "entropies", "energies", "source"),
+    [
+        ("top", True, False, "rollout"),
+        ("top", False, False, "old"),
+        ("energy", True, True, "rollout"),
+        ("energy", True, False, "old"),
+        ("top+energy", True, False, "old"),
+    ],
+)
+def test_auto_is_the_sampler_if_it_gave_what_the_rule_reads(
+    rule: str, entropies: bool, energies: bool, source: str
+) -> None:
+    batch = make_batch()
+    some_T = torch.ones_like(batch.advantages_T)
+    batch = batch.with_streams(
+        rollout_entropies_T=some_T if entropies else None,
+        rollout_energies_T=some_T if energies else None,
+    )
+    assert source_of(batch, parse_config({"selection": {"rule": rule}})) == source
+
+
+def test_every_rule_is_documented() -> None:
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
+    assert [name for name in RULES if f"`{name}`" not in text] == []

@@ -206,6 +206,8 @@ class TokenBatch:
     """float32 [T], of the frozen reference model; only with a KL penalty."""
     weights_T: "Tensor | None" = None
     """float32 [T] >= 0, the selection: 0 means no policy gradient."""
+    marked_T: "Tensor | None" = None
+    """bool [T], tokens whose loss differs from that of the others; only with ``loss.marked``."""
     importance_T: "Tensor | None" = None
     """float32 [T], min(pi_old / pi_sampler, cap): what coefficients are multiplied by where the
     sampler does not hold the trainer's own weights."""

@@ -103,6 +103,7 @@ RULES: list[dict[str, Any]] = [
     {"rule": "low_probability"},
     {"rule": "top+prefix"},
     {"rule": "clip_cov", "parameters": {"low": 0.0, "high": 1.0, "share": 0.2}},
+    {"rule": "high_covariance"},
     {"rule": "relative_surprisal"},
     {"rule": "stapo", "parameters": {"probability": 0.9, "entropy_quantile": 0.5}},
     {"rule": "not_mastered", "parameters": {"probability": 0.5}},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.batching import build_batch
 from forkpoint.config import parse_config
-from forkpoint.config.stages import LossConfig
+from forkpoint.config.stages import LossConfig, MarkedConfig
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.types import LossOutput, TokenBatch, TokenStats
@@ -229,7 +229,46 @@ LOSSES: list[dict[str, Any]] = [
     {"kl_coefficient": 0.3, "kl": "k2", "entropy_bonus": 0.2},
     {"kl_coefficient": 0.3, "kl": "k2", "penalties_on": "all"},
     {"kl_coefficient": 0.3, "kl": "k3", "penalties_on": "all", "denominator": "sequence"},
+    {"marked": {"clip_low": 0.5, "clip_high": 0.6}, "kl_coefficient": 0.3},
+    {"marked": {"drift_coefficient": 0.7, "kl_coefficient": 0.1}, "kl_coefficient": 0.3},
+    {"preset": "gspo", "marked": {"clip_low": 0.01, "clip_high": 0.01}},
+    {"preset": "cispo", "marked": {"clip_high": 0.1}},
 ]
+
+
+def test_marked_tokens_have_their_own_bounds_and_penalties() -> None:
+    # r = 3/2, 1, 1/2 and A = 2, coefficients 1; the first and the last are marked
+    #   bounds 0.5 and 0.6: min(3, 3.2) = 3 free; the middle one, not marked: 2; min(1, 1) = 1 free
+    #   drift 0.1 |ln r|: 0.1 ln 1.5 and 0.1 ln 2, with gradients +0.1 and -0.1
+    marked = MarkedConfig(clip_low=0.5, clip_high=0.6, drift_coefficient=0.1)
+    batch = three_tokens([1.0, 1.0, 1.0], marked_T=[True, False, True])
+    stats = leaves()
+    output = policy_loss(batch, stats, LossConfig(marked=marked))
+    assert output.loss.item() == pytest.approx(-6 + 0.1 * math.log(1.5) + 0.1 * LN2)
+    assert gradients(output, stats)[0] == pytest.approx([-3 + 0.1, -2, -1 - 0.1])
+    # not marked, the first would be clipped at 1.28: no gradient
+    batch = three_tokens([1.0, 1.0, 1.0], marked_T=[False, False, False])
+    stats = leaves()
+    output = policy_loss(batch, stats, LossConfig(marked=marked))
+    assert gradients(output, stats)[0] == pytest.approx([0, -2, -1])
+
+
+def test_marked_tokens_have_their_own_kl_coefficient() -> None:
+    # ln pi_ref = ln pi + 1 everywhere: k2 = 1/2 each; 0.2 for two tokens, 0.05 for the marked one
+    stats = leaves()
+    reference = [x + 1 for x in stats.logprobs_R.tolist()]
+    batch = three_tokens(
+        [1.0, 1.0, 1.0],
+        penalty_coefficients_T=[1.0, 1.0, 1.0],
+        reference_logprobs_T=reference,
+        marked_T=[False, True, False],
+    )
+    plain = LossConfig(kl="k2", kl_coefficient=0.2)
+    with_mark = plain.model_copy(update={"marked": MarkedConfig(kl_coefficient=0.05)})
+    without = policy_loss(batch, stats, plain).loss - policy_loss(batch, stats, with_mark).loss
+    assert without.item() == pytest.approx((0.2 - 0.05) / 2, rel=1e-5)
+    # the metric is the KL itself, whatever it is multiplied by
+    assert policy_loss(batch, stats, with_mark).shares["loss/kl"].item() == pytest.approx(1.5)
 
 
 def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossConfig) -> Tensor:
@@ -258,7 +297,9 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
             mean = (logp_T - old_T)[sequence == b].mean().detach()
             ratio = mean.exp() * (logp_T[t] - logp_T[t].detach()).exp()
         a = batch.advantages_T[t].double()
-        banded = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
+        marked = c.marked if batch.marked_T is not None and batch.marked_T[t] else None
+        bounds = marked or c
+        banded = ratio.clamp(1 - bounds.clip_low, 1 + bounds.clip_high)
         surrogate = torch.minimum(ratio * a, banded * a)
         if c.surrogate == "reinforce":
             surrogate = a * logp_T[t]
@@ -270,7 +311,9 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
         kl = {"k2": d * d / 2, "k3": torch.expm1(d) - d}[c.kl]
         penalty = coefficient if c.penalties_on == "selected" else 1 / divisor_of_all
         total = total - coefficient * surrogate
-        total = total + penalty * (c.kl_coefficient * kl - c.entropy_bonus * entropy_T[t])
+        if marked is not None:
+            total = total + coefficient * marked.drift_coefficient * (logp_T[t] - old_T[t]).abs()
+        total = total + penalty * (bounds.kl_coefficient * kl - c.entropy_bonus * entropy_T[t])
     return total
 
 
@@ -283,6 +326,8 @@ def test_value_and_gradient_are_those_of_the_equation(loss: dict[str, Any]) -> N
     weights_T = torch.rand(batch.num_tokens, generator=generator).round(decimals=1)
     weights_T[torch.rand(batch.num_tokens, generator=generator) < 0.5] = 0.0
     batch = batch.with_streams(old_logprobs_T=old_T, reference_logprobs_T=reference_T)
+    if config.loss.marked is not None:
+        batch = batch.with_streams(marked_T=torch.rand(batch.num_tokens, generator=generator) < 0.5)
     batch = with_coefficients(batch, weights_T, torch.zeros_like(batch.sequence_T), config)
     logp_T.requires_grad_()
     entropy_T = torch.rand(batch.num_tokens, generator=generator).requires_grad_()

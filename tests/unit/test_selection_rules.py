@@ -104,6 +104,13 @@ def test_clip_cov_leaves_out_a_few_of_those_in_the_band() -> None:
     assert weights("clip_cov", mixed, share=1.0) == [1, 0, 0, 1]
 
 
+def test_high_covariance_takes_what_makes_the_entropy_fall_fastest() -> None:
+    # ln p = -3, -1, -1, -3 and A = 2, 4, -2, -4 about means -2 and 0: cov = -2, 4, -2, 4
+    probabilities = [math.exp(-3), math.exp(-1), math.exp(-1), math.exp(-3)]
+    found = candidates(p=probabilities, advantages=[2.0, 4.0, -2.0, -4.0])
+    assert weights("high_covariance", found) == [0, 1, 0, 1]
+
+
 def test_clip_cov_draws_evenly_and_anew_each_step() -> None:
     probabilities = [math.exp(-3), math.exp(-1), math.exp(-1), math.exp(-3)]
     out = torch.zeros(4)

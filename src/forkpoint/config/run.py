@@ -53,6 +53,8 @@ class RunConfig(stages.Stage):
                 "selection.keep_fraction_start and selection.keep_fraction_steps belong together: "
                 "where the fraction starts, and the step in which it gets to keep_fraction"
             )
+        if loss.marked and loss.marked.kl_coefficient and not loss.kl_coefficient:
+            raise ValueError("loss.marked.kl_coefficient needs loss.kl_coefficient above 0")
         if s.entropy == "current" and s.scope == "batch" and training.mini_batches > 1:
             raise ValueError(
                 "selection.entropy = 'current' is known one mini-batch at a time: use "

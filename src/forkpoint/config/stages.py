@@ -282,6 +282,23 @@ class SelectionConfig(Stage):
     """The same for tokens that ``rollout.truncated = "mask"`` leaves out of training (ms-swift)."""
 
 
+class MarkedConfig(Stage):
+    """Tokens that are trained on with another loss than the rest: see docs/selection.md."""
+
+    rule: str = "top"
+    """Any rule of selection; it names the marked tokens, whatever weight it gives them."""
+    parameters: dict[str, float] = {}
+    keep_fraction: Fraction = 0.2
+    scope: Literal["step", "sequence"] = "sequence"
+    """``step``: all tokens that compete for selection at a time."""
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    clip_high: float = Field(default=0.28, ge=0)
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """In the place of ``loss.kl_coefficient``, which must not be 0 then."""
+    drift_coefficient: float = Field(default=0.0, ge=0)
+    """Times |ln pi - ln pi_old|, added to their loss."""
+
+
 class LossConfig(Stage):
     """The objective; see ``forkpoint.losses`` and docs/selection.md."""
 
@@ -313,6 +330,8 @@ class LossConfig(Stage):
     penalties_on: Literal["selected", "all"] = "selected"
     """Which tokens carry KL penalty and entropy bonus, divided as the surrogate is; ``all`` makes
     sparse run every head row."""
+    marked: MarkedConfig | None = None
+    """Tokens with a loss of their own, such as the forks of Archer or the tokens of KL-Cov."""
 
 
 class OptimConfig(Stage):

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from forkpoint.config.stages import LossConfig
-from forkpoint.losses.surrogates import LOG_RATIO_BOUND, NEEDS_WHOLE_SEQUENCES, SURROGATES
+from forkpoint.losses.surrogates import (
+    LOG_RATIO_BOUND,
+    NEEDS_WHOLE_SEQUENCES,
+    SURROGATES,
+    Surrogate,
+)
 from forkpoint.types import LossOutput, Metric, TokenBatch, TokenStats
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,6 +46,8 @@ def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Los
 
     with c and p the batch's coefficients (already divided by their denominators), beta
     ``kl_coefficient`` and alpha ``entropy_bonus``. Shares of any cut add up to the same loss.
+    Marked tokens (``loss.marked``) have their own clip bounds and beta, and add
+    c_t delta |ln pi - ln pi_old| with delta ``drift_coefficient``.
 
     Args:
         batch: annotated with ``old_logprobs_T`` and coefficients (and the reference's
@@ -51,13 +58,7 @@ def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Los
     assert batch.old_logprobs_T is not None
     assert batch.coefficients_T is not None
     coefficients_R = batch.coefficients_T[rows_R]
-    surrogate = SURROGATES[config.surrogate](
-        stats.logprobs_R,
-        batch.old_logprobs_T[rows_R],
-        batch.advantages_T[rows_R],
-        batch.sequence_T[rows_R],
-        config,
-    )
+    surrogate = _surrogate(batch, stats, config)
     kept_R = coefficients_R != 0
     # where() and not a plain product: 0 * inf of a row that does not count would be nan.
     policy = -torch.where(kept_R, coefficients_R * surrogate.values_R, 0.0).sum()
@@ -82,6 +83,28 @@ def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Los
     )
 
 
+def _surrogate(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Surrogate:
+    """Each row's surrogate, of marked rows by their own bounds and less what they drift."""
+    assert batch.old_logprobs_T is not None
+    rows_R, old_R = stats.rows_R, batch.old_logprobs_T[stats.rows_R]
+    per_row = (stats.logprobs_R, old_R, batch.advantages_T[rows_R], batch.sequence_T[rows_R])
+    function = SURROGATES[config.surrogate]
+    plain = function(*per_row, config)
+    marked = config.marked
+    if marked is None:
+        return plain
+    assert batch.marked_T is not None
+    marked_R = batch.marked_T[rows_R]
+    bounds = {"clip_low": marked.clip_low, "clip_high": marked.clip_high}
+    values_R, clipped_R = function(*per_row, config.model_copy(update=bounds))
+    # where() before abs(): a row that is not marked may differ by any amount
+    drift_R = torch.where(marked_R, stats.logprobs_R - old_R, 0.0).abs()
+    return Surrogate(
+        torch.where(marked_R, values_R, plain.values_R) - marked.drift_coefficient * drift_R,
+        torch.where(marked_R, clipped_R, plain.clipped_R),
+    )
+
+
 def _penalties(
     batch: TokenBatch, stats: TokenStats, config: LossConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,7 +123,12 @@ def _penalties(
         # The gradient of exp() at a row that does not count would be 0 * inf as well.
         difference_R = torch.where(counts_R, difference_R, 0.0)
         kl_R = KL_ESTIMATORS[config.kl](difference_R)
-        kl = torch.where(counts_R, coefficients_R * kl_R, 0.0).sum()
-        penalty = penalty + config.kl_coefficient * kl
-        shares["loss/kl"] = kl.detach().double()
+        weighted_R = torch.where(counts_R, coefficients_R * kl_R, 0.0)
+        beta: Tensor | float = config.kl_coefficient
+        if config.marked is not None:
+            assert batch.marked_T is not None
+            marked_R = batch.marked_T[stats.rows_R]
+            beta = torch.where(marked_R, config.marked.kl_coefficient, config.kl_coefficient)
+        penalty = penalty + (beta * weighted_R).sum()
+        shares["loss/kl"] = weighted_R.sum().detach().double()
     return penalty, shares

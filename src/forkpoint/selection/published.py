@@ -24,12 +24,23 @@ def clip_cov(
     With cov = (A - mean A) (ln p - mean ln p), of the n candidates max(1, floor(share n)) are left
     out, drawn evenly among those with low < cov < high.
     """
-    advantages_N, logprobs_N = candidates.advantages_N.double(), candidates.logprobs_N.double()
-    cov_N = (advantages_N - advantages_N.mean()) * (logprobs_N - logprobs_N.mean())
+    cov_N = _covariances(candidates)
     inside_N = (cov_N > low) & (cov_N < high)
     count = min(max(1, math.floor(share * len(cov_N))), int(inside_N.sum()))
     scores_N = torch.where(inside_N, even_draws(candidates), -1.0)
     return 1 - exactly_k(candidates, scores_N, count)
+
+
+def high_covariance(candidates: Candidates) -> Tensor:
+    """The k tokens with the largest cov of ``clip_cov``: KL-Cov (2505.22617) puts a penalty on
+    them, see ``loss.marked``."""
+    return exactly_k(candidates, _covariances(candidates))
+
+
+def _covariances(candidates: Candidates) -> Tensor:
+    """(A - mean A) (ln p - mean ln p) of each candidate: float64 [N]."""
+    advantages_N, logprobs_N = candidates.advantages_N.double(), candidates.logprobs_N.double()
+    return (advantages_N - advantages_N.mean()) * (logprobs_N - logprobs_N.mean())
 
 
 def relative_surprisal(candidates: Candidates, *, low: float = 0.5, high: float = 2.0) -> Tensor:

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from forkpoint.config.stages import SelectionConfig
+from forkpoint.config.stages import MarkedConfig, SelectionConfig
 from forkpoint.dotted import resolve
 from forkpoint.errors import ConfigError, SelectionError
 from forkpoint.selection import published
@@ -121,6 +121,7 @@ RULES: dict[str, Rule] = {
     "threshold": threshold,
     "all": everything,
     "clip_cov": published.clip_cov,
+    "high_covariance": published.high_covariance,
     "relative_surprisal": published.relative_surprisal,
     "stapo": published.stapo,
     "not_mastered": published.not_mastered,
@@ -129,6 +130,13 @@ RULES: dict[str, Rule] = {
 
 BY_ENERGY = frozenset({"energy"})
 """Rules that read ``Candidates.energies_N``."""
+
+
+def marking(marked: MarkedConfig) -> SelectionConfig:
+    """The selection that finds the tokens of ``loss.marked``."""
+    return SelectionConfig(
+        rule=marked.rule, parameters=marked.parameters, keep_fraction=marked.keep_fraction
+    )
 
 
 def rules_in(name: str) -> list[str]:

@@ -54,7 +54,10 @@ def source_of(batch: TokenBatch, config: RunConfig) -> str:
     source = config.selection.entropy
     if source != "auto":
         return source
-    by_energy = not BY_ENERGY.isdisjoint(rules_in(config.selection.rule))
+    rules = rules_in(config.selection.rule)
+    if config.loss.marked is not None:
+        rules += rules_in(config.loss.marked.rule)
+    by_energy = not BY_ENERGY.isdisjoint(rules)
     known = batch.rollout_energies_T if by_energy else batch.rollout_entropies_T
     return "old" if known is None or batch.rollout_entropies_T is None else "rollout"
 

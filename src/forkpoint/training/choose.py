@@ -1,5 +1,7 @@
 """Which tokens of a batch get a policy gradient, and by which entropies."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from forkpoint.config.run import RunConfig
 from forkpoint.errors import SelectionError
 from forkpoint.policy.module import PolicyModule
 from forkpoint.selection import select
+from forkpoint.selection.rules import marking
 from forkpoint.training.annotate import all_tokens, source_of
 from forkpoint.training.meter import Meter
 from forkpoint.types import Metric, TokenBatch
@@ -17,6 +20,17 @@ def chosen_at_once(config: RunConfig) -> bool:
     return config.selection.scope == "batch" and config.selection.entropy != "current"
 
 
+class Choice(NamedTuple):
+    """What ``choose`` finds for the T tokens of a batch."""
+
+    entropies_T: Tensor
+    """float32 [T] nats, those that selected."""
+    weights_T: Tensor
+    """float32 [T] >= 0, the selection."""
+    marked_T: Tensor | None = None
+    """bool [T], the tokens of ``loss.marked``."""
+
+
 def choose(
     policy: PolicyModule,
     batch: TokenBatch,
@@ -25,8 +39,8 @@ def choose(
     meter: Meter,
     *,
     step: int,
-) -> tuple[Tensor, Tensor]:
-    """The entropies to select by, float32 [T] nats, and the weights of the selection, float32 [T].
+) -> Choice:
+    """The selection of a batch, and the entropies it was made by.
 
     The share of the energy A^2 E that lies in selected tokens is measured where it is known.
 
@@ -53,16 +67,13 @@ def choose(
             "use 'old'"
         )
     if not chosen_at_once(config) and not batch.pool_T.any():
-        return entropies_T, torch.zeros_like(entropies_T)  # a mini-batch may have no pool
+        nothing_T = torch.zeros_like(entropies_T)  # a mini-batch may have no pool
+        return Choice(entropies_T, nothing_T, nothing_T > 0)
     seed = config.training.seed
     if energies_T is not None:
         energies_T = batch.advantages_T.square() * energies_T
-    chosen = select(
-        *(batch, entropies_T, groups_T, config.selection),
-        seed=seed,
-        step=step,
-        energies_T=energies_T,
-    )
+    draws = {"seed": seed, "step": step, "energies_T": energies_T}
+    chosen = select(batch, entropies_T, groups_T, config.selection, **draws)
     if energies_T is not None:
         counted_T = torch.where(batch.mask_T, energies_T.double(), 0.0)
         inside = torch.where(chosen.weights_T > 0, counted_T, 0.0).sum()
@@ -71,4 +82,9 @@ def choose(
     meter.add("selection/kept_fraction", Metric(chosen.kept_tokens, chosen.pool_tokens))
     known = [nats for nats in chosen.thresholds if nats == nats]  # not nan
     meter.add("selection/threshold_nats", Metric(sum(known), len(known)))
-    return entropies_T, chosen.weights_T
+    marked, marked_T = config.loss.marked, None
+    if marked is not None:
+        whole_T = torch.zeros_like(groups_T)
+        groups_T = batch.sequence_T if marked.scope == "sequence" else whole_T
+        marked_T = select(batch, entropies_T, groups_T, marking(marked), **draws).weights_T > 0
+    return Choice(entropies_T, chosen.weights_T, marked_T)

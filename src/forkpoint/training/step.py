@@ -70,7 +70,9 @@ def train_step(
     at_once = chosen_at_once(config)
     if at_once:
         groups_T = scope_groups(batch, "batch", [])
-        entropies_T, weights_T = choose(policy, batch, groups_T, config, meter, step=step)
+        found = choose(policy, batch, groups_T, config, meter, step=step)
+        entropies_T, weights_T, _ = found
+        batch = batch.with_streams(marked_T=found.marked_T)
     mini_batches = split_minibatches(batch, training.mini_batches)
     totals = step_totals(batch, updates=len(mini_batches))
     fault = None
@@ -81,7 +83,8 @@ def train_step(
         groups_T = scope_groups(part, config.selection.scope, micro_batches)
         if not at_once:  # the published variants
             found = choose(policy, part, groups_T, config, meter, step=step)
-            entropies_T[rows], weights_T[rows] = found
+            entropies_T[rows], weights_T[rows] = found.entropies_T, found.weights_T
+            part = part.with_streams(marked_T=found.marked_T)
         part = with_coefficients(part, weights_T[rows], groups_T, config, totals)
         on_policy = index == 0
         fault = update(policy, optimizer, part, config, meter, on_policy=on_policy) or fault

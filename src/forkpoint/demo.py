@@ -21,6 +21,9 @@ DEMO_SETTINGS = (
 )
 """What the demo sets on top of the defaults; the recipe lab_demo says the same."""
 
+CONTROL, RANDOM = "control", "random"
+"""The folders of its other runs, in that of the run on the forks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRun:
@@ -46,12 +49,12 @@ def demo_runs(overrides: Sequence[str] = ()) -> list[DemoRun]:
     wanted = (
         ("", f"forks: policy gradient on the top {share:.0%} by entropy", []),
         (
-            "control",
+            CONTROL,
             f"control: the bottom {float(rest):.0%}, same number of steps",
             ['name="demo-control"', 'selection.rule="bottom"', f"selection.keep_fraction={rest}"],
         ),
         (
-            "random",
+            RANDOM,
             f"control: {share:.0%} drawn at random",
             ['name="demo-random"', 'selection.rule="random"'],
         ),
@@ -77,7 +80,7 @@ def demo_runs(overrides: Sequence[str] = ()) -> list[DemoRun]:
 def summarise(root: Path) -> Demo:
     """Read the accuracies off the runs' metrics and write results/demo.json in ``root``."""
     main, control, random = (
-        _accuracies(RunDirectory(root / run.folder).metrics_jsonl) for run in demo_runs()
+        _accuracies(RunDirectory(root / folder).metrics_jsonl) for folder in ("", CONTROL, RANDOM)
     )
     demo = Demo(
         accuracy_before=main[0],

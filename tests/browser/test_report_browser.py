@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from forkpoint.report import build_report
+from forkpoint.runs.results import write_result
+from tests.ablation_result import ABLATION
 from tests.analysis_runs import PATTERN, WORDS, whole_analysis, write_analysis
 from tests.browser.tab import Tab
 from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
@@ -47,6 +49,23 @@ def test_a_page_is_silent_asks_for_nothing_and_does_not_scroll_sideways(
     assert tab.page.evaluate("document.documentElement.scrollWidth") == width
     paper = tab.style("body", "backgroundColor")  # the policy let the style in
     assert paper == {"light": "rgb(255, 254, 250)", "dark": "rgb(22, 22, 20)"}[scheme]
+    tab.page.close()
+
+
+@pytest.mark.parametrize("width", [1440, 1100, 720, 390])
+def test_the_page_of_an_ablation_fits_its_window(browser: Any, tmp_path: Path, width: int) -> None:
+    write_result(tmp_path, ABLATION)
+    tab = Tab(browser, build_report([tmp_path], tmp_path / "report.html"), width)
+    assert tab.trouble == []
+    assert tab.requests == [tab.address]
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == width
+    tab.page.locator("#ablation svg.chart").first.get_by_role("img").first.hover()
+    assert tab.text("#told") == "top20, seed 0: +12.5"
+    for chart in tab.page.locator("#ablation svg.chart").all():
+        for text in chart.locator("text").all():
+            box = text.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
     tab.page.close()
 
 

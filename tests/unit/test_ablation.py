@@ -15,6 +15,7 @@ from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.evaluation.statistics import t_interval
 from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import read_result, result_path
+from tests.report_page import page_of
 
 SMALL = """
 name = "small"
@@ -92,14 +93,20 @@ def test_a_faulty_variant_is_known_before_anything_runs(recipe: Path, tmp_path: 
 # ---- the comparison -----------------------------------------------------------------------------
 
 
-def made(run: PlannedRun, accuracies: dict[int, float]) -> None:
-    """The files of a run that was evaluated at some steps."""
+def made(run: PlannedRun, accuracies: dict[int, float], **metrics: float) -> None:
+    """The files of a run that was evaluated at some steps.
+
+    Args:
+        metrics: of every line, a ``/`` in their names as ``__``.
+    """
+    also = {name.replace("__", "/"): value for name, value in metrics.items()}
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").write_text(run.config.model_dump_json())
     with (run.folder / "metrics.jsonl").open("w") as file:
         for step, value in accuracies.items():
             line: dict[str, Any] = {"step": step, "eval/accuracy": value, "eval/problems": 8}
-            file.write(json.dumps(line | {"eval/length_mean": 41.0, "work/flops": 5.0}) + "\n")
+            line |= {"eval/length_mean": 41.0, "work/flops": 5.0}
+            file.write(json.dumps(line | also) + "\n")
 
 
 def test_the_comparison_by_hand(recipe: Path, tmp_path: Path) -> None:
@@ -124,6 +131,45 @@ def test_the_comparison_by_hand(recipe: Path, tmp_path: Path) -> None:
     assert not [s for s in everything.settings if "seed" in s or s.startswith("name")]
 
 
+def test_other_metrics_are_means_over_seeds_by_hand(recipe: Path, tmp_path: Path) -> None:
+    runs = planned(recipe, tmp_path)
+    for run in runs:
+        seed, more = run.seed, {} if run.variant == "all" else {"selection__energy_share": 0.5}
+        made(
+            run,
+            {0: 0.1, 1: 0.5},
+            **more,
+            entropy__mean=0.2 + seed / 10,
+            selection__kept_fraction=0.2 + seed / 10,
+            eval__truncated_fraction=seed / 6,
+            time__step_s=900.0,
+            time__eval_s=450.0,
+        )
+    everything, top = compare(runs, "all").arms
+    assert [(e.step, e.value.n) for e in top.entropy] == [(0, 2), (1, 2)]
+    assert top.entropy[1].value.value == pytest.approx(0.35)  # of 0.2 and 0.5
+    half = 12.7062 * (0.3 / math.sqrt(2)) / math.sqrt(2)
+    assert top.entropy[1].value.interval == pytest.approx((0.35 - half, 0.35 + half), rel=1e-4)
+    assert top.kept_fraction == pytest.approx(0.35)
+    assert (everything.energy_share, top.energy_share) == (None, 0.5)
+    assert top.hours == pytest.approx(2 * 2 * 1350 / 3600)  # seeds, lines
+    assert [p.truncated_fraction for p in top.curve] == pytest.approx([0.25, 0.25])
+
+
+def test_variants_keep_their_order_and_those_without_a_run_are_named(
+    recipe: Path, tmp_path: Path
+) -> None:
+    runs = planned(recipe, tmp_path)
+    made(runs[2], {1: 0.5})  # all, seed 3
+    found = compare(runs, "all")
+    assert (found.variants, found.seeds) == (("all", "top20"), (0, 3))
+    assert [arm.label for arm in found.arms] == ["all"]
+    made(runs[1], {1: 0.5})  # top20, seed 0: no seed in common
+    everything, top = compare(runs, "all").arms
+    assert (everything.label, top.label, top.difference) == ("all", "top20", None)
+    assert (everything.hours, everything.kept_fraction, everything.entropy) == (None, None, ())
+
+
 def test_what_is_not_through_is_not_compared(recipe: Path, tmp_path: Path) -> None:
     runs = planned(recipe, tmp_path)
     made(runs[0], {0: 0.1, 1: 0.5})
@@ -138,6 +184,8 @@ def test_students_interval() -> None:
     # five values, mean 3, s^2 = 2.5: 3 +- 2.776 sqrt(2.5 / 5)
     assert t_interval([1, 2, 3, 4, 5]) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-3)
     assert over_seeds([0.25]).interval is None
+    # no spread is known of equal values: an interval without width would claim there is none
+    assert over_seeds([0.25, 0.25]).interval is None
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -176,6 +224,14 @@ def test_stopped_it_goes_on_where_it_was(recipe: Path, tmp_path: Path) -> None:
     assert sum("done" in note for note in notes) == 1
     found = read_result(result_path(tmp_path, Ablation), Ablation)
     assert [(arm.label, arm.seeds) for arm in found.arms] == [("all", (0, 3)), ("top20", (0, 3))]
+    assert found.arms[0].curve[-1].truncated_fraction is not None
+    asked = json.loads((tmp_path / "recipe.json").read_text())
+    assert (asked["name"], asked["seeds"], asked["overrides"]) == ("small", [0, 3], [])
+    assert "git" in json.loads((tmp_path / "env.json").read_text())
+    text = page_of(tmp_path).words()
+    assert "2 variants with 2 seeds each, 4 of 4 runs finished." in text
+    assert "on the laboratory's walk, starting from the model lab:walk: 1 steps" in text
+    assert "all selection.rule=all" in text
 
 
 def test_the_shipped_ablation_can_be_planned(tmp_path: Path) -> None:

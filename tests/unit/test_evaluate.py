@@ -11,7 +11,7 @@ from forkpoint.evaluation.evaluate import accuracy, evaluate_config, is_right, s
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.runs.completions import part_files, read_completions
 from forkpoint.runs.results import Evaluation, result_path
-from forkpoint.types import Group, Rollout, Score
+from forkpoint.types import FinishReason, Group, Rollout, Score
 from tests.checkpoint_runs import SMALL, LocalScorer
 from tests.conftest import make_group
 
@@ -104,6 +104,19 @@ def test_parts_add_up_to_the_whole() -> None:
     parts = [tally(groups[:1]), tally(groups[1:3]), tally(groups[3:])]
     assert summed(parts) == tally(groups)
     assert parts[1].judged == 0  # which is no fault of a part alone
+
+
+def test_the_share_that_the_budget_cut_is_counted() -> None:
+    whole = scored(0, given(1.0), given(0.0))
+    cut = replace(
+        whole,
+        rollouts_G=tuple(
+            replace(r, completion=replace(r.completion, finish_reason=FinishReason.LENGTH))
+            for r in whole.rollouts_G
+        ),
+    )
+    assert tally((whole, whole, whole)).truncated_fraction == 0
+    assert tally((whole, cut, whole)).truncated_fraction == pytest.approx(1 / 3)
 
 
 # ---- going on ------------------------------------------------------------------------------------

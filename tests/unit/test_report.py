@@ -28,8 +28,8 @@ from tests.report_runs import HOSTILE, hostile_run, make_row, make_run
 
 
 def test_numbers_in_words() -> None:
-    assert [number(v) for v in (0, 0.0451234, 61.22, 17655, 2.68e-13, 2e7, None)] == [
-        "0", "0.0451", "61.2", "17655", "2.68e-13", "2.00e7", "–",
+    assert [number(v) for v in (0, 0.0451234, 61.22, 17655, 2.68e-13, 2e7, 3e12, None)] == [
+        "0", "0.0451", "61.2", "17655", "2.68e-13", "2.00e7", "3.00e12", "–",
     ]  # fmt: skip
     assert [three_figures(v) for v in (0, 0.67, 61.0, 99.96, 109.0, 4222.4, 2e-7)] == [
         "0", "0.670", "61.0", "100", "109", "4222", "2.00e-7",

@@ -9,12 +9,10 @@ import pytest
 
 from forkpoint.errors import RunError
 from forkpoint.report import build_report
-from forkpoint.runs.ablation import Ablation, Arm
 from forkpoint.runs.atomic import write_json
 from forkpoint.runs.results import (
     Result,
     result_path,
-    write_result,
 )
 from forkpoint.runs.resume import Pieces
 from tests.analysis_runs import (
@@ -328,7 +326,6 @@ def test_hostile_analyses_add_no_element_to_the_page(tmp_path: Path) -> None:
     for result in results:
         path = result_path(bad, type(result))
         write_json(path, hostile(json.loads(result.model_dump_json())))
-    write_result(bad, Ablation(arms=tuple(Arm(label=t, accuracy=interval(0.5)) for t in HOSTILE)))
     page = page_of(bad)
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in plain.elements}
     assert len([1 for tag, _ in page.elements if tag == "script"]) == 2

@@ -1,4 +1,4 @@
-"""Evaluations, ablations and work on the page: totals, intervals and differences by hand."""
+"""Evaluations and work on the page: totals, intervals and differences by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,6 @@ import pytest
 
 from forkpoint.evaluation.statistics import wilson_interval
 from forkpoint.report.evaluations import difference
-from forkpoint.runs.ablation import Ablation, Arm
 from forkpoint.runs.results import Estimate, Evaluation, write_result
 from tests.analysis_runs import interval
 from tests.report_page import page_of
@@ -65,22 +64,12 @@ def test_every_evaluation_of_every_run_is_in_the_matrix(tmp_path: Path) -> None:
     assert "b 64 −12.5 % [−19.6, −5.4]" in text
 
 
-def test_an_evaluated_directory_and_a_folder_of_arms_get_pages(tmp_path: Path) -> None:
+def test_an_evaluated_directory_gets_a_page(tmp_path: Path) -> None:
     run = tmp_path / "evaluated"
     write_result(run, EVALUATION)
     page = page_of(run)
     assert list(page.sections) == ["evaluation", "provenance"]
     assert "nothing was trained" in page.words()
-    folder = tmp_path / "ablation"
-    folder.mkdir()
-    arms = (
-        Arm(label="top 20 %", accuracy=interval(0.5, 0.125, 300)),
-        Arm(label="random 20 %", accuracy=interval(0.25, 0.125, 200)),
-    )
-    write_result(folder, Ablation(arms=arms))
-    text = page_of(folder).words("evaluation")
-    assert "top 20 % 300 50.0 % [37.5, 62.5]" in text
-    assert "random 20 % 200 25.0 % [12.5, 37.5]" in text
 
 
 def test_work_is_added_up_before_it_is_divided(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_paths_are_the_documented_ones(tmp_path: Path) -> None:
     assert found == {
         "config_json": "config.json",
         "env_json": "env.json",
+        "recipe_json": "recipe.json",
         "metrics_jsonl": "metrics.jsonl",
         "checkpoints_dir": "checkpoints",
         "pieces_dir": "pieces",

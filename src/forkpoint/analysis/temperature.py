@@ -239,7 +239,7 @@ def _sweeps(tallies: dict[Pair, Tally], seed: int) -> tuple[TemperatureSweep, ..
                 else paired_difference(found.right_P, reference.right_P, seed=seed)
             ),
             length_mean=found.length_mean,
-            truncated_fraction=found.truncated / found.completions,
+            truncated_fraction=found.truncated_fraction,
         )
 
     forks = sorted((forks, found) for (forks, rest), found in tallies.items() if rest == 1)

@@ -32,6 +32,7 @@ def ablate(
     from forkpoint.ablation.recipe import load_ablation, planned_runs
     from forkpoint.ablation.runs import make_runs
     from forkpoint.runs import RunDirectory
+    from forkpoint.runs.atomic import write_json
     from forkpoint.runs.results import write_result
 
     if jobs < 1:
@@ -42,13 +43,17 @@ def ablate(
     reference = ablation.reference or ablation.variants[0].name
     console = SafeConsole()
     console.say(f"{len(ablation.variants)} variants, {len(ablation.seeds)} seeds, in {root}")
-    with RunDirectory.claim(root), console.stoppable("go on with the same command") as stop:
+    claimed, stoppable = RunDirectory.claim(root), console.stoppable("go on with the same command")
+    with claimed as directory, stoppable as stop:
         try:
             make_runs(runs, ablation.recipe, jobs=jobs, note=console.note, should_stop=stop)
         finally:
             found = compare(runs, reference)
             if found.arms:
                 write_result(root, found)
+                asked = ablation.model_dump(mode="json") | {"overrides": list(set_ or [])}
+                write_json(directory.recipe_json, asked)
+                directory.write_environment()
     _show(console, found)
     console.say(f"look at it with forkpoint report {root}")
     return 0

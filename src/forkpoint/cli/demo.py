@@ -58,8 +58,8 @@ def demo(
         ("trained on the rest", found.accuracy_control),
         ("on tokens at random", found.accuracy_random),
     ):
-        assert estimate is not None
-        console.say(f"  {label:<22}{estimate.percent()}   n = {estimate.n}")
+        if estimate is not None:
+            console.say(f"  {label:<22}{estimate.percent()}   n = {estimate.n}")
     minutes = (time.perf_counter() - started) / 60
     console.print(f"\nreport: {report}", highlight=False, markup=False, soft_wrap=True)
     console.say(f"in {minutes:.1f} minutes")

@@ -13,12 +13,13 @@ def figures(
     *,
     format_: Annotated[Literal["svg", "pdf", "png"], Parameter(name="--format")] = "svg",
 ) -> int:
-    """Draw what a run's analyses found, for a paper: RUN/figures/*.
+    """Draw what a run's analyses or an ablation found, for a paper: RUN/figures/*.
 
     Parameters
     ----------
     run
-        A run directory with an analysis, dynamics, temperature or branching in it.
+        A run directory with an analysis, dynamics, temperature or branching in it, or the folder
+        of an ablation.
     format_
         ``svg``, ``pdf`` or ``png``.
     """

@@ -17,7 +17,7 @@ def report(
     Parameters
     ----------
     runs
-        Run directories; several are drawn over each other.
+        Run directories, several of which are drawn over each other; or the folder of an ablation.
     out
         The page.
     """

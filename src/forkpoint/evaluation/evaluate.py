@@ -48,6 +48,11 @@ class Tally:
         """Tokens per completion."""
         return self.tokens / self.completions
 
+    @property
+    def truncated_fraction(self) -> float:
+        """Of the completions, those cut by the token budget."""
+        return self.truncated / self.completions
+
 
 def tally(groups: Sequence[Group]) -> Tally:
     """Count what was sampled; completions that a verifier failed on are wrong."""
@@ -113,6 +118,8 @@ class Evaluated:
     accuracy: Estimate
     length_mean: float
     """Tokens per completion."""
+    truncated_fraction: float
+    """Of the completions, those cut by the token budget."""
 
 
 def evaluate(
@@ -135,6 +142,7 @@ def evaluate(
         groups=groups,
         accuracy=accuracy(found, seed=config.evaluation.seed),
         length_mean=found.length_mean,
+        truncated_fraction=found.truncated_fraction,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from forkpoint.figures.render import DASHES, INK, SOFT, data, finish, says, series_colour
+from forkpoint.figures.render import DASHES, INK, SHAPES, SOFT, data, finish, says, series_colour
 
 if TYPE_CHECKING:
     import altair as alt
@@ -14,6 +14,10 @@ WIDTH, HEIGHT = 460, 262
 LEFT, TOP, BOTTOM = 44, 12, 40
 PLAIN_RIGHT, NAMED_RIGHT = 10, 96
 """Room at the right, without and with names at the ends of the lines."""
+DOTS_WIDTH = 5
+"""Of a line's dots, which stand beside the plot, before the names."""
+MANY = 24
+"""Points from which on a line's are seen only while they tell their value."""
 PERCENT = "format(100 * datum.value, '.3~f') + '\u00a0%'"
 
 
@@ -140,6 +144,10 @@ class Trace:
     name: str = ""
     """Written at the line's end."""
     joined: bool = True
+    band: Sequence[tuple[float, float, float]] = ()
+    """(x, low, high): an area behind the line, where whiskers would hide each other."""
+    dots: Sequence[Point] = ()
+    """Single values behind the last point; they stand at the right of the plot."""
 
 
 def traces(
@@ -150,24 +158,25 @@ def traces(
     label: str,
     guides: Sequence[tuple[float, str]] = (),
 ) -> "alt.LayerChart":
-    """Lines of points with whiskers over two axes, and named horizontal lines across.
+    """Lines of points with whiskers or bands over two axes, and named horizontal lines across.
 
-    Traces stand a little beside each other, so that their whiskers are told apart.
+    Traces with whiskers stand a little beside each other, so that these are told apart.
     """
     import altair as alt
 
-    right = NAMED_RIGHT if any(trace.name for trace in found) else PLAIN_RIGHT
+    beside = DOTS_WIDTH * (len(found) + 1) if any(trace.dots for trace in found) else 0
+    right = beside + (NAMED_RIGHT if any(trace.name for trace in found) else PLAIN_RIGHT)
     margins = LEFT, right, TOP, BOTTOM
-    layers = [
-        layer
-        for i, trace in enumerate(found)
-        for layer in _trace(trace, x, y, 3.0 * i - 1.5 * (len(found) - 1))
-    ]
+    layers = [_band(trace, x, y) for trace in found if trace.band]
+    for i, trace in enumerate(found):
+        layers += _trace(trace, x, y, 0.0 if trace.band else 3.0 * i - 1.5 * (len(found) - 1))
+        layers += _dots(trace, y, WIDTH - LEFT - right + DOTS_WIDTH * (i + 1.2))
     named = [trace for trace in found if trace.name and trace.points]
     inside = HEIGHT - TOP - BOTTOM
     last = [inside * (1 - y.fraction(trace.points[-1].y)) for trace in named]
     for trace, at in zip(named, apart(last, 13, 0, inside), strict=True):
-        layers.append(_text(trace.name, WIDTH - LEFT - right + 8, at, _colour(trace), weight=600))
+        edge = WIDTH - LEFT - right + 8 + beside
+        layers.append(_text(trace.name, edge, at, _colour(trace), weight=600))
     for value, name in guides:
         at = inside * (1 - y.fraction(value))
         layers.insert(
@@ -204,7 +213,8 @@ def _trace(trace: Trace, x: Axis, y: Axis, shift: float) -> list[Any]:
         x=x.channel(alt.X, "x", tickSize=3, **across), y=y.channel(alt.Y, "y")
     )
     style: dict[str, Any] = {"color": _colour(trace), "xOffset": shift}
-    marks = [base.mark_point(filled=True, opacity=1, size=22, **style).encode(description=says())]
+    seen = {"opacity": int(len(rows) <= MANY), "shape": _shape(trace), "size": 22}
+    marks = [base.mark_point(filled=True, **seen, **style).encode(description=says())]
     whiskers = [row for row in rows if row["low"] is not None and row["high"] is not None]
     if whiskers:
         rule = base.mark_rule(strokeWidth=1.2, **style).properties(data=data(whiskers))
@@ -213,3 +223,33 @@ def _trace(trace: Trace, x: Axis, y: Axis, shift: float) -> list[Any]:
         dash = DASHES[(trace.series or 0) % len(DASHES)]
         marks.insert(0, base.mark_line(strokeWidth=1.3, strokeDash=dash, **style))
     return marks
+
+
+def _shape(trace: Trace) -> str:
+    return SHAPES[(trace.series or 0) // len(DASHES) % len(SHAPES)]
+
+
+def _band(trace: Trace, x: Axis, y: Axis) -> Any:
+    """The area between the ends of the intervals; a whisker where there is only one."""
+    import altair as alt
+
+    rows = [{"x": at, "low": low, "high": high} for at, low, high in trace.band]
+    base = alt.Chart(data(rows)).encode(
+        x=x.channel(alt.X, "x"), y=y.channel(alt.Y, "low"), y2=alt.Y2("high:Q")
+    )
+    colour = _colour(trace)
+    if len(rows) == 1:
+        return base.mark_rule(color=colour, strokeWidth=1.2)
+    return base.mark_area(color=colour, opacity=0.13)
+
+
+def _dots(trace: Trace, y: Axis, at: float) -> list[Any]:
+    """The single values, at a pixel of the plot."""
+    import altair as alt
+
+    if not trace.dots:
+        return []
+    base = alt.Chart(data([{"y": dot.y, "text": dot.text} for dot in trace.dots]))
+    mark = base.mark_point(filled=True, opacity=0.55, size=12, color=_colour(trace))
+    place = y.channel(alt.Y, "y")
+    return [mark.encode(x=alt.XValue(at), y=place, description=says())]

@@ -1,7 +1,7 @@
 """Estimates with their intervals, one a row; values as dots, piled up where they are near."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,23 @@ class ForestRow:
     estimate: Estimate
     colour: str = INK
     remark: str = ""
+    dots: Sequence[tuple[float, str]] = ()
+    """Single values behind the estimate, each with what the pointer is told."""
 
 
-def forest(rows: Sequence[ForestRow], *, title: str, label: str) -> "alt.LayerChart":
-    """A dot and its whisker a row, over one axis with a line at 0; the numbers at the right."""
+def forest(
+    rows: Sequence[ForestRow], *, title: str, label: str, show: Callable[[float], str] = number
+) -> "alt.LayerChart":
+    """A dot and its whisker a row, over one axis with a line at 0; the numbers at the right.
+
+    Args:
+        show: how a number is written.
+    """
     import altair as alt
 
     left, right, top, bottom = 92, 132, 6, 36
     values = [0.0, *(v for r in rows for v in (r.estimate.value, *(r.estimate.interval or ())))]
+    values += [value for row in rows for value, _ in row.dots]
     low, high = reach(values)
     low, high = min(low, 0.0), max(high, 0.0)
     room = 0.04 * (high - low)
@@ -44,9 +53,7 @@ def forest(rows: Sequence[ForestRow], *, title: str, label: str) -> "alt.LayerCh
     layers = [_line_at_zero(x, 0, ROW * len(rows))]
     for i, row in enumerate(rows):
         value, ends = row.estimate.value, row.estimate.interval
-        numbers = minus(
-            number(value) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
-        )
+        numbers = minus(show(value) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else ""))
         fields = {
             "x": value,
             "low": (ends or (value, value))[0],
@@ -57,9 +64,13 @@ def forest(rows: Sequence[ForestRow], *, title: str, label: str) -> "alt.LayerCh
         rows_ = data([fields | texts | {"said": f"{said}: {numbers}"}])
         at = alt.YValue(ROW * (i + 0.5))
         base = alt.Chart(rows_).encode(x=x.channel(alt.X, "x", grid=True), y=at)
+        dots = alt.Chart(data([{"x": v, "said": text} for v, text in row.dots]))
         layers += [
             base.mark_rule(color=row.colour, strokeWidth=1.6).encode(
                 x=x.channel(alt.X, "low", grid=True), x2=alt.X2("high:Q")
+            ),
+            dots.mark_point(filled=True, opacity=0.6, size=16, color=row.colour).encode(
+                x=x.channel(alt.X, "x", grid=True), y=at, description=says("said")
             ),
             base.mark_point(filled=True, opacity=1, size=50, color=row.colour).encode(
                 description=says("said")

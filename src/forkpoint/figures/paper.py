@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.analysis.words import Word, read_words
 from forkpoint.errors import ConfigError, RunError
+from forkpoint.figures import ablation
 from forkpoint.figures.axes import Axis, Point, Trace, decades, reach, traces
 from forkpoint.figures.curves import Series, curves
 from forkpoint.figures.estimates import ForestRow, Strip, forest, strips
@@ -15,6 +16,7 @@ from forkpoint.figures.render import FORMATS, INK, save, series_colour
 from forkpoint.figures.text import ends, number, percent
 from forkpoint.figures.words import CloudWord, cloud, shown
 from forkpoint.runs import RunDirectory
+from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.directory import check_schema
 from forkpoint.runs.results import (
     Branching,
@@ -345,6 +347,15 @@ DRAWN: tuple[tuple[Any, dict[str, Callable[[Any], Any]]], ...] = (
     (Dynamics, {"overlap": overlap, "change_by_bin": change_by_bin}),
     (Temperature, {"temperature": temperature}),
     (Branching, {"branching": squared_gaps, "branching_positions": gaps}),
+    (
+        Ablation,
+        {
+            "ablation_differences": ablation.differences,
+            "ablation_steps": ablation.accuracy_by_steps,
+            "ablation_operations": ablation.accuracy_by_operations,
+            "ablation_entropy": ablation.entropy_by_steps,
+        },
+    ),
 )
 """Which result is drawn how, by the files' names."""
 

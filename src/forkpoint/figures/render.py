@@ -23,6 +23,8 @@ COLOURS = {
 """A colour's name, which is a CSS variable of the report, and what it is in a paper."""
 DASHES: tuple[list[float], ...] = ([], [5, 3], [1.5, 2.5], [8, 3, 1.5, 3], [10, 4], [3, 2, 3, 5])
 """Of the lines of the series s0 to s5, which differ without colours too."""
+SHAPES = ("circle", "square", "diamond", "triangle-up")
+"""Of the points of the first six series, of the next six, and so on."""
 INK, SOFT, HAIR, PAPER = (f"var(--{name})" for name in ("ink", "soft", "hair", "paper"))
 SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", SVG[1:-1])
@@ -183,15 +185,17 @@ FORMATS = ("svg", "pdf", "png")
 def save(chart: "alt.LayerChart", path: Path) -> None:
     """Write the chart as the SVG, PDF or PNG that the path's ending names.
 
+    A PNG is white where nothing is drawn: vl-convert gets the colours of what is half transparent
+    over nothing wrong, such as those of bands.
+
     Raises:
         RunError: the disk is full.
     """
     import vl_convert
 
     variable = re.compile(r'"var\(--(\w+)\)"')  # a whole attribute: never a piece of a text
-    svg = variable.sub(
-        lambda m: f'"{COLOURS[m[1]]}"' if m[1] in COLOURS else m[0], _svg(chart.to_dict())
-    )
+    spec = chart.to_dict() | ({"background": "white"} if path.suffix == ".png" else {})
+    svg = variable.sub(lambda m: f'"{COLOURS[m[1]]}"' if m[1] in COLOURS else m[0], _svg(spec))
     if path.suffix == ".pdf":
         content = vl_convert.svg_to_pdf(svg)
     elif path.suffix == ".png":

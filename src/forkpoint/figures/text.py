@@ -1,5 +1,6 @@
 """Text and numbers as a page or a figure shows them. Text that a model wrote is hostile."""
 
+import re
 import unicodedata
 
 JOINERS = "\u200c\u200d"
@@ -39,7 +40,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
+        return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.{digits - 1}e}")
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:.0f}"
     return f"{value:.{digits}g}"

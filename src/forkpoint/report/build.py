@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from forkpoint.figures.text import number, percent, visible
+from forkpoint.report.ablation import ablation_section
 from forkpoint.report.analysis import analysis_section
 from forkpoint.report.branching import branching_section
 from forkpoint.report.completions import MOST_TOKENS
@@ -27,6 +28,7 @@ from forkpoint.report.tokens import viewer
 from forkpoint.report.training import training_section
 from forkpoint.report.words import words_section
 from forkpoint.runs import RunDirectory
+from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.atomic import write_text
 from forkpoint.runs.results import (
     Branching,
@@ -99,6 +101,7 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
     style, script = (_assets(environment, names) for names in (STYLES, SCRIPTS))
     main = runs[0]
     rows = findings(runs)
+    ablation = main.result(Ablation) is not None
     files = step_files(RunDirectory(main.root).completions_dir("train"))
     return environment.get_template("report.html.j2").render(
         policy=content_security_policy(style, script),
@@ -108,7 +111,8 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
         sentence=visible(what_is_here(main)),
         missing=[visible(text) for text in missing(main, files)],
         finding=intervals(rows, share=True, reference=0.0) if rows else None,
-        problems=sorted({row.estimate.n for row in rows}),
+        counts=sorted({row.estimate.n for row in rows}),
+        unit="seeds" if ablation else "problems",
         sections=list(_sections(runs, files)),
         viewer=viewer(main, tokens),
         runs=[visible(run.label) for run in runs],
@@ -117,7 +121,7 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
         unmeasured=[
             (what, command)
             for model, what, command in MEASUREMENTS
-            if not result_path(main.root, model).exists()
+            if not ablation and not result_path(main.root, model).exists()
         ],
     )
 
@@ -127,6 +131,7 @@ def _sections(runs: Sequence[RunData], files: Sequence[StepFile]) -> Iterator[Se
     main = runs[0]
     completions = {} if main.trained or any(main.root.glob("completions/*/*")) else None
     found = (
+        ("ablation", "Ablation", ablation_section(main)),
         ("training", "Training", training_section(runs)),
         ("evaluation", "Evaluation", evaluation_section(runs)),
         ("entropy", "Entropy", histogram_section(main, files)),
@@ -168,7 +173,7 @@ def missing(run: RunData, files: Sequence[StepFile]) -> Iterator[str]:
     """What the run directory lacks, and what the page therefore lacks."""
     if run.trained and not run.metrics:
         yield "metrics.jsonl is empty: no step has been made yet."
-    if run.config is None:
+    if run.config is None and run.result(Ablation) is None:
         yield "There is no config.json, so the page cannot say with which settings it was made."
     if not run.environment:
         yield "There is no env.json, so versions and command are unknown."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.config import RunConfig, load_config
+from forkpoint.demo import CONTROL, RANDOM
 from forkpoint.errors import RunError
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.atomic import read_object
@@ -88,7 +89,7 @@ def load_runs(paths: Sequence[Path]) -> list[RunData]:
         names = (root.name, f"{root.parent.name}/{root.name}", str(root))
         runs.append(_load_run(root, _first_free(names, runs)))
         main = runs[-1].label
-        for name in ("control", "random"):  # a demo's other runs
+        for name in (CONTROL, RANDOM):  # a demo's other runs
             if RunDirectory(root / name).metrics_jsonl.exists():
                 runs.append(_load_run(root / name, _first_free((name, f"{main}/{name}"), runs)))
     return runs
@@ -122,3 +123,11 @@ def _was_begun(root: Path) -> bool:
     """Whether an analysis was interrupted when it had measured something."""
     folders = (root / "pieces").glob("*"), (root / "completions").glob("*")
     return any(folder.is_dir() and Pieces(folder).any() for folder in chain(*folders))
+
+
+def variant_config(root: Path, label: str | None) -> RunConfig | None:
+    """The configuration of a run of an ablation's variant; None where none is there."""
+    for path in sorted(root.glob("*/seed_*/config.json")):
+        if path.parts[-3] == label:
+            return load_config(path)
+    return None

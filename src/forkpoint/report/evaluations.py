@@ -1,4 +1,4 @@
-"""The section on right answers: every evaluation of every run, and how runs or arms differ."""
+"""The section on right answers: every evaluation of every run, and how runs differ."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,6 @@ from forkpoint.figures.text import number, visible
 from forkpoint.report.data import RunData
 from forkpoint.report.finding import series_class, task_words
 from forkpoint.report.intervals import Intervals, Row, intervals
-from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import Estimate, Evaluation
 
 SHOWN = 16
@@ -18,15 +17,13 @@ SHOWN = 16
 def evaluation_section(runs: Sequence[RunData]) -> dict[str, Any] | None:
     """Tables of intervals; None if nothing was evaluated."""
     rows = [row for index, run in enumerate(runs) for row in _evaluations(index, run)]
-    arms = _arms(runs[0])
-    if not rows and arms is None:
+    if not rows:
         return None
     return {
-        "matrix": intervals(rows, share=True) if rows else None,
+        "matrix": intervals(rows, share=True),
         "shown": SHOWN,
         "differences": _differences(runs),
         "first": visible(runs[0].label),
-        "arms": arms,
     }
 
 
@@ -74,15 +71,3 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
         high=value + math.hypot(a_high - a.value, b.value - b_low),
         n=n,
     )
-
-
-def _arms(run: RunData) -> Intervals | None:
-    """The arms of an ablation, in its order."""
-    found = run.result(Ablation)
-    if found is None or not found.arms:
-        return None
-    rows = [
-        Row(visible(arm.label), arm.accuracy, cells=(f"{arm.accuracy.n:,}",)) for arm in found.arms
-    ]
-    negative = any(end < 0 for row in rows for end in row.estimate.interval or ())
-    return intervals(rows, share=True, reference=0.0 if negative else None)

@@ -3,18 +3,26 @@
 from collections.abc import Iterator, Sequence
 
 from forkpoint.config import RunConfig
+from forkpoint.demo import CONTROL, RANDOM
 from forkpoint.figures.text import visible
-from forkpoint.report.data import RunData
+from forkpoint.report.data import RunData, variant_config
 from forkpoint.report.intervals import Row
+from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import Demo, Pattern
 
 
 def findings(runs: Sequence[RunData]) -> list[Row]:
-    """Accuracies with intervals: what the demo found, else of the runs' evaluations.
+    """Accuracies with intervals: what an ablation or the demo found, else the runs' evaluations.
 
     A row has the colour of its run; before training no run has begun.
     """
     main = runs[0]
+    ablation = main.result(Ablation)
+    if ablation is not None:
+        return [
+            Row(visible(arm.label), arm.accuracy, series_class(index))
+            for index, arm in enumerate(ablation.arms)
+        ]
     demo = main.result(Demo)
     if demo is None:
         return [row for index, run in enumerate(runs) for row in _evaluations(index, run)]
@@ -22,8 +30,8 @@ def findings(runs: Sequence[RunData]) -> list[Row]:
     for position, (folder, accuracy) in enumerate(
         (
             ("", demo.accuracy_after),
-            ("control", demo.accuracy_control),
-            ("random", demo.accuracy_random),
+            (CONTROL, demo.accuracy_control),
+            (RANDOM, demo.accuracy_random),
         )
     ):
         if accuracy is not None:
@@ -80,6 +88,9 @@ def what_is_here(run: RunData) -> str:
     """One sentence on what the run directory is of."""
     if run.trained:
         return what_was_trained(run)
+    ablation = run.result(Ablation)
+    if ablation is not None:
+        return what_was_compared(ablation, variant_config(run.root, ablation.reference))
     pattern = run.result(Pattern)
     if pattern is not None:
         return what_was_analysed(pattern)
@@ -98,6 +109,35 @@ def what_was_analysed(pattern: Pattern) -> str:
     )
 
 
+def what_was_compared(found: Ablation, config: RunConfig | None) -> str:
+    """One sentence: how many variants and seeds, of what.
+
+    Args:
+        config: of the reference.
+    """
+    made, planned = sum(len(arm.seeds) for arm in found.arms), len(found.variants)
+    counted = f"{planned or len(found.arms)} variants"
+    if found.seeds:
+        seeds = "one seed" if len(found.seeds) == 1 else f"{len(found.seeds)} seeds each"
+        counted += f" with {seeds}, {made} of {planned * len(found.seeds)} runs finished"
+    against = f" Reference: {found.reference}." if found.reference else ""
+    if config is None:
+        return f"{counted}.{against}"
+    return (
+        f"{counted}. {_method(config)}: {config.training.steps} steps {_amount(config)}.{against}"
+    )
+
+
+def _method(config: RunConfig) -> str:
+    preset = (config.loss.preset or "").replace("_", " ").upper()
+    return f"{preset} on {task_words(config)}, starting from the model {config.model.path}"
+
+
+def _amount(config: RunConfig) -> str:
+    rollout = config.rollout
+    return f"of {rollout.prompts_per_step} prompts with {rollout.group_size} answers each"
+
+
 def what_was_trained(run: RunData) -> str:
     """One sentence from config.json and the last line of metrics.jsonl."""
     config = run.config
@@ -107,10 +147,7 @@ def what_was_trained(run: RunData) -> str:
         )
     steps = config.training.steps
     made = f"{run.last_step}" if run.last_step == steps else f"{run.last_step} of {steps}"
-    method = (config.loss.preset or "").replace("_", " ").upper()
     return (
-        f"{method} on {task_words(config)}, starting from the model {config.model.path}: "
-        f"{made} steps of {config.rollout.prompts_per_step} prompts with "
-        f"{config.rollout.group_size} answers each. "
+        f"{_method(config)}: {made} steps {_amount(config)}. "
         f"The policy gradient is taken on {selected_tokens(config)}."
     )

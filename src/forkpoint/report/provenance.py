@@ -7,12 +7,15 @@ from typing import Any
 
 from forkpoint.figures.text import visible
 from forkpoint.report.data import RunData
+from forkpoint.runs import RunDirectory
+from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.atomic import read_object
 
 
 def provenance(run: RunData) -> dict[str, Any]:
     """What the footer says of a run, from env.json, config.json and those of analyses."""
-    environment = dict(run.environment)
+    recipe = read_object(RunDirectory(run.root).recipe_json)
+    environment = {**run.environment, **_of_an_ablations_runs(run)}
     command = environment.pop("command", None)
     versions = environment.pop("versions", None) or {}
     if isinstance(command, list):
@@ -23,7 +26,8 @@ def provenance(run: RunData) -> dict[str, Any]:
         "command": visible(str(command)) if command else None,
         "versions": {visible(str(k)): visible(str(v)) for k, v in versions.items()},
         "facts": {visible(k): visible(str(v)) for k, v in {**seeds, **environment}.items()},
-        "config": _json(_settings(run)),
+        "file": "recipe.json" if recipe else "config.json",
+        "config": _json(recipe or _settings(run)),
         "analyses": list(_analyses(run)),
     }
 
@@ -31,6 +35,20 @@ def provenance(run: RunData) -> dict[str, Any]:
 def _settings(run: RunData) -> dict[str, Any]:
     """config.json; empty without one."""
     return run.config.model_dump(mode="json") if run.config else {}
+
+
+def _of_an_ablations_runs(run: RunData) -> dict[str, Any]:
+    """What they ran on, each value that any of them has, and how long; empty of other folders."""
+    found = run.result(Ablation)
+    if found is None:
+        return {}
+    hours = [arm.hours for arm in found.arms if arm.hours is not None]
+    facts: dict[str, Any] = {"hours of all runs": f"{sum(hours):.2f}"} if hours else {}
+    environments = [read_object(path) for path in sorted(run.root.glob("*/seed_*/env.json"))]
+    for name in ("platform", "device", "cpu_capability", "threads", "git"):
+        if values := dict.fromkeys(str(one[name]) for one in environments if name in one):
+            facts[name] = ", ".join(values)
+    return facts
 
 
 DECISIVE = (

@@ -49,6 +49,11 @@ class RunDirectory:
         return self.root / "env.json"
 
     @property
+    def recipe_json(self) -> Path:
+        """Of an ablation's folder: its variants, seeds and settings."""
+        return self.root / "recipe.json"
+
+    @property
     def metrics_jsonl(self) -> Path:
         return self.root / "metrics.jsonl"
 

@@ -72,6 +72,8 @@ class StepEvaluation:
     accuracy: Estimate
     length_mean: float | None
     """Tokens per completion."""
+    truncated_fraction: float | None
+    """Of the completions, those cut by the token budget; None in older runs."""
 
 
 def evaluations(lines: Iterable[MetricsLine]) -> list[StepEvaluation]:
@@ -89,7 +91,10 @@ def evaluations(lines: Iterable[MetricsLine]) -> list[StepEvaluation]:
         )
         found.append(
             StepEvaluation(
-                step=int(step), accuracy=accuracy, length_mean=line.get("eval/length_mean")
+                step=int(step),
+                accuracy=accuracy,
+                length_mean=line.get("eval/length_mean"),
+                truncated_fraction=line.get("eval/truncated_fraction"),
             )
         )
     return found

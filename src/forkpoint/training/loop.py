@@ -267,6 +267,7 @@ class _Run:
                 "eval/accuracy_high": accuracy.high,
                 "eval/problems": accuracy.n,
                 "eval/length_mean": evaluation.length_mean,
+                "eval/truncated_fraction": evaluation.truncated_fraction,
                 "time/eval_s": time.perf_counter() - started,
             }
         )

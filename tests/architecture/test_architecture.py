@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"sampling"},
     {"evaluation"},
     {"analysis"},
-    {"training", "figures", "demo", "plan", "ablation"},
+    {"training", "figures", "demo", "plan", "ablation", "integrations"},
     {"report"},
     {"api"},
     {"cli"},
@@ -40,8 +40,9 @@ LAYERS: tuple[set[str], ...] = (
 LIBRARIES: dict[str, set[str]] = {
     "torch": {
         *("types", "environment", "ranks", "entropy", "batching", "selection", "losses", "lab"),
-        *("policy", "sampling", "analysis", "training", "cli", "plan"),
+        *("policy", "sampling", "analysis", "training", "cli", "plan", "integrations"),
     },
+    "trl": {"integrations"},
     "transformers": {"lab", "policy", "sampling", "analysis", "plan"},
     "tokenizers": {"lab"},
     "peft": {"policy"},

@@ -107,6 +107,33 @@ def test_marked_tokens_reach_the_loss(scope: str, gradient: str) -> None:
     assert (archer - plain).norm() > 1e-4
     assert (archer - wide).norm() > 1e-4
     torch.testing.assert_close(weights(forks, micro_batch_tokens=40), archer, rtol=1e-4, atol=1e-5)
+    drift = {"marked": {**forks["marked"], "drift_coefficient": 0.5}}
+    drifting = weights(drift)
+    assert (drifting - archer).norm() > 1e-4
+    torch.testing.assert_close(
+        weights(drift, micro_batch_tokens=40), drifting, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_before_the_first_update_nothing_has_drifted() -> None:
+    """|ln pi - ln pi_old| is rounding there, whose sign must not be a gradient."""
+
+    def norm(drift: float) -> float:
+        marked = {"rule": "all", "drift_coefficient": drift}
+        config = parse_config(
+            {
+                "selection": {"rule": "all", "entropy": "old"},
+                "loss": {"importance_cap": "none", "marked": marked},
+                "training": {"mini_batches": 1},
+            }
+        )
+        model = tiny_model()
+        policy = PolicyModule(model, gradient="sparse", temperature=1.0)
+        optimizer = Optimizer(model, config.optim)
+        step = train_step(policy, optimizer, make_batch(), config, step=1, same_weights=False)
+        return step.metrics["grad/norm"]
+
+    assert norm(10.0) == norm(0.0)
 
 
 def test_marks_by_sequence_or_by_all_that_compete() -> None:

@@ -233,6 +233,7 @@ LOSSES: list[dict[str, Any]] = [
     {"marked": {"drift_coefficient": 0.7, "kl_coefficient": 0.1}, "kl_coefficient": 0.3},
     {"preset": "gspo", "marked": {"clip_low": 0.01, "clip_high": 0.01}},
     {"preset": "cispo", "marked": {"clip_high": 0.1}},
+    {"preset": "gspo", "marked": {"kl_coefficient": 0.0}, "kl_coefficient": 0.3},
 ]
 
 
@@ -298,8 +299,12 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
             ratio = mean.exp() * (logp_T[t] - logp_T[t].detach()).exp()
         a = batch.advantages_T[t].double()
         marked = c.marked if batch.marked_T is not None and batch.marked_T[t] else None
-        bounds = marked or c
-        banded = ratio.clamp(1 - bounds.clip_low, 1 + bounds.clip_high)
+        low, high, beta = c.clip_low, c.clip_high, c.kl_coefficient
+        if marked is not None:
+            low = low if marked.clip_low is None else marked.clip_low
+            high = high if marked.clip_high is None else marked.clip_high
+            beta = beta if marked.kl_coefficient is None else marked.kl_coefficient
+        banded = ratio.clamp(1 - low, 1 + high)
         surrogate = torch.minimum(ratio * a, banded * a)
         if c.surrogate == "reinforce":
             surrogate = a * logp_T[t]
@@ -313,7 +318,7 @@ def oracle_loss(batch: TokenBatch, logp_T: Tensor, entropy_T: Tensor, c: LossCon
         total = total - coefficient * surrogate
         if marked is not None:
             total = total + coefficient * marked.drift_coefficient * (logp_T[t] - old_T[t]).abs()
-        total = total + penalty * (bounds.kl_coefficient * kl - c.entropy_bonus * entropy_T[t])
+        total = total + penalty * (beta * kl - c.entropy_bonus * entropy_T[t])
     return total
 
 

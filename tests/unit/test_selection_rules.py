@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from forkpoint.config import parse_config
 from forkpoint.config.stages import SelectionConfig
-from forkpoint.errors import ConfigError, SelectionError
+from forkpoint.errors import ConfigError, NumericalError, SelectionError
 from forkpoint.selection import RULES, Candidates, select
-from forkpoint.selection.rules import rule_of
-from forkpoint.selection.scopes import fraction_at
+from forkpoint.selection.names import BY_PROBABILITY, reads_fraction
+from forkpoint.selection.rules import rules_of
+from forkpoint.selection.scopes import fraction_at, weigh
 from forkpoint.training.annotate import source_of
 from tests.conftest import make_batch
 
@@ -40,7 +42,7 @@ def candidates(
 
 
 def weights(rule: str, found: Candidates, **parameters: float) -> list[float]:
-    return rule_of(SelectionConfig(rule=rule, parameters=parameters))(found).tolist()
+    return weigh(found, SelectionConfig(rule=rule, parameters=parameters)).tolist()
 
 
 # ---- controls -----------------------------------------------------------------------------------
@@ -97,10 +99,7 @@ def test_clip_cov_leaves_out_a_few_of_those_in_the_band() -> None:
     assert weights("clip_cov", found, low=2.5) == [1, 1, 1, 1]  # none is in the band
     # A = 2, 2, -2, -2: cov = -2, 2, 2, -2, so only the two in the middle can be left out
     found = candidates(p=[math.exp(-3), math.exp(-1), math.exp(-3), math.exp(-1)])
-    mixed = Candidates(
-        **{n: getattr(found, n) for n in found.__slots__}
-        | {"advantages_N": torch.tensor([2.0, 2.0, -2.0, -2.0])}
-    )
+    mixed = replace(found, advantages_N=torch.tensor([2.0, 2.0, -2.0, -2.0]))
     assert weights("clip_cov", mixed, share=1.0) == [1, 0, 0, 1]
 
 
@@ -169,7 +168,10 @@ def test_a_union_gives_the_largest_weight() -> None:
     # k = 1 of 3: the highest entropy is the last, the prefix the first
     found = candidates(p=[0.5] * 3, entropies=[0.1, 0.2, 0.3], keep_fraction=0.3)
     assert weights("top+prefix", found) == [1, 0, 1]
-    assert weights("top+random_unbiased+prefix", found)[0] in (1.0, 3.0)
+    # k = 1 of 3 with weight 3: the drawn one is 3 whatever else keeps it
+    drawn = weights("random_unbiased", found)
+    union = weights("top+random_unbiased+prefix", found)
+    assert union == [max(a, b) for a, b in zip(drawn, [1, 0, 1], strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -180,20 +182,89 @@ def test_a_union_gives_the_largest_weight() -> None:
         ({"rule": "clip_cov", "parameters": {"lower": 1}}, "has low, high, share"),
         ({"rule": "top", "parameters": {"low": 1}}, "it has none"),
         ({"rule": "top+clip_cov", "parameters": {"low": 1}}, "not by a union"),
+        ({"rule": "stapo", "parameters": {"probability": 0}}, "needs 0 < probability"),
+        ({"rule": "stapo", "parameters": {"entropy_quantile": 20}}, "entropy_quantile <= 1"),
+        ({"rule": "not_mastered", "parameters": {"probability": 0.0}}, "needs 0 < probability"),
+        ({"rule": "entropy_advantage", "parameters": {"kappa": 0}}, "kappa > 1"),
+        ({"rule": "clip_cov", "parameters": {"share": -1}}, "0 <= share"),
+        ({"rule": "relative_surprisal", "parameters": {"low": 3}}, "low < high"),
     ],
 )
 def test_rules_and_parameters_that_are_not_there(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        rule_of(SelectionConfig(**given))
+        rules_of(SelectionConfig(**given))
 
 
 def test_a_fraction_goes_to_its_end_in_equal_parts() -> None:
     config = SelectionConfig(keep_fraction=0.2, keep_fraction_start=1.0, keep_fraction_steps=5)
     found = [fraction_at(config, step) for step in range(1, 8)]
-    assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    assert found == [1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]  # as written in decimals
     assert fraction_at(SelectionConfig(), 1) == 0.2
     with pytest.raises(ConfigError, match="belong together"):
         parse_config({"selection": {"keep_fraction_start": 0.5}})
+
+
+@pytest.mark.parametrize("value", ["0.1", True, math.nan, [1]])
+def test_parameters_are_numbers(value: Any) -> None:
+    with pytest.raises(ConfigError):
+        parse_config({"selection": {"rule": "clip_cov", "parameters": {"low": value}}})
+
+
+def test_the_threshold_belongs_to_unions_as_well() -> None:
+    found = candidates(p=[0.5] * 3, entropies=[0.1, 0.6, 0.9], threshold_nats=0.5)
+    assert weights("threshold+prefix", found) == [1, 1, 1]
+    parse_config({"selection": {"rule": "threshold+prefix", "threshold_nats": 0.5}})
+    with pytest.raises(ConfigError, match="needs selection"):
+        parse_config({"selection": {"rule": "top+threshold"}})
+    with pytest.raises(ConfigError, match="use 'top'"):
+        parse_config({"loss": {"marked": {"rule": "threshold"}}})
+
+
+def test_two_rules_of_a_step_do_not_share_their_draws() -> None:
+    found = candidates(p=[0.5] * 200, keep_fraction=0.5)
+    one, other = (
+        weights("random", replace(found, draws=draws)) for draws in ("random rule", "marking rule")
+    )
+    both = sum(a * b for a, b in zip(one, other, strict=True))
+    assert 30 <= both <= 70  # 50 of the 100 by chance, +- 4 deviations of 3.5; all 100 if shared
+
+
+def test_probabilities_that_are_not_known_are_not_guessed() -> None:
+    batch = make_batch()
+    assert batch.rollout_entropies_T is not None
+    unknown = batch.rollout_logprobs_T.clone()
+    unknown[batch.pool_T.nonzero()[0]] = math.nan
+    groups_T = torch.zeros_like(batch.sequence_T)
+
+    def chosen(rule: str, logprobs_T: torch.Tensor) -> int:
+        config = SelectionConfig(rule=rule)
+        kept = select(
+            *(batch, batch.rollout_entropies_T, groups_T, config),  # type: ignore[arg-type]
+            seed=0,
+            step=1,
+            logprobs_T=logprobs_T,
+        )
+        return kept.kept_tokens
+
+    assert chosen("top", unknown)
+    for rule in BY_PROBABILITY:
+        assert chosen(rule, batch.rollout_logprobs_T) >= 0
+        with pytest.raises(NumericalError, match="log-probability of every token"):
+            chosen(rule, unknown)
+
+
+def test_which_rules_a_fraction_says_the_size_of() -> None:
+    n = 40
+    values = torch.linspace(0.01, 0.99, n).tolist()
+    found = candidates(p=values, entropies=values, energies=values, threshold_nats=0.5)
+    for name in RULES:
+        kept = [
+            sum(w > 0 for w in weights(name, replace(found, keep_fraction=fraction)))
+            for fraction in (0.25, 0.75)
+        ]
+        assert (kept[0] != kept[1]) == reads_fraction(name), name
+    assert not reads_fraction("top+prefix")
+    assert reads_fraction("mine:rule")
 
 
 def test_a_changing_fraction_is_that_of_the_step() -> None:

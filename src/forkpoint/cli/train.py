@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from forkpoint.cli.options import Overrides
 from forkpoint.cli.terminal import SafeConsole, StopFlag, visible
 from forkpoint.errors import ConfigError
+from forkpoint.selection.names import reads_fraction
 
 if TYPE_CHECKING:
     from forkpoint.config import RunConfig
@@ -72,10 +73,13 @@ def describe(config: "RunConfig", root: Path) -> str:
     """What a configuration would do, in four lines for people."""
     c, s = config, config.selection
     samples = c.rollout.prompts_per_step * c.rollout.group_size
+    by_rule = f"{s.rule} {s.keep_fraction:.0%} of the tokens"
     trained = {
         "all": "every token",
         "threshold": f"tokens of more than {s.threshold_nats} nats",
-    }.get(s.rule, f"{s.rule} {s.keep_fraction:.0%} of the tokens")
+    }.get(s.rule, by_rule if reads_fraction(s.rule) else f"what the rule {s.rule} keeps")
+    if c.loss.marked is not None:
+        trained += f" (with a loss of their own: what {c.loss.marked.rule} marks)"
     return (
         f"\nwould train {c.model.path}, computing in {c.model.compute_dtype}, on task "
         f"{c.task.type} into {root}\n"

@@ -42,9 +42,12 @@ class RunConfig(stages.Stage):
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         s, loss, training = self.selection, self.loss, self.training
-        if s.rule == "threshold" and s.threshold_nats is None:
+        by_threshold = "threshold" in s.rule.split("+")
+        if by_threshold and s.threshold_nats is None:
             raise ValueError("selection.rule = 'threshold' needs selection.threshold_nats")
-        if s.rule != "threshold" and s.threshold_nats is not None:
+        if loss.marked and "threshold" in loss.marked.rule.split("+"):
+            raise ValueError("loss.marked.rule = 'threshold' has no threshold_nats: use 'top'")
+        if not by_threshold and s.threshold_nats is not None:
             raise ValueError(
                 "selection.threshold_nats is read by selection.rule = 'threshold' only"
             )

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Parameters = dict[str, StrictInt | StrictFloat]
 
 
 class Stage(BaseModel):
@@ -262,7 +263,7 @@ class SelectionConfig(Stage):
     rule: str = "top"
     """``top``, ``bottom``, ``random``, ``all``, another one of docs/selection.md, a union of some
     (``top+prefix``), or ``package.module:function``."""
-    parameters: dict[str, float] = {}
+    parameters: Parameters = {}
     """Of the rule, where it has any, such as ``{low = 0.1, high = 3}``."""
     keep_fraction: Fraction = 0.2
     keep_fraction_start: Fraction | None = None
@@ -287,16 +288,17 @@ class MarkedConfig(Stage):
 
     rule: str = "top"
     """Any rule of selection; it names the marked tokens, whatever weight it gives them."""
-    parameters: dict[str, float] = {}
+    parameters: Parameters = {}
     keep_fraction: Fraction = 0.2
     scope: Literal["step", "sequence"] = "sequence"
     """``step``: all tokens that compete for selection at a time."""
-    clip_low: float = Field(default=0.2, ge=0, le=1)
-    clip_high: float = Field(default=0.28, ge=0)
-    kl_coefficient: float = Field(default=0.0, ge=0)
-    """In the place of ``loss.kl_coefficient``, which must not be 0 then."""
+    clip_low: float | None = Field(default=None, ge=0, le=1)
+    """In the place of that of ``loss``, as the two below; None: the same."""
+    clip_high: float | None = Field(default=None, ge=0)
+    kl_coefficient: float | None = Field(default=None, ge=0)
     drift_coefficient: float = Field(default=0.0, ge=0)
-    """Times |ln pi - ln pi_old|, added to their loss."""
+    """Times |ln pi - ln pi_old|, added to their loss; 0 in a step's first update, before which
+    nothing has drifted."""
 
 
 class LossConfig(Stage):

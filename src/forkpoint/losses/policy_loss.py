@@ -95,7 +95,8 @@ def _surrogate(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Surr
         return plain
     assert batch.marked_T is not None
     marked_R = batch.marked_T[rows_R]
-    bounds = {"clip_low": marked.clip_low, "clip_high": marked.clip_high}
+    own = {"clip_low": marked.clip_low, "clip_high": marked.clip_high}
+    bounds = {name: bound for name, bound in own.items() if bound is not None}
     values_R, clipped_R = function(*per_row, config.model_copy(update=bounds))
     # where() before abs(): a row that is not marked may differ by any amount
     drift_R = torch.where(marked_R, stats.logprobs_R - old_R, 0.0).abs()
@@ -128,7 +129,9 @@ def _penalties(
         if config.marked is not None:
             assert batch.marked_T is not None
             marked_R = batch.marked_T[stats.rows_R]
-            beta = torch.where(marked_R, config.marked.kl_coefficient, config.kl_coefficient)
+            own = config.marked.kl_coefficient
+            if own is not None:
+                beta = torch.where(marked_R, own, config.kl_coefficient)
         penalty = penalty + (beta * weighted_R).sum()
         shares["loss/kl"] = weighted_R.sum().detach().double()
     return penalty, shares

@@ -30,6 +30,7 @@ from forkpoint.config import RunConfig
 from forkpoint.entropy.head import CHUNK_ELEMENTS
 from forkpoint.plan.sizes import Sizes
 from forkpoint.plan.step import StepTokens
+from forkpoint.selection.names import reads_fraction
 
 STEP_BYTES = 46
 """A token's entries of a batch in a step: ids, places, masks, log-probabilities, coefficients."""
@@ -106,12 +107,14 @@ def memory(
 
 def head_share(config: RunConfig) -> float:
     """The share of completion tokens whose head rows run: the selected ones, or all where a ratio
-    of sequences or a penalty needs them."""
+    of sequences or a penalty needs them, or where the fraction does not say how many are kept. Of a
+    fraction that changes, the larger end."""
     loss = config.loss
     penalties = loss.penalties_on == "all" and (loss.kl_coefficient or loss.entropy_bonus)
-    if config.selection.rule == "all" or loss.surrogate == "gspo" or penalties:
+    s = config.selection
+    if not reads_fraction(s.rule) or loss.surrogate == "gspo" or penalties:
         return 1.0
-    return config.selection.keep_fraction
+    return max(s.keep_fraction, s.keep_fraction_start or 0.0)
 
 
 def pass_tokens(config: RunConfig, step: StepTokens) -> int:

@@ -9,6 +9,7 @@ from forkpoint.report.data import RunData, variant_config
 from forkpoint.report.intervals import Row
 from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import Demo, Pattern
+from forkpoint.selection.names import reads_fraction
 
 
 def findings(runs: Sequence[RunData]) -> list[Row]:
@@ -71,7 +72,8 @@ def selected_tokens(config: RunConfig | None) -> str:
         "threshold": f"tokens above {config.selection.threshold_nats} nats",
         "all": "every token",
     }
-    return words.get(rule, f"the {share} of tokens that {rule} chooses")
+    of_rule = f"the {share} of tokens that {rule} chooses"
+    return words.get(rule, of_rule if reads_fraction(rule) else f"the tokens that {rule} keeps")
 
 
 def task_words(config: RunConfig | None) -> str:

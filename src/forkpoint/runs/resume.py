@@ -118,8 +118,8 @@ def listed(changes: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"a": {"b": 1}}`` as ``("a.b", 1)``; lists are values."""
-    if isinstance(node, Mapping) and node:
+    """``{"a": {"b": 1}}`` as ``("a.b", 1)``; lists are values, an empty mapping has no leaves."""
+    if isinstance(node, Mapping):
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else key)
     else:

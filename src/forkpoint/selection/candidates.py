@@ -31,7 +31,7 @@ class Candidates:
     advantages_N: Tensor
     """float32 [N]."""
     logprobs_N: Tensor
-    """float32 [N], of the sampler."""
+    """float32 [N], ln p of the sampled words, under the policy that the entropies are of."""
     energies_N: Tensor | None = None
     """float32 [N], A^2 E: the squared norm of the token's policy gradient at the logits, see
     ``entropy.head``; None if whoever gave the entropies did not give them."""
@@ -41,6 +41,8 @@ class Candidates:
     threshold_nats: float | None = None
     seed: int = 0
     step: int = 0
+    draws: str = "random rule"
+    """Names the stream of random numbers, so that two rules of a step do not share one."""
 
     @property
     def num_kept(self) -> int:
@@ -77,8 +79,8 @@ def exactly_k(candidates: Candidates, scores_N: Tensor, k: int | None = None) ->
 
 
 def even_draws(candidates: Candidates) -> Tensor:
-    """A number drawn evenly from [0, 1) for each token, by (seed, step, sequence id, position)
-    alone: float64 [N]."""
+    """A number drawn evenly from [0, 1) for each token, by (seed, ``draws``, step, sequence id,
+    position) alone: float64 [N]."""
     ids_N, positions_N = (
         candidates.sequence_ids_N.cpu().numpy(),
         candidates.positions_N.cpu().numpy(),
@@ -87,7 +89,7 @@ def even_draws(candidates: Candidates) -> Tensor:
     ids, starts = np.unique(ids_N[order_N], return_index=True)
     draws_N = np.empty(len(ids_N))
     for sequence, here in zip(ids.tolist(), np.split(order_N, starts[1:]), strict=True):
-        draw = stream(candidates.seed, "random rule", candidates.step, sequence)
+        draw = stream(candidates.seed, candidates.draws, candidates.step, sequence)
         draws_N[here] = draw.random(int(positions_N[here].max()) + 1)[positions_N[here]]
     return torch.from_numpy(draws_N).to(candidates.entropies_N.device)
 

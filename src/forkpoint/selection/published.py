@@ -6,10 +6,12 @@ of the moment and a micro-batch at a time; docs/selection.md says what else diff
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from forkpoint.errors import SelectionError
 from forkpoint.selection.candidates import Candidates, even_draws, exactly_k, linear_quantile
 
 RSI_EPSILON = 1e-6
@@ -24,10 +26,12 @@ def clip_cov(
     With cov = (A - mean A) (ln p - mean ln p), of the n candidates max(1, floor(share n)) are left
     out, drawn evenly among those with low < cov < high.
     """
+    _need(0 <= share <= 1 and low < high, "clip_cov needs 0 <= share <= 1 and low < high")
     cov_N = _covariances(candidates)
     inside_N = (cov_N > low) & (cov_N < high)
     count = min(max(1, math.floor(share * len(cov_N))), int(inside_N.sum()))
-    scores_N = torch.where(inside_N, even_draws(candidates), -1.0)
+    own = replace(candidates, draws=f"{candidates.draws}, clip_cov")
+    scores_N = torch.where(inside_N, even_draws(own), -1.0)
     return 1 - exactly_k(candidates, scores_N, count)
 
 
@@ -48,6 +52,7 @@ def relative_surprisal(candidates: Candidates, *, low: float = 0.5, high: float 
 
     RSI-S (2606.31575). The paper's own bounds are not known to us; these are of re-implementations.
     """
+    _need(0 <= low < high, "relative_surprisal needs 0 <= low < high")
     rsi_N = -candidates.logprobs_N.double() / (candidates.entropies_N.double() + RSI_EPSILON)
     return ((rsi_N >= low) & (rsi_N <= high)).float()
 
@@ -60,6 +65,8 @@ def stapo(
     Left out are tokens with A > 0, p < probability, and H below the quantile of the candidates'
     entropies. The paper names 20 % in one place and 80 % in another for the quantile.
     """
+    _need(0 < probability <= 1, "stapo needs 0 < probability <= 1")
+    _need(0 <= entropy_quantile <= 1, "stapo needs 0 <= entropy_quantile <= 1")
     edge = linear_quantile(candidates.entropies_N, entropy_quantile)
     spurious_N = (
         (candidates.advantages_N > 0)
@@ -72,6 +79,7 @@ def stapo(
 def not_mastered(candidates: Candidates, *, probability: float = 0.99) -> Tensor:
     """All but what the policy does well already: tokens with A > 0 and p >= probability are left
     out (UloRL, 2507.19766; its switch by the mean entropy is not here)."""
+    _need(0 < probability <= 1, "not_mastered needs 0 < probability <= 1")
     mastered_N = (candidates.advantages_N > 0) & (
         candidates.logprobs_N.double() >= math.log(probability)
     )
@@ -85,6 +93,13 @@ def entropy_advantage(candidates: Candidates, *, alpha: float = 0.4, kappa: floa
     weight is A' / A: 1 + min(alpha H / |A|, 1 / kappa) where A > 0, and 1 - .. where A < 0. It is
     the paper's loss under a denominator that does not count weights, such as ``all``.
     """
+    _need(alpha >= 0 and kappa > 1, "entropy_advantage needs alpha >= 0 and kappa > 1")
     advantages_N = candidates.advantages_N.double()
     bonus_N = alpha * candidates.entropies_N.double() / advantages_N.abs().clamp(min=1e-300)
     return (1 + advantages_N.sign() * bonus_N.clamp(max=1 / kappa)).float()
+
+
+def _need(condition: bool, text: str) -> None:
+    """Refuse parameters."""
+    if not condition:
+        raise SelectionError(text)

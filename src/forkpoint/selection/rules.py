@@ -25,6 +25,7 @@ from forkpoint.selection.candidates import (
     exactly_k,
     linear_quantile,
 )
+from forkpoint.selection.names import rules_in
 
 
 def top(candidates: Candidates) -> Tensor:
@@ -128,9 +129,6 @@ RULES: dict[str, Rule] = {
     "entropy_advantage": published.entropy_advantage,
 }
 
-BY_ENERGY = frozenset({"energy"})
-"""Rules that read ``Candidates.energies_N``."""
-
 
 def marking(marked: MarkedConfig) -> SelectionConfig:
     """The selection that finds the tokens of ``loss.marked``."""
@@ -139,33 +137,46 @@ def marking(marked: MarkedConfig) -> SelectionConfig:
     )
 
 
-def rules_in(name: str) -> list[str]:
-    """The rules of a union, ``top+prefix``, or the one rule that is named."""
-    return name.split("+")
+def rules_of(config: SelectionConfig, key: str = "selection") -> dict[str, Rule]:
+    """The rules that a configuration names, by name, with their parameters: one, or several whose
+    largest weight counts.
 
-
-def rule_of(config: SelectionConfig) -> Rule:
-    """The rule that a configuration names, with its parameters.
+    Args:
+        key: the section of the configuration, for messages.
 
     Raises:
-        ConfigError: there is none of that name, or it has no such parameter.
+        ConfigError: there is none of that name, or it takes no such parameters.
     """
     names = rules_in(config.rule)
-    rules = [RULES.get(name) or resolve(name, key="selection.rule") for name in names]
-    if config.parameters:
-        if len(rules) > 1:
-            raise ConfigError("selection.parameters is read by a single rule, not by a union")
-        _check_parameters(rules[0], config)
-        return partial(rules[0], **config.parameters)
-    return rules[0] if len(rules) == 1 else partial(_union, rules)
+    rules = {name: RULES.get(name) or resolve(name, key=f"{key}.rule") for name in names}
+    if not config.parameters:
+        return rules
+    if len(rules) > 1:
+        raise ConfigError(f"{key}.parameters is read by a single rule, not by a union")
+    (name, rule) = next(iter(rules.items()))
+    _check_names(name, rule, config, key)
+    with_them = partial(rule, **config.parameters)
+    if name in RULES:  # what cannot be is known before anything is sampled
+        try:
+            with_them(SOME)
+        except SelectionError as error:
+            raise ConfigError(f"{key}.parameters: {error}") from None
+    return {name: with_them}
 
 
-def _union(rules: list[Rule], candidates: Candidates) -> Tensor:
-    """The largest weight that any of the rules gives."""
-    return torch.stack([rule(candidates) for rule in rules]).amax(0)
+SOME = Candidates(
+    entropies_N=torch.tensor([0.5, 1.0]),
+    sequence_ids_N=torch.tensor([0, 0]),
+    positions_N=torch.tensor([0, 1]),
+    advantages_N=torch.tensor([1.0, -1.0]),
+    logprobs_N=torch.tensor([-0.5, -1.0]),
+    energies_N=torch.tensor([0.5, 1.0]),
+    keep_fraction=0.5,
+)
+"""To try a rule on."""
 
 
-def _check_parameters(rule: Rule, config: SelectionConfig) -> None:
+def _check_names(name: str, rule: Rule, config: SelectionConfig, key: str) -> None:
     try:
         signature = inspect.signature(rule)
     except ValueError:  # a callable that does not say what it takes
@@ -173,9 +184,8 @@ def _check_parameters(rule: Rule, config: SelectionConfig) -> None:
     try:
         signature.bind(None, **config.parameters)
     except TypeError:
-        names = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        has = f"it has {', '.join(names)}" if names else "it has none"
+        takes = list(signature.parameters)[1:]
+        has = f"it has {', '.join(takes)}" if takes else "it has none"
         raise ConfigError(
-            f"selection.parameters = {dict(config.parameters)}, but the rule {config.rule} takes "
-            f"others: {has}"
+            f"{key}.parameters = {dict(config.parameters)}, but the rule {name} takes others: {has}"
         ) from None

@@ -10,7 +10,8 @@ from forkpoint.config.stages import SelectionConfig
 from forkpoint.dotted import call_users
 from forkpoint.errors import NumericalError, SelectionError
 from forkpoint.selection.candidates import Candidates, Rule
-from forkpoint.selection.rules import rule_of
+from forkpoint.selection.names import BY_PROBABILITY, rules_in
+from forkpoint.selection.rules import rules_of
 from forkpoint.types import Selection, TokenBatch
 
 
@@ -22,7 +23,9 @@ def select(
     *,
     seed: int,
     step: int,
+    logprobs_T: Tensor | None = None,
     energies_T: Tensor | None = None,
+    draws: str = "random rule",
 ) -> Selection:
     """Weights of a batch's tokens.
 
@@ -30,10 +33,12 @@ def select(
         entropies_T: float32 [T] nats, of the source the method names.
         groups_T: int64 [T] from ``scope_groups``; tokens compete within equal numbers.
         seed, step: for rules that draw, and for a fraction that changes.
+        logprobs_T: float32 [T], ln p of the same source; default: the sampler's.
         energies_T: float32 [T], A^2 E of the same source, where it is known.
+        draws: names the stream of random numbers.
 
     Raises:
-        NumericalError: an entropy of the pool is not finite.
+        NumericalError: an entropy of the pool is not finite, or what else the rule reads is not.
         SelectionError: the pool is empty, or a custom rule returned something else than one
             weight >= 0 per candidate.
         UserCodeError: a custom rule raised.
@@ -46,17 +51,40 @@ def select(
         )
     if not entropies_T[pool].isfinite().all():
         raise NumericalError("the entropies to select by are not finite")
-    rule = rule_of(config)
+    if logprobs_T is None:
+        logprobs_T = batch.rollout_logprobs_T
+    by_probability = not BY_PROBABILITY.isdisjoint(rules_in(config.rule))
+    if by_probability and not logprobs_T[pool].isfinite().all():
+        raise NumericalError(
+            f"the rule {config.rule} needs the log-probability of every token, and the sampler "
+            "does not know some: write selection.entropy = 'old'"
+        )
+    if energies_T is not None and not energies_T[pool].isfinite().all():
+        raise NumericalError("the energies of tokens are not finite")
     weights_T = torch.zeros_like(entropies_T)
     # Groups one after the other, their tokens in the batch's order.
     groups_N, order_N = groups_T[pool].sort(stable=True)
     index_N, sizes = groups_N.unique_consecutive(return_inverse=True, return_counts=True)[1:]
     rows_N = pool[order_N]
-    whole = _candidates(batch, entropies_T, energies_T, rows_N, config, seed, step)
+    whole = Candidates(
+        entropies_N=entropies_T[rows_N],
+        sequence_ids_N=batch.sequence_ids_B.to(rows_N.device)[batch.sequence_T[rows_N]],
+        positions_N=batch.position_T[rows_N],
+        advantages_N=batch.advantages_T[rows_N],
+        logprobs_N=logprobs_T[rows_N],
+        energies_N=None if energies_T is None else energies_T[rows_N],
+        keep_fraction=fraction_at(config, step),
+        rounding=config.rounding,
+        ties=config.ties,
+        threshold_nats=config.threshold_nats,
+        seed=seed,
+        step=step,
+        draws=draws,
+    )
     for rows, candidates in zip(
         rows_N.split(sizes.tolist()), _split(whole, sizes.tolist()), strict=True
     ):
-        weights_T[rows] = _checked(rule, candidates, config.rule)
+        weights_T[rows] = weigh(candidates, config)
     chosen_N = weights_T[rows_N] > 0
     lowest = torch.full((len(sizes),), torch.inf, device=pool.device).scatter_reduce(
         0, index_N[chosen_N], entropies_T[rows_N][chosen_N], reduce="amin"
@@ -68,6 +96,18 @@ def select(
         pool_tokens=len(pool),
         kept_tokens=int((weights_T > 0).sum()),
     )
+
+
+def weigh(candidates: Candidates, config: SelectionConfig) -> Tensor:
+    """The weight of each candidate by the rule of a configuration, the largest one by a union:
+    float32 [N].
+
+    Raises:
+        SelectionError: a rule returned something else than one weight >= 0 per candidate.
+        UserCodeError: a custom rule raised.
+    """
+    rules = rules_of(config).items()
+    return torch.stack([_checked(rule, candidates, name) for name, rule in rules]).amax(0)
 
 
 def scope_groups(batch: TokenBatch, scope: str, microbatches: list[list[int]]) -> Tensor:
@@ -95,32 +135,7 @@ def fraction_at(config: SelectionConfig, step: int) -> float:
     if start is None or steps is None or step >= steps:
         return config.keep_fraction
     way = (step - 1) / (steps - 1)
-    return start + way * (config.keep_fraction - start)
-
-
-def _candidates(
-    batch: TokenBatch,
-    entropies_T: Tensor,
-    energies_T: Tensor | None,
-    rows: Tensor,
-    config: SelectionConfig,
-    seed: int,
-    step: int,
-) -> Candidates:
-    return Candidates(
-        entropies_N=entropies_T[rows],
-        sequence_ids_N=batch.sequence_ids_B.to(rows.device)[batch.sequence_T[rows]],
-        positions_N=batch.position_T[rows],
-        advantages_N=batch.advantages_T[rows],
-        logprobs_N=batch.rollout_logprobs_T[rows],
-        energies_N=None if energies_T is None else energies_T[rows],
-        keep_fraction=fraction_at(config, step),
-        rounding=config.rounding,
-        ties=config.ties,
-        threshold_nats=config.threshold_nats,
-        seed=seed,
-        step=step,
-    )
+    return round(start + way * (config.keep_fraction - start), 12)  # 0.6, not 0.6000000000000001
 
 
 def _split(whole: Candidates, sizes: list[int]) -> Iterator[Candidates]:
@@ -137,23 +152,22 @@ def _checked(rule: Rule, candidates: Candidates, name: str) -> Tensor:
     n = len(candidates.entropies_N)
     given = call_users(rule, candidates, setting=f"selection.rule = {name!r}")
     if torch.is_tensor(given) and given.is_complex():
-        raise _refused(rule, n, "complex numbers")
+        raise _refused(name, n, "complex numbers")
     try:
         weights_N = torch.as_tensor(
             given, dtype=torch.float32, device=candidates.entropies_N.device
         ).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise _refused(rule, n, f"a {type(given).__name__}") from None
+        raise _refused(name, n, f"a {type(given).__name__}") from None
     if weights_N.shape != (n,):
-        raise _refused(rule, n, f"a tensor of shape {tuple(weights_N.shape)}")
+        raise _refused(name, n, f"a tensor of shape {tuple(weights_N.shape)}")
     bad = ~weights_N.isfinite() | (weights_N < 0)
     if bad.any():
-        raise _refused(rule, n, f"the weight {weights_N[bad][0].item()}")
+        raise _refused(name, n, f"the weight {weights_N[bad][0].item()}")
     return weights_N
 
 
-def _refused(rule: Rule, n: int, returned: str) -> SelectionError:
-    name = getattr(rule, "__name__", repr(rule))
+def _refused(name: str, n: int, returned: str) -> SelectionError:
     return SelectionError(
         f"the rule {name} must return {n} finite weights >= 0, one per candidate; it returned "
         f"{returned}"

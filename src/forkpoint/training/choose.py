@@ -56,11 +56,12 @@ def choose(
     if source == "current":
         # The selection must be known before the pass with gradient: one more pass without.
         stats = all_tokens(policy, batch, config)
-        entropies_T, energies_T = stats.entropies_R, stats.energies_R
+        found = (stats.entropies_R, stats.logprobs_R, stats.energies_R)
     elif source == "old":
-        entropies_T, energies_T = batch.old_entropies_T, batch.old_energies_T
+        found = (batch.old_entropies_T, batch.old_logprobs_T, batch.old_energies_T)
     else:
-        entropies_T, energies_T = batch.rollout_entropies_T, batch.rollout_energies_T
+        found = (batch.rollout_entropies_T, batch.rollout_logprobs_T, batch.rollout_energies_T)
+    entropies_T, logprobs_T, energies_T = found
     if entropies_T is None:
         raise SelectionError(
             "selection.entropy = 'rollout', but the engine gave a completion without entropies: "
@@ -72,8 +73,8 @@ def choose(
     seed = config.training.seed
     if energies_T is not None:
         energies_T = batch.advantages_T.square() * energies_T
-    draws = {"seed": seed, "step": step, "energies_T": energies_T}
-    chosen = select(batch, entropies_T, groups_T, config.selection, **draws)
+    given = {"seed": seed, "step": step, "logprobs_T": logprobs_T, "energies_T": energies_T}
+    chosen = select(batch, entropies_T, groups_T, config.selection, **given)
     if energies_T is not None:
         counted_T = torch.where(batch.mask_T, energies_T.double(), 0.0)
         inside = torch.where(chosen.weights_T > 0, counted_T, 0.0).sum()
@@ -86,5 +87,6 @@ def choose(
     if marked is not None:
         whole_T = torch.zeros_like(groups_T)
         groups_T = batch.sequence_T if marked.scope == "sequence" else whole_T
-        marked_T = select(batch, entropies_T, groups_T, marking(marked), **draws).weights_T > 0
+        found = select(batch, entropies_T, groups_T, marking(marked), **given, draws="marking rule")
+        marked_T = found.weights_T > 0
     return Choice(entropies_T, chosen.weights_T, marked_T)

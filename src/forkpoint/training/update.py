@@ -34,7 +34,11 @@ def update(
         on_policy: no update was made since sampling, so a difference between the sampler's and
             the trainer's log-probabilities is numerical mismatch.
     """
-    ranks = policy.ranks
+    ranks, loss_config = policy.ranks, config.loss
+    if on_policy and loss_config.marked is not None:
+        # Nothing has drifted yet: the sign of a difference would be the sign of its rounding.
+        still = loss_config.marked.model_copy(update={"drift_coefficient": 0.0})
+        loss_config = loss_config.model_copy(update={"marked": still})
     losses: list[Tensor] = []
     shares: defaultdict[str, list[Tensor]] = defaultdict(list)
     wanted_T = needed_rows(part, config.loss).cpu()  # the host plans the passes
@@ -49,7 +53,7 @@ def update(
             continue
         micro, wanted = part.take(sequences), wanted_T[part.rows_of(sequences)]
         stats = policy(micro, wanted)
-        output = policy_loss(micro, stats, config.loss)
+        output = policy_loss(micro, stats, loss_config)
         output.loss.backward()
         losses.append(output.loss.detach())
         for name, share in output.shares.items():

@@ -1,0 +1,87 @@
+"""What a run of TRL's trainer leaves behind for ``forkpoint report``."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from forkpoint.runs.completions import StoredCompletion
+from forkpoint.sampling.pieces import TokenPieces
+from forkpoint.types import Completion, FinishReason, Score
+
+OUR_NAMES = {
+    "reward": "reward/mean",
+    "entropy": "loss/entropy_mean_kept",
+    "grad_norm": "grad/norm",
+    "learning_rate": "optim/lr",
+    "loss": "loss/policy",
+    "kl": "loss/kl",
+    "completions/mean_length": "completion/length_mean",
+    "completions/clipped_ratio": "completion/truncated_fraction",
+    "clip_ratio/region_mean": "loss/clip_fraction_kept",
+}
+"""TRL's names of metrics -> those of metrics.jsonl; TRL's loss metrics are over the tokens that are
+left of its mask, here the selected ones."""
+
+
+def stored_completions(
+    trainer: Any, output: Any, logps: Tensor, entropies: Tensor, weights: Tensor, *, step: int
+) -> Iterator[StoredCompletion]:
+    """The completions of one generation batch that belong to this process, as rows of a file.
+
+    Args:
+        trainer: TRL's.
+        output: of its ``_generate_and_score_completions``, B completions of up to L tokens.
+        logps, entropies: [B, L] nats, of the policy before its first update.
+        weights: [B, L], the selection.
+    """
+    size, tokenizer, count = trainer.num_generations, trainer._tokenizer, len(weights)
+    first = trainer.accelerator.process_index * count
+    scores, pieces = _scores(trainer, count), TokenPieces(tokenizer)
+    for b in range(count):
+        ids = output["completion_ids"][b][output["completion_mask"][b] != 0].tolist()
+        prompt = output["prompt_ids"][b][output["prompt_mask"][b] != 0].tolist()
+        serial, sample = divmod(first + b, size)
+        ended = bool(ids) and ids[-1] in trainer.eos_token_ids
+        yield StoredCompletion(
+            completion=Completion(
+                token_ids=ids,
+                logprobs=logps[b, : len(ids)].float().cpu().numpy(),
+                entropies=entropies[b, : len(ids)].float().cpu().numpy(),
+                finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
+                text=tokenizer.decode(ids, skip_special_tokens=True),
+            ),
+            prompt_id=f"{step}/{serial}",
+            prompt=tokenizer.decode(prompt),
+            prompt_token_ids=tuple(prompt),
+            serial=serial,
+            sample=sample,
+            score=scores[b],
+            pieces=pieces(ids),
+            step=step,
+            advantage=float(output["advantages"][b]),
+            accepted=bool(output["advantages"][b]),
+            selected=(weights[b, : len(ids)] > 0).cpu().numpy(),
+        )
+
+
+def _scores(trainer: Any, count: int) -> list[Score]:
+    """Of this process's completions, as TRL noted them; the first reward is the verdict."""
+    first = trainer.accelerator.process_index * count
+    parts: dict[str, list[float]] = {}
+    for name, noted in trainer._logs["rewards"].items():
+        latest = list(noted)[-count * trainer.accelerator.num_processes :]
+        parts[name] = latest[first : first + count]
+    scores = []
+    for b in range(count):
+        own = {name: values[b] for name, values in parts.items()}
+        known = {name: None if value != value else float(value) for name, value in own.items()}
+        weighted = [
+            float(weight) * value
+            for weight, value in zip(trainer.reward_weights, known.values(), strict=True)
+            if value is not None
+        ]
+        verdict = next(iter(known.values()), None)
+        reward = sum(weighted) if weighted else None
+        scores.append(Score(reward=reward, verdict=verdict, parts=known))
+    return scores

@@ -89,11 +89,7 @@ class RunConfig(stages.Stage):
                 f"{vllm.launch}: one for each server"
             )
         if any(reward.type == "code" for reward in self.rewards) and not self.scoring.allow_code:
-            raise ValueError(
-                "rewards.type = 'code' runs programs that the model writes on this machine, in a "
-                "sandbox (docs/rewards.md says what it keeps from them and what it cannot); if "
-                "that is what you want, set scoring.allow_code = true"
-            )
+            raise ValueError(stages.CODE_IS_OFF)
         if self.overlong.buffer > self.rollout.max_new_tokens:
             raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
         return self

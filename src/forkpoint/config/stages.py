@@ -196,6 +196,13 @@ class ScoringConfig(Stage):
     """Rewards of type ``code`` may run the programs that the model writes; see docs/rewards.md."""
 
 
+CODE_IS_OFF = (
+    "rewards.type = 'code' runs programs that the model writes on this machine, in a sandbox "
+    "(docs/rewards.md says what it keeps from them and what it cannot); if that is what you want, "
+    "set scoring.allow_code = true"
+)
+
+
 class OverlongConfig(Stage):
     """DAPO's soft overlong punishment: 0 down to -penalty over the last ``buffer`` tokens."""
 

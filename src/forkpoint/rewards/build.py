@@ -8,6 +8,7 @@ from typing import Any
 
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import (
+    CODE_IS_OFF,
     CodeRewardConfig,
     CustomRewardConfig,
     FormatRewardConfig,
@@ -89,6 +90,8 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
     functions: list[RewardFunction] = []
     verifier = verifier_of(config.rewards)
     for reward in config.rewards:
+        if reward.type == "code" and not config.scoring.allow_code:
+            raise ConfigError(CODE_IS_OFF)  # a configuration need not come from a file
         name, call, imports = _function(reward, task)
         taken = {OVERLONG, *(f.name for f in functions)}
         while name in taken:

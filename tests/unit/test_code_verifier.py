@@ -170,7 +170,7 @@ def test_code_is_refused_unless_it_is_switched_on() -> None:
     assert config.rewards[0].timeout_s == 120.0
     assert not parse_config({}).scoring.allow_code
     put_in = parse_config({}).model_copy(update={"rewards": config.rewards})
-    with pytest.raises(ConfigError, match="set scoring.allow_code = true"):
+    with pytest.raises(ConfigError, match=r"set scoring.allow_code = true"):
         build_scorer(put_in, task("tests"))
 
 

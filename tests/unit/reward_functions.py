@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.types import Completion, Problem
+from forkpoint.verifiers.text import OverLimitError
 
 NOT_A_FUNCTION = 3
 
@@ -72,6 +73,8 @@ def obeys(problem: Problem, completion: Completion) -> Any:
             raise ValueError("\ud83d")  # half a character
         case ["exits", "later"]:
             return ExitsLater()
+        case ["over", "limit"]:
+            raise OverLimitError("out of time in test 3")
         case ["fails", "wordless"]:
             raise WordlessError
         case ["give", value]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from forkpoint.config import RunConfig, load_config, parse_config
 from forkpoint.config.stages import (
+    CodeRewardConfig,
     CustomRewardConfig,
     DataTaskConfig,
     FormatRewardConfig,
@@ -28,6 +29,7 @@ NEEDED: dict[type[BaseModel], dict[str, Any]] = {
     TaskRewardConfig: {},
     MathRewardConfig: {},
     IntegerRewardConfig: {},
+    CodeRewardConfig: {},
     FormatRewardConfig: {"pattern": ".*"},
     CustomRewardConfig: {"path": "mine:f"},
 }

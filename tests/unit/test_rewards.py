@@ -150,6 +150,7 @@ def test_verifier_that_cannot_travel_to_a_worker(make_scorer: MakeScorer) -> Non
         ("sys.exit", Part(None, f"{line_of('sys.exit(0)')}SystemExit: 0")),
         ("give nan", Part(None, "ValueError: the reward nan is not finite")),
         ("give 1e308", Part(None, "ValueError: the reward 1e+308 is beyond 1e+30")),
+        ("over limit", Part(None, "out of time in test 3", timed_out=True)),
         ("exits later", Part(None, f"{line_of('the reward is read')}SystemExit: 0")),
         (
             "fails wordless",

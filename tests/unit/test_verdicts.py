@@ -25,7 +25,7 @@ PATIENT_S = 60.0
 FORMAT = {"type": "format", "pattern": ".*boxed.*", "weight": 0.1, "timeout_s": PATIENT_S}
 INTEGER = {"type": "integer", "weight": 1.0, "timeout_s": PATIENT_S}
 CUSTOM = {"type": "custom", "path": "tests.unit.reward_functions:one"}
-MATH, TASK = {"type": "math"}, {"type": "task"}
+MATH, TASK, CODE = {"type": "math"}, {"type": "task"}, {"type": "code"}
 
 # ---- one definition ------------------------------------------------------------------------------
 
@@ -37,6 +37,7 @@ MATH, TASK = {"type": "math"}, {"type": "task"}
         ([FORMAT, TASK], 1),
         ([FORMAT, CUSTOM, MATH, TASK], 2),
         ([CUSTOM, INTEGER], 1),
+        ([CUSTOM, FORMAT, CODE], 2),
         ([FORMAT, CUSTOM, CUSTOM], 1),
         ([FORMAT, FORMAT], 0),
     ],
@@ -44,7 +45,7 @@ MATH, TASK = {"type": "math"}, {"type": "task"}
 def test_the_verifier_is_the_first_that_judges_answers(
     rewards: list[dict[str, Any]], index: int
 ) -> None:
-    configs = parse_config({"rewards": rewards}).rewards
+    configs = parse_config({"rewards": rewards, "scoring": {"allow_code": True}}).rewards
     assert build_module.verifier_of(configs) is configs[index]
 
 

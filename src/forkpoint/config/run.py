@@ -98,6 +98,8 @@ class RunConfig(stages.Stage):
                 f"rollout.vllm.devices names {len(vllm.devices)}, and rollout.vllm.launch is "
                 f"{vllm.launch}: one for each server"
             )
+        if any(reward.type == "code" for reward in self.rewards) and not self.scoring.allow_code:
+            raise ValueError(stages.CODE_IS_OFF)
         if self.overlong.buffer > self.rollout.max_new_tokens:
             raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
         return self

@@ -140,6 +140,24 @@ class IntegerRewardConfig(VerifierConfig):
     answer_column: str = "answer"
 
 
+class CodeRewardConfig(VerifierConfig):
+    """Every test is passed by the program in the completion's last block of Python. It is run in a
+    sandbox, and only with ``scoring.allow_code``."""
+
+    type: Literal["code"]
+    tests_column: str = "tests"
+    """``{inputs = [..], outputs = [..], fn_name = ..}``, or the JSON text of that."""
+    test_seconds: int = Field(default=6, ge=1)
+    """Of the processor, per test; by the clock twice as many and one."""
+    memory_gb: float = Field(default=2.0, gt=0)
+    """10^9 bytes of a program's address space."""
+    python: str | None = None
+    """The Python that runs programs, such as ``/usr/bin/python3``, with what is installed for it;
+    default: the one this one's virtual environment was made from."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Per completion, all its tests."""
+
+
 class FormatRewardConfig(VerifierConfig):
     """1 if the whole completion matches a regular expression."""
 
@@ -161,6 +179,7 @@ RewardConfig = Annotated[
     TaskRewardConfig
     | MathRewardConfig
     | IntegerRewardConfig
+    | CodeRewardConfig
     | FormatRewardConfig
     | CustomRewardConfig,
     Field(discriminator="type"),
@@ -174,6 +193,15 @@ class ScoringConfig(Stage):
     """How many; default: one a CPU, 8 at most, divided by the run's processes on this machine."""
     memory_gb: float = Field(default=4.0, gt=0)
     """10^9 bytes that each may take beyond what its modules do. Obeyed on Linux only."""
+    allow_code: bool = False
+    """Rewards of type ``code`` may run the programs that the model writes; see docs/rewards.md."""
+
+
+CODE_IS_OFF = (
+    "rewards.type = 'code' runs programs that the model writes on this machine, in a sandbox "
+    "(docs/rewards.md says what it keeps from them and what it cannot); if that is what you want, "
+    "set scoring.allow_code = true"
+)
 
 
 class OverlongConfig(Stage):

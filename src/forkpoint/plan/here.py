@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -38,6 +39,8 @@ def _packages(config: RunConfig) -> list[str]:
         for extra in sorted(wanted)
         if package_version(EXTRAS[extra][0]) is None
     ]
+    if any(reward.type == "code" for reward in config.rewards) and not shutil.which("bwrap"):
+        found.append("bubblewrap (apt-get install bubblewrap)")
     vllm = config.rollout.vllm
     if config.rollout.engine == "vllm" and not vllm.servers:
         own = vllm.python is None and importlib.util.find_spec("vllm") is None

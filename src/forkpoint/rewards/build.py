@@ -8,6 +8,8 @@ from typing import Any
 
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import (
+    CODE_IS_OFF,
+    CodeRewardConfig,
     CustomRewardConfig,
     FormatRewardConfig,
     IntegerRewardConfig,
@@ -20,7 +22,14 @@ from forkpoint.errors import ConfigError
 from forkpoint.rewards.scorer import OVERLONG, RewardFunction, Scorer
 from forkpoint.tasks.base import Task, require_column
 from forkpoint.types import Completion, Problem
-from forkpoint.verifiers import FormatVerifier, IntegerVerifier, MathVerifier, Verifier
+from forkpoint.verifiers import (
+    CodeVerifier,
+    FormatVerifier,
+    IntegerVerifier,
+    MathVerifier,
+    Verifier,
+)
+from forkpoint.verifiers.sandbox import find_sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +85,13 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
 
     Raises:
         ConfigError, DataError: a task without a verifier, a missing column, package or function.
+        RewardError: programs are to be run and this machine has no sandbox for them.
     """
     functions: list[RewardFunction] = []
     verifier = verifier_of(config.rewards)
     for reward in config.rewards:
+        if reward.type == "code" and not config.scoring.allow_code:
+            raise ConfigError(CODE_IS_OFF)  # a configuration need not come from a file
         name, call, imports = _function(reward, task)
         taken = {OVERLONG, *(f.name for f in functions)}
         while name in taken:
@@ -108,11 +120,11 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
 def verifier_of(rewards: Sequence[RewardConfig]) -> RewardConfig:
     """Which of the rewards is the verifier, the one that says whether an answer is right.
 
-    The first of type ``task``, ``math`` or ``integer``; without one the first ``custom`` one;
-    without one the first. Accuracy and dynamic sampling go by it alone, wherever it stands in the
-    recipe and whatever its weight is.
+    The first of type ``task``, ``math``, ``integer`` or ``code``; without one the first ``custom``
+    one; without one the first. Accuracy and dynamic sampling go by it alone, wherever it stands in
+    the recipe and whatever its weight is.
     """
-    for kinds in (("task", "math", "integer"), ("custom",)):
+    for kinds in (("task", "math", "integer", "code"), ("custom",)):
         for reward in rewards:
             if reward.type in kinds:
                 return reward
@@ -126,7 +138,7 @@ def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ..
             if task.verifier is None:
                 raise ConfigError(
                     "rewards.type = 'task', but this task has no verifier of its own: use 'math', "
-                    "'integer', 'format' or 'custom'"
+                    "'integer', 'code', 'format' or 'custom'"
                 )
             imports = getattr(task.verifier, "imports", ())
             return "task", OfColumns(task.verifier), imports
@@ -139,6 +151,13 @@ def _function(reward: RewardConfig, task: Task) -> tuple[str, Any, tuple[str, ..
         case IntegerRewardConfig():
             _require_answer(task, reward.answer_column)
             return "integer", OfColumns(IntegerVerifier(reward.answer_column)), ()
+        case CodeRewardConfig():
+            name = reward.tests_column
+            require_column(task.columns, name.split(".")[0], "rewards.tests_column", "the data")
+            sandbox = find_sandbox(
+                reward.python, seconds=reward.test_seconds, memory_gb=reward.memory_gb
+            )
+            return "code", OfColumns(CodeVerifier(name, sandbox)), ()
         case FormatRewardConfig():
             try:
                 re.compile(reward.pattern)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from forkpoint.types import Completion, Problem
+from forkpoint.verifiers.text import OverLimitError
 
 Sample: TypeAlias = tuple[Problem, Completion]
 
@@ -44,7 +45,7 @@ class Part(NamedTuple):
     value: float | None
     error: str | None = None
     timed_out: bool = False
-    """The function used up its time or its memory."""
+    """The function used up its time or its memory, or it says that the completion did so."""
 
 
 def run(call: Any, samples: Sequence[Sample]) -> list[Part] | None:
@@ -58,6 +59,8 @@ def run(call: Any, samples: Sequence[Sample]) -> list[Part] | None:
         return evaluate(call, samples)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
+    except OverLimitError as error:
+        return [Part(None, str(error), timed_out=True)]
     except BaseException as error:  # whatever a verifier raises is data
         return [Part(None, describe(error))] if len(samples) == 1 else None
 

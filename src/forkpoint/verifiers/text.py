@@ -21,6 +21,11 @@ MOST_DIGITS = 1000
 """Longer numbers are no answers, and Python refuses to read them."""
 
 
+class OverLimitError(Exception):
+    """A verifier's verdict on a completion that used up the time, memory or output it has, as a
+    program may: scored as a time-out is (``on_timeout``)."""
+
+
 def column(columns: Mapping[str, Any], path: str) -> Any:
     """A column's value; dots walk into nested ones (``reward_model.ground_truth``)."""
     value: Any = columns

@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from forkpoint.rewards.audit import VERDICTS, audit, read_cases
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,7 @@ def test_the_cases_are_many_and_each_is_another() -> None:
             assert verdict in set(VERDICTS) - {case["expected"]}
 
 
+@pytest.mark.slow
 def test_each_verifier_errs_on_the_known_cases_and_on_no_other() -> None:
     known, cases = rows(), read_cases(CASES)
     hanging = [i for i, row in enumerate(known) if "hang" in row.get("today", {}).values()]

@@ -63,18 +63,18 @@ WRAPPED = {
 }
 NUMBERS = (
     *("chain_sum", "gsm_symbolic", "basic_arithmetic", "gcd", "lcm", "letter_counting"),
-    *("count_bits", "leg_counting", "calendar_arithmetic", "products", "decimal_arithmetic"),
+    *("count_bits", "leg_counting", "products", "decimal_arithmetic"),
 )
 OTHERS = (
     *("fraction_simplification", "countdown", "spell_backward", "word_sorting", "caesar_cipher"),
     *("number_sorting", "prime_factorization", "family_relationships", "complex_arithmetic"),
-    *("sudoku", "knights_knaves"),
+    *("sudoku", "calendar_arithmetic"),
 )
 
 
 def perturbed(answer: str, number: bool) -> str:
     if not number:
-        return answer + " 7" if answer[-1].isdigit() else "not " + answer
+        return answer + "7" if answer[-1].isdigit() else "not " + answer
     whole, point, rest = answer.partition(".")
     return f"{int(whole) + 7}{point}{rest}"
 

@@ -27,6 +27,7 @@ from forkpoint.cli.report import report
 from forkpoint.cli.temperature import temperature
 from forkpoint.cli.terminal import SafeConsole, visible
 from forkpoint.cli.train import train
+from forkpoint.cli.verify import verify
 from forkpoint.errors import ForkpointError
 from forkpoint.ranks import TOLD, speaks
 
@@ -51,6 +52,7 @@ app.command(branch)
 app.command(figures)
 app.command(export)
 app.command(report)
+app.command(verify)
 app.command(plan)
 app.command(doctor)
 

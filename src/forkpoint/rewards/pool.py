@@ -32,6 +32,8 @@ POLL_S = 0.2
 """How often ``should_stop`` is called."""
 NOTE_S = 60.0
 """How often a line says that scoring goes on."""
+TIMEOUT = "timeout after"
+"""How the error of a call begins that used up its time, and not its memory."""
 STALLED_S = 120.0
 """Beyond the time limit, without any answer: a call got lost with a worker that died."""
 
@@ -165,7 +167,7 @@ class WorkerPool:
             case BrokenProcessPool():
                 return [], [_again(call)]
             case TimeoutError():
-                parts = [Part(None, f"timeout after {call.limit_s:g} s", timed_out=True)]
+                parts = [Part(None, f"{TIMEOUT} {call.limit_s:g} s", timed_out=True)]
             case ProcessExpired() as died:
                 parts = [self._death(died)]
             case fault:  # its arguments cannot be pickled

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from forkpoint.verifiers.answers import after_thinking, last_list
+from forkpoint.verifiers.spelling import readable
 from forkpoint.verifiers.text import column
 
 DECIMAL_COMMA = re.compile(
     r"(?!.*\\[lr]brac[ek])([^\d,;.()\[\]{}|]*\d+)(?:,|\{,\})(\d+)([^\d,;.]*)"
 )
 """One number with one comma in it, maybe with a name or a sign before it and a unit after it."""
-THIN_SPACE = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:(?:\\[,;:! ]|[ ~])\d{3})+(?!\d)")
-"""Digits in threes with a space between; math-verify takes ``12\\,000`` for 12 times 0."""
-FULL_STOP = re.compile(r"(?<=\d)\.$")
+FULL_STOP = re.compile(r"(?:(?<=\d)|(?<=^[A-Z]))\.$")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}")
 """The digits before a comma that separates thousands, if three follow it."""
-UNESCAPED_DOLLAR = re.compile(r"(?<!\\)\$")
+DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|^\\[\[(]")
+"""A gold answer that says itself where its mathematics is."""
+INTERVAL = re.compile(r"[\[\]]|\\infty")
+"""A gold answer that can be no point: ``(1,2)`` can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,9 @@ class MathVerifier:
         from math_verify import parse, verify
 
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the limits being off
-        answer = without_thin_spaces(str(column(columns, self.answer_column)).strip())
-        delimited = UNESCAPED_DOLLAR.search(answer) or "\\boxed" in answer
+        answer = readable(str(column(columns, self.answer_column)))
         gold = parse(
-            answer if delimited else f"${answer}$",
+            answer if DELIMITED.search(answer) else f"${answer}$",
             parsing_timeout=None,  # pyright: ignore[reportArgumentType]
         )
         if not gold:
@@ -51,12 +52,15 @@ class MathVerifier:
         contents = last_list(after_thinking(text))
         readings = [contents, [with_point(content) for content in contents]]
         found = [x for reading in readings[: 1 + (contents != readings[1])] for x in _read(reading)]
-        return float(bool(found) and verify(gold, found, timeout_seconds=None))
-
-
-def without_thin_spaces(text: str) -> str:
-    """The text with thousands such as ``12\\,000`` written as one number."""
-    return THIN_SPACE.sub(lambda found: re.sub(r"\D", "", found[0]), text)
+        return float(
+            bool(found)
+            and verify(
+                _complex(gold),
+                _complex(found),
+                allow_set_relation_comp=INTERVAL.search(answer) is not None,
+                timeout_seconds=None,
+            )
+        )
 
 
 def with_point(number: str) -> str:
@@ -96,10 +100,24 @@ def _read_one(content: str) -> list[Any]:
         boxed_match_priority=0,
         normalization_config=NormalizationConfig(units=True, malformed_operators=True),
     )
-    content = FULL_STOP.sub("", without_thin_spaces(content))
+    content = FULL_STOP.sub("", readable(content))
     return parse(
         f"\\boxed{{{content}}}",
         extraction_config=[latex, ExprExtractionConfig()],
         extraction_mode="first_match",
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]
     )
+
+
+def _complex(values: Sequence[Any]) -> list[Any]:
+    """The values with the imaginary unit for i, which math-verify reads as a name; where i is one,
+    it stands for the same in gold and answer."""
+    return [_with_unit(value) for value in values]
+
+
+def _with_unit(value: Any) -> Any:
+    named_i = [symbol for symbol in getattr(value, "free_symbols", ()) if symbol.name == "i"]
+    try:
+        return value.subs(dict.fromkeys(named_i, "I")) if named_i else value
+    except TypeError:  # i < 5: it is a name
+        return value

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from forkpoint.verifiers.answers import after_thinking, last_boxed
+from forkpoint.verifiers.answers import after_thinking, last_list
+from forkpoint.verifiers.spelling import readable
 
 Verifier: TypeAlias = Callable[[Mapping[str, Any], str], float | None]
 """(a problem's columns, a completion's text) -> score; must be picklable: it runs in a process of
@@ -48,6 +49,9 @@ class FormatVerifier:
 class IntegerVerifier:
     """1.0 if the last ``\\boxed{}`` is the same integer as the answer (AIME, AMC, GSM8K), else 0.0.
 
+    Boxes that are listed (``answers.last_list``) must all hold it: who answers ``\\boxed{1}`` and
+    ``\\boxed{2}`` has not answered a question with one answer.
+
     Compared as integers: ``025``, ``25`` and ``25.0`` are the same answer. Of a worked solution
     that ends in ``#### 42`` the end counts. None if the answer is no integer.
     """
@@ -58,12 +62,12 @@ class IntegerVerifier:
         gold = _integer(str(column(columns, self.answer_column)).rsplit("####", 1)[-1])
         if gold is None:
             return None
-        boxed = last_boxed(after_thinking(text))
-        return float(boxed is not None and _integer(boxed) == gold)
+        return float({_integer(box) for box in last_list(after_thinking(text))} == {gold})
 
 
 def _integer(text: str) -> int | None:
     """Exact, and never by way of a float, to which 2^53 + 1 is 2^53."""
-    text = text.replace("\\$", "").strip().strip("$").strip()
-    found = INTEGER.fullmatch(text) if len(text) <= MOST_DIGITS else None
+    if len(text) > MOST_DIGITS:
+        return None
+    found = INTEGER.fullmatch(readable(text.replace("\\$", "").strip().strip("$")))
     return int(found[1] + re.sub(r"\D", "", found[2])) if found else None

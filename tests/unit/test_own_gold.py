@@ -1,0 +1,163 @@
+"""Every task's verifier accepts the task's own gold answer, and not another one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkpoint.config import load_config, parse_config
+from forkpoint.config.load import RECIPES
+from forkpoint.config.stages import DataTaskConfig, GymTaskConfig, LabTaskConfig
+from forkpoint.lab.world import demonstrate
+from forkpoint.randomness import stream
+from forkpoint.rewards import build_scorer
+from forkpoint.rewards.build import verifier_of
+from forkpoint.tasks import Task, build_task
+from forkpoint.types import Completion, FinishReason, Problem
+
+PATIENT_S = 120.0
+
+# ---- the laboratory ------------------------------------------------------------------------------
+
+
+def winning(task: Any, problem: Problem, serial: int) -> list[str] | None:
+    """A demonstration that reaches the goal, if one of many does."""
+    for attempt in range(200):
+        words = demonstrate(task.world, problem.columns, stream(0, "own gold", serial, attempt))
+        if task.verifier(problem.columns, " ".join(words[:-1])) == 1.0:
+            return words[:-1]
+    return None
+
+
+@pytest.mark.parametrize("world", ["game", "walk"])
+def test_a_world_accepts_its_wins_and_nothing_near_them(world: str) -> None:
+    task: Any = build_task(LabTaskConfig(world=world))  # pyright: ignore[reportArgumentType]
+    found = 0
+    for serial in range(12):
+        problem = task.problem(serial)
+        words = winning(task, problem, serial)
+        if words is None:
+            continue
+        found += 1
+        assert task.verifier(problem.columns, " ".join(words)) == 1.0
+        for place in range(len(words)):  # a word that says nothing, anywhere
+            spoilt = [*words[:place], "perhaps", *words[place + 1 :]]
+            assert task.verifier(problem.columns, " ".join(spoilt)) == 0.0
+        other = {**problem.columns, "goal": other_goal(problem.columns["goal"])}
+        assert task.verifier(other, " ".join(words)) == 0.0
+    assert found >= 6
+
+
+def other_goal(goal: Any) -> Any:
+    return goal + 1 if isinstance(goal, int) else ((goal[0] + 4) % 8, (goal[1] + 4) % 8)
+
+
+# ---- reasoning-gym -------------------------------------------------------------------------------
+
+WRAPPED = {
+    "tag": "I think that <answer>{}</answer>",
+    "boxed": r"Hence $\boxed{{{}}}$.",
+    "number": "Counting 1, 2, 3 gives {}.",
+    "text": "{}",
+}
+NUMBERS = (
+    *("chain_sum", "gsm_symbolic", "basic_arithmetic", "gcd", "lcm", "letter_counting"),
+    *("count_bits", "leg_counting", "products", "decimal_arithmetic"),
+)
+OTHERS = (
+    *("fraction_simplification", "countdown", "spell_backward", "word_sorting", "caesar_cipher"),
+    *("number_sorting", "prime_factorization", "family_relationships", "complex_arithmetic"),
+    *("sudoku", "calendar_arithmetic"),
+)
+
+
+def perturbed(answer: str, number: bool) -> str:
+    if not number:
+        return answer + "7" if answer[-1].isdigit() else "not " + answer
+    whole, point, rest = answer.partition(".")
+    return f"{int(whole) + 7}{point}{rest}"
+
+
+@pytest.mark.parametrize("answer_format", WRAPPED)
+@pytest.mark.parametrize("name", [*NUMBERS, *OTHERS])
+def test_a_gym_task_accepts_its_own_answer_and_no_other(name: str, answer_format: str) -> None:
+    number = name in NUMBERS
+    if answer_format == "number" and not number:
+        pytest.skip("the answer is no number")
+    task: Any = build_task(GymTaskConfig(type="gym", name=name, answer_format=answer_format))  # pyright: ignore[reportArgumentType]
+    for serial in range(4):
+        columns, form = task.problem(serial).columns, WRAPPED[answer_format]
+        assert task.verifier(columns, form.format(columns["answer"])) == 1.0
+        wrong = perturbed(columns["answer"], number)
+        assert task.verifier(columns, form.format(wrong)) == 0.0
+        assert task.verifier(columns, "") == 0.0
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_whose_task_judges_itself_lets_it(path: Path) -> None:
+    config = load_config(path)
+    if isinstance(config.task, DataTaskConfig):
+        assert verifier_of(config.rewards).type in ("math", "integer")
+        return
+    assert verifier_of(config.rewards).type == "task"
+    assert build_task(config.task).verifier is not None
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+GOLDS: dict[str, dict[Any, tuple[str, str]]] = {
+    "math": {
+        r"\frac{3}{4}": (r"\frac{3}{4}", r"\frac{4}{3}"),
+        "x^2+1": ("x^2+1", "x^2-1"),
+        "(1, 2)": ("(1, 2)", "(2, 1)"),
+        r"\text{Evelyn}": (r"\text{Evelyn}", r"\text{Carla}"),
+        r"[1,\infty)": (r"[1,\infty)", r"(1,\infty)"),
+        7: ("7", "8"),
+    },
+    "integer": {
+        "025": ("025", "026"),
+        7: ("7", "-7"),
+        "so 6 * 7 = 42 #### 42": ("42", "43"),
+        "1,234": ("1,234", "1,2345"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["math", "integer"])
+def test_a_data_tasks_reward_accepts_the_columns_answer_and_no_other(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "problems.jsonl"
+    golds = GOLDS[kind]
+    path.write_text("".join(json.dumps({"prompt": "?", "answer": gold}) + "\n" for gold in golds))
+    config = parse_config(
+        {
+            "task": {"type": "data", "path": str(path)},
+            "rewards": [{"type": kind, "timeout_s": PATIENT_S}],
+        }
+    )
+    task: Task = build_task(config.task)
+    assert verifier_of(config.rewards).type == kind
+    problems = [task.problem(serial) for serial in range(len(golds))]
+    pairs = [
+        (problem, answer(rf"So $\boxed{{{text}}}$."))
+        for problem in problems
+        for text in golds[problem.columns["answer"]]
+    ]
+    scorer = build_scorer(config, task)
+    try:
+        verdicts = [score.verdict for score in scorer.score(pairs)]
+    finally:
+        scorer.close()
+    assert verdicts == [1.0, 0.0] * len(golds)
+
+
+def answer(text: str) -> Completion:
+    return Completion(
+        token_ids=(5,),
+        logprobs=(0.0,),
+        entropies=None,
+        finish_reason=FinishReason.STOP,
+        text=text,
+    )

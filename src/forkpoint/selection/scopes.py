@@ -29,7 +29,8 @@ def select(
     Args:
         entropies_T: float32 [T] nats, of the source the method names.
         groups_T: int64 [T] from ``scope_groups``; tokens compete within equal numbers.
-        seed, step: for rules that draw, and for a fraction that changes.
+        seed: for rules that draw.
+        step: the same, and for a fraction that changes.
         energies_T: float32 [T], A^2 E of the same source, where it is known.
 
     Raises:

@@ -2,13 +2,14 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from forkpoint.cli.main import app
-from forkpoint.config import RunConfig
+from forkpoint.config import RunConfig, parse_config
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -92,3 +93,22 @@ def test_settings_that_correspond_to_anothers_are_there(page: str) -> None:
     named = {name for row in rows for name in SETTING.findall(row)}
     assert len(named) > 15
     assert named - known == set()
+
+
+TOML = re.compile(r"^```toml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["your-model.md", "trl.md", "verl.md", "selection.md"])
+def test_recipes_on_a_page_are_recipes(page: str) -> None:
+    blocks = TOML.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert blocks
+    for block in blocks:
+        parse_config(tomllib.loads(block))
+
+
+def test_the_result_on_the_first_page_is_the_readmes() -> None:
+    first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    numbers = [line[4:] for line in first.splitlines() if "n = 1000" in line]
+    assert len(numbers) == 4
+    assert [line for line in numbers if line not in readme] == []

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 EXTRAS := dev,gym,math,hub,gguf,lora,trl
 
-.PHONY: install dev demo test test-distributed test-vllm check format bench bench-analysis bench-gpu smollm2 clean
+.PHONY: install dev demo test test-distributed test-vllm check format bench bench-analysis bench-gpu smollm2 docs clean
 
 install: $(BIN)/forkpoint
 
@@ -67,10 +67,20 @@ bench-analysis: dev smollm2
 bench-gpu: dev
 	$(BIN)/python -m benchmarks.gpu
 
+# The documentation as a site, in site/: `python3 -m http.server --directory site` shows it. A link
+# that leads nowhere is an error. Its environment needs no torch.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --constraint constraints.txt mkdocs-material mkdocstrings-python ruff cyclopts rich pydantic
+	touch $@
+
 smollm2: models/smollm2/config.json
 
 models/smollm2/config.json: .venv/dev
 	$(BIN)/python scripts/smollm2.py --out models/smollm2
 
 clean:
-	rm -rf .venv .venv-vllm build dist
+	rm -rf .venv .venv-vllm .venv-docs build dist site

@@ -32,7 +32,8 @@ def select(
     Args:
         entropies_T: float32 [T] nats, of the source the method names.
         groups_T: int64 [T] from ``scope_groups``; tokens compete within equal numbers.
-        seed, step: for rules that draw, and for a fraction that changes.
+        seed: for rules that draw.
+        step: the same, and for a fraction that changes.
         logprobs_T: float32 [T], ln p of the same source; default: the sampler's.
         energies_T: float32 [T], A^2 E of the same source, where it is known.
         draws: names the stream of random numbers.
@@ -49,18 +50,9 @@ def select(
             "no token to select from: every completion of the step has zero advantage or was "
             "masked as truncated"
         )
-    if not entropies_T[pool].isfinite().all():
-        raise NumericalError("the entropies to select by are not finite")
-    if logprobs_T is None:
-        logprobs_T = batch.rollout_logprobs_T
-    by_probability = not BY_PROBABILITY.isdisjoint(rules_in(config.rule))
-    if by_probability and not logprobs_T[pool].isfinite().all():
-        raise NumericalError(
-            f"the rule {config.rule} needs the log-probability of every token, and the sampler "
-            "does not know some: write selection.entropy = 'old'"
-        )
-    if energies_T is not None and not energies_T[pool].isfinite().all():
-        raise NumericalError("the energies of tokens are not finite")
+    logprobs_T = batch.rollout_logprobs_T if logprobs_T is None else logprobs_T
+    energies = None if energies_T is None else energies_T[pool]
+    _check_numbers(entropies_T[pool], logprobs_T[pool], energies, config.rule)
     weights_T = torch.zeros_like(entropies_T)
     # Groups one after the other, their tokens in the batch's order.
     groups_N, order_N = groups_T[pool].sort(stable=True)
@@ -96,6 +88,21 @@ def select(
         pool_tokens=len(pool),
         kept_tokens=int((weights_T > 0).sum()),
     )
+
+
+def _check_numbers(
+    entropies_N: Tensor, logprobs_N: Tensor, energies_N: Tensor | None, rule: str
+) -> None:
+    if not entropies_N.isfinite().all():
+        raise NumericalError("the entropies to select by are not finite")
+    by_probability = not BY_PROBABILITY.isdisjoint(rules_in(rule))
+    if by_probability and not logprobs_N.isfinite().all():
+        raise NumericalError(
+            f"the rule {rule} needs the log-probability of every token, and the sampler does not "
+            "know some: write selection.entropy = 'old'"
+        )
+    if energies_N is not None and not energies_N.isfinite().all():
+        raise NumericalError("the energies of tokens are not finite")
 
 
 def weigh(candidates: Candidates, config: SelectionConfig) -> Tensor:

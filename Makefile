@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
-EXTRAS := dev,gym,math,hub,gguf,lora,trl
+EXTRAS := dev,gym,math,hub,gguf,lora,trl,tracking
 
 .PHONY: install dev demo test test-distributed test-vllm check format bench bench-analysis bench-gpu smollm2 docs clean
 

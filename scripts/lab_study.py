@@ -7,6 +7,7 @@ anew: so a study may be made in parts, on several machines, if the settings stay
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 from forkpoint.ablation.compare import over_seeds
 from forkpoint.ablation.recipe import AblationRecipe, PlannedRun, load_ablation, planned_runs
 from forkpoint.ablation.runs import finished, make_runs
-from forkpoint.errors import ForkpointError
-from forkpoint.lab import WalkWorld
+from forkpoint.errors import ForkpointError, RunError
+from forkpoint.lab import BASE_POLICIES, WalkWorld
 from forkpoint.lab.base_policy import LAYERS, WIDTH, build_model, build_tokenizer
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.atomic import write_json
@@ -80,15 +81,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8, help="of each variant, from 0")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    runs = _planned(options.cell, options.root, options.seeds)
     try:
-        make_runs(runs, load_ablation("ablation_lab").recipe, jobs=options.jobs, note=print)
+        runs = _planned(options.cell, options.root, options.seeds)
+        try:
+            make_runs(runs, load_ablation("ablation_lab").recipe, jobs=options.jobs, note=print)
+        finally:
+            found = [record(options.cell, run) for run in runs if finished(run)]
+            _add(found)
+            print(f"{len(found)} of {len(runs)} runs of {options.cell} in {RESULTS}")
     except ForkpointError as error:
         sys.exit(str(error))
-    finally:
-        found = [record(options.cell, run) for run in runs if finished(run)]
-        _add(found)
-        print(f"{len(found)} of {len(runs)} runs of {options.cell} in {RESULTS}")
 
 
 def _planned(name: str, root: Path, seeds: int) -> list[PlannedRun]:
@@ -117,6 +119,7 @@ def record(cell: str, run: PlannedRun) -> dict[str, Any]:
         "variant": run.variant,
         "seed": run.seed,
         "settings": [s for s in run.settings if not s.startswith("model.path")],
+        "made_by": _made_by(run),
         "curve": [[one.step, one.accuracy.value] for one in evaluations],
         "energy_share": fmean(line["selection/energy_share"] for line in steps),
         "entropy_first": steps[0]["entropy/mean"],
@@ -127,12 +130,38 @@ def record(cell: str, run: PlannedRun) -> dict[str, Any]:
     }
 
 
+def _made_by(run: PlannedRun) -> str:
+    """A fingerprint of what the runs of a cell have in common: every setting but seeds and what a
+    variant is of (selection, loss), and the weights of the base policy."""
+    settings = run.config.model_dump(mode="json", exclude={"name", "selection", "loss"})
+    settings["training"].pop("seed")
+    settings["task"].pop("seed")
+    path = str(settings["model"].pop("path"))
+    base = BASE_POLICIES.get(path, Path(path)) / "model.safetensors"
+    text = json.dumps(settings, sort_keys=True).encode() + base.read_bytes()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
 def _add(found: list[dict[str, Any]]) -> None:
     """Put runs into the file, in the place of earlier ones of the same name, and the table anew."""
     stored = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     runs = {(r["cell"], r["variant"], r["seed"]): r for r in [*stored, *found]}
     ordered = [runs[name] for name in sorted(runs, key=_place)]
+    _check_comparable(ordered)
     write_json(RESULTS, {"variants": table(ordered), "runs": ordered})
+
+
+def _check_comparable(runs: list[dict[str, Any]]) -> None:
+    """Runs of a cell must differ by their variant alone, those of a variant by their seed alone."""
+    for one in runs:
+        first = next(r for r in runs if r["cell"] == one["cell"])
+        same = next(r for r in runs if r["cell"] == one["cell"] and r["variant"] == one["variant"])
+        if one["made_by"] != first["made_by"] or one["settings"] != same["settings"]:
+            raise RunError(
+                f"{one['cell']}, {one['variant']}, seed {one['seed']} was made with other settings "
+                f"or from another base policy than {first['variant']}, seed {first['seed']}: "
+                f"nothing was written to {RESULTS}"
+            )
 
 
 def _place(name: tuple[str, str, int]) -> tuple[int, int, int]:
@@ -171,7 +200,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in ("energy_share", "entropy_first", "entropy_last", "truncated_last"):
             row[name] = fmean(run[name] for run in seeds.values())
         row["operations"] = fmean(run["operations"] for run in seeds.values())
-        row["hours"] = sum(run["seconds"] for run in seeds.values()) / 3600
+        row["hours_of_all_seeds"] = sum(run["seconds"] for run in seeds.values()) / 3600
         rows.append(row)
     return rows
 

@@ -19,6 +19,7 @@ EXTRAS = {
     "hub": ("datasets", "task.path = a hub id"),
     "gguf": ("gguf", "make smollm2"),
     "lora": ("peft", "model.lora"),
+    "tracking": ("trackio", "tracking.to (wandb and tensorboard come with it)"),
     "trl": ("trl", "comparisons with TRL in the tests"),
 }
 """Extra -> (its package, what needs it)."""

@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "types"},
     {"config", "dotted", "hub", "randomness", "environment", "ranks"},
     {"runs", "advantages", "entropy"},
-    {"lab", "batching", "selection", "losses"},
+    {"lab", "batching", "selection", "losses", "tracking"},
     {"verifiers"},
     {"tasks"},
     {"rewards"},
@@ -64,6 +64,9 @@ LIBRARIES: dict[str, set[str]] = {
     "markupsafe": {"report", "figures"},
     "altair": {"figures"},
     "vl_convert": {"figures"},
+    "trackio": {"tracking"},
+    "wandb": {"tracking"},
+    "tensorboard": {"tracking"},
     "cyclopts": {"cli"},
     "rich": {"cli"},
 }

@@ -97,6 +97,28 @@ def test_hostile_text_is_shown_and_does_not_run(browser: Any, tmp_path: Path) ->
     tab.page.close()
 
 
+# ---- a run in progress --------------------------------------------------------------------------
+
+
+def test_a_watched_page_loads_itself_anew_once_nobody_touches_it(
+    browser: Any, tmp_path: Path
+) -> None:
+    run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
+    tab = Tab(browser, build_report([run], out, reload_s=1.0))
+    assert "loaded anew as the run goes on" in tab.text(".kicker")
+    for _ in range(6):  # for longer than it waits
+        tab.page.wait_for_timeout(300)
+        tab.page.keyboard.press("Shift")
+    assert tab.requests == [tab.address]
+    build_report([run], out)
+    tab.page.locator(".kicker", has_text="anew").wait_for(state="detached")
+    assert tab.requests == [tab.address] * 2
+    tab.page.wait_for_timeout(1500)  # what is there now stays
+    assert tab.requests == [tab.address] * 2
+    assert tab.trouble == []
+    tab.page.close()
+
+
 # ---- addresses ----------------------------------------------------------------------------------
 
 

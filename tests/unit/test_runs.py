@@ -56,6 +56,7 @@ def test_paths_are_the_documented_ones(tmp_path: Path) -> None:
         "metrics_jsonl": "metrics.jsonl",
         "checkpoints_dir": "checkpoints",
         "pieces_dir": "pieces",
+        "tracking_dir": "tracking",
         "vocabulary_parquet": "completions/vocabulary.parquet",
         "words_parquet": "results/words.parquet",
     }
@@ -114,8 +115,8 @@ def test_resume_refuses_other_settings_by_name(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path} was started with other settings (training.mini_batches: 4 -> 1, "
         "training.seed: 1 -> 2); a resumed run may change only checkpoint.every, "
-        "checkpoint.keep_last, name, rollout.keep, scoring.workers, training.rank_timeout_minutes, "
-        "training.steps, and rollout.vllm but its dtype"
+        "checkpoint.keep_last, name, rollout.keep, scoring.workers, tracking.project, tracking.to, "
+        "training.rank_timeout_minutes, training.steps, and rollout.vllm but its dtype"
     )
     assert json.loads((tmp_path / "config.json").read_text())["training"]["seed"] == 1
 

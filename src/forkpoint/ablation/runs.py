@@ -28,7 +28,8 @@ def finished(run: PlannedRun) -> list[StepEvaluation] | None:
     if not (run.folder / "config.json").exists():
         return None
     wanted = json.loads(run.config.model_dump_json())
-    if changed := changed_settings(run.folder / "config.json", wanted):
+    changes = changed_settings(run.folder / "config.json", wanted)
+    if changed := {k: v for k, v in changes.items() if not k.startswith("tracking.")}:
         raise RunError(
             f"{run.folder} was made with other settings ({listed(changed)}): delete it to make it "
             "anew, or choose another --run-dir"

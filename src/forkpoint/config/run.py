@@ -7,10 +7,11 @@ from pydantic import Field, model_validator
 
 from forkpoint.config import stages
 from forkpoint.config.presets import apply_presets
+from forkpoint.config.tracking import TrackingConfig
 
 
 class RunConfig(stages.Stage):
-    """Everything that decides a run's result. Presets are resolved: the dump names every value."""
+    """All settings of a run. Presets are resolved: the dump names every value."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: stages.ModelConfig = stages.ModelConfig()
@@ -28,6 +29,7 @@ class RunConfig(stages.Stage):
     training: stages.TrainingConfig = stages.TrainingConfig()
     checkpoint: stages.CheckpointConfig = stages.CheckpointConfig()
     evaluation: stages.EvaluationConfig = stages.EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
     def task_name(self) -> str:

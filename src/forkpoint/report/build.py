@@ -47,6 +47,8 @@ SCRIPTS = (
     "tokens_viewer.js",
 )
 """Put together into the page's one style and one script."""
+RELOADING = "reload.js"
+"""In the script, too, while the page is watched."""
 
 MEASUREMENTS: tuple[tuple[type[Result], str, str], ...] = (
     (Pattern, "entropy", "forkpoint analyze"),
@@ -67,7 +69,9 @@ class Section:
     data: dict[str, Any]
 
 
-def build_report(runs: Sequence[Path], out: Path, *, tokens: int = MOST_TOKENS) -> Path:
+def build_report(
+    runs: Sequence[Path], out: Path, *, tokens: int = MOST_TOKENS, reload_s: float | None = None
+) -> Path:
     """Write one page that needs no network, about run directories.
 
     The first run is the page's subject: its steps, its analysis and its completions are shown. All
@@ -76,6 +80,7 @@ def build_report(runs: Sequence[Path], out: Path, *, tokens: int = MOST_TOKENS) 
     Args:
         out: the page; written whole or not at all.
         tokens: how many the viewer of completions holds, about.
+        reload_s: let the browser load the page anew when nobody has touched it for so many seconds.
 
     Returns:
         ``out``.
@@ -84,11 +89,11 @@ def build_report(runs: Sequence[Path], out: Path, *, tokens: int = MOST_TOKENS) 
         RunError: no run directory, nothing in it, a file that cannot be read, or ``out`` cannot be
             written.
     """
-    write_text(out, render(load_runs(runs), tokens))
+    write_text(out, render(load_runs(runs), tokens, reload_s))
     return out
 
 
-def render(runs: Sequence[RunData], tokens: int) -> str:
+def render(runs: Sequence[RunData], tokens: int, reload_s: float | None = None) -> str:
     """The page's HTML; free of lone surrogates, so that it can be encoded."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("forkpoint.report"),
@@ -98,7 +103,8 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "visible": visible}
-    style, script = (_assets(environment, names) for names in (STYLES, SCRIPTS))
+    scripts = (*SCRIPTS, RELOADING) if reload_s else SCRIPTS
+    style, script = (_assets(environment, names) for names in (STYLES, scripts))
     main = runs[0]
     rows = findings(runs)
     ablation = main.result(Ablation) is not None
@@ -107,6 +113,7 @@ def render(runs: Sequence[RunData], tokens: int) -> str:
         policy=content_security_policy(style, script),
         style=style,
         script=script,
+        reload_s=reload_s,
         title=visible(main.label),
         sentence=visible(what_is_here(main)),
         missing=[visible(text) for text in missing(main, files)],

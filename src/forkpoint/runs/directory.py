@@ -25,6 +25,7 @@ MAY_CHANGE = frozenset(
     {
         *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
         *("scoring.workers", "rollout.keep", "training.rank_timeout_minutes"),
+        *("tracking.to", "tracking.project"),
     }
 )
 """What a resumed run may set anew: nothing here touches the steps already made. Beside these, where
@@ -75,6 +76,11 @@ class RunDirectory:
     def pieces_dir(self) -> Path:
         """Finished pieces of measurements: ``runs.resume``."""
         return self.root / "pieces"
+
+    @property
+    def tracking_dir(self) -> Path:
+        """What trackers keep of the run on this machine."""
+        return self.root / "tracking"
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from forkpoint.config import RunConfig
 from forkpoint.errors import RunError
 from forkpoint.runs.atomic import first_fault, read_object, write_json
 
@@ -102,14 +103,25 @@ def _adapter(kind: type[Piece]) -> TypeAdapter[Piece]:
 def changed_settings(path: Path, new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (stored, new) of the settings that differ from those in a file, sorted.
 
+    A setting that did not exist when the file was written had its default.
+
     Raises:
         RunError: the file cannot be read.
     """
-    a, b = (
-        dict(leaves(read_object(path))),
-        dict(leaves(json.loads(json.dumps(new)))),
-    )  # tuples become lists
+    stored = read_object(path)
+    b = dict(leaves(json.loads(json.dumps(new))))  # tuples become lists
+    completed = dict(leaves(_with_defaults(stored)))
+    a = {k: completed[k] for k in b.keys() & completed.keys()} | dict(leaves(stored))
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def _with_defaults(stored: Any) -> Any:
+    """A stored configuration, or some sections of one, with what it does not name; nothing if it is
+    of another kind."""
+    try:
+        return json.loads(RunConfig.model_validate(stored).model_dump_json())
+    except ValidationError:
+        return {}
 
 
 def listed(changes: Mapping[str, tuple[Any, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from forkpoint.runs.checkpoints import checkpoint_path, finish_removals
 from forkpoint.runs.completions import write_completions
 from forkpoint.sampling import RowMaker, StepRollouts
 from forkpoint.sampling.record import stored_rows
+from forkpoint.tracking import Tracking, refuse_missing
 from forkpoint.training.bad_steps import (
     check_bad_steps,
     dump_batch,
@@ -56,6 +57,21 @@ class Silent:
     def step(self, metrics: dict[str, float]) -> None: ...
 
 
+class _Both:
+    """Tells two observers."""
+
+    def __init__(self, one: Observer, other: Observer) -> None:
+        self._observers = one, other
+
+    def note(self, text: str) -> None:
+        for observer in self._observers:
+            observer.note(text)
+
+    def step(self, metrics: dict[str, float]) -> None:
+        for observer in self._observers:
+            observer.step(metrics)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a run ended."""
@@ -90,6 +106,7 @@ def train(
         directory = RunDirectory(root)
 
         def take() -> None:  # one process owns the folder
+            refuse_missing(config.tracking.to)
             opened = RunDirectory.open(root, config.model_dump_json(indent=2), resume=resume)
             stack.enter_context(opened)
             directory.write_environment()
@@ -97,6 +114,9 @@ def train(
 
         ranks.by_first(take)
         told = observer if observer and ranks.first else Silent()
+        if config.tracking.to and ranks.first:
+            tracking = Tracking(config.tracking.to, directory, told.note)
+            told = _Both(told, stack.enter_context(closing(tracking)))
         found, skipped = ranks.by_first(lambda: latest_checkpoint(directory.checkpoints_dir))
         for sentence in skipped:
             told.note(sentence)

@@ -28,7 +28,7 @@ EQUAL_SEQUENCES = 8
 """Sequences in one pass where memory is compared."""
 COMPARED = ("half_zero", "no_zero", "equal")
 """Workloads on which every side runs."""
-ALONE = ("agreement", "sampling", "growth", "without_flat")
+ALONE = ("agreement", "sampling", "growth", "without_flat", "in_trl")
 """Parts whose numbers are compared with no other part's."""
 
 
@@ -96,8 +96,9 @@ def write(raw: dict[str, Any], told: dict[str, Any], out: Path) -> None:
 
 
 def alone(part: str, batch_size: int) -> dict[str, Any]:
-    """One of ``ALONE``: a program of that name, or ``without_flat``."""
-    return without_flat(batch_size) if part == "without_flat" else run(part)
+    """One of ``ALONE``: a program of that name, or a comparison of two."""
+    comparisons = {"without_flat": without_flat, "in_trl": in_trl}
+    return comparisons[part](batch_size) if part in comparisons else run(part)
 
 
 def without_flat(batch_size: int) -> dict[str, Any]:
@@ -105,6 +106,15 @@ def without_flat(batch_size: int) -> dict[str, Any]:
     sparse on all of them: what selection adds to leaving out flat groups."""
     trl = ("trl_step", "--workload", "half_zero", "--without-flat", "--batch-size", batch_size)
     return turns({"trl": trl, "sparse": ours("sparse", "half_zero")}, ("trl", "sparse"))
+
+
+def in_trl(batch_size: int) -> dict[str, Any]:
+    """TRL's trainer and this package's subclass of it, by the same passes on the same batches."""
+    found = {}
+    for name in ("half_zero", "no_zero"):
+        step = ("trl_step", "--workload", name, "--batch-size", batch_size)
+        found[name] = turns({"trl": step, "forking": (*step, "--forking")}, ("forking",))
+    return found
 
 
 def smollm2(name: str, batch_size: int) -> dict[str, Any]:
@@ -174,6 +184,12 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
     filtered = {}
     if sides := raw.get("without_flat"):
         filtered["trl_without_flat_over_sparse_time_half_zero"] = ratio(sides, "trl", "sparse")
+    if in_trl := raw.get("in_trl"):
+        for name, sides in in_trl.items():
+            filtered[f"trl_over_forking_time_{name}"] = ratio(sides, "trl", "forking")
+        sides = in_trl["no_zero"]
+        memory = sides["trl"]["memory_gb"] / sides["forking"]["memory_gb"]
+        filtered["trl_over_forking_peak_memory"] = memory
     return {
         "trl_over_sparse_time_half_zero": ratio(half, "trl", "sparse"),
         **filtered,

@@ -53,6 +53,9 @@ def _steps(raw: dict[str, Any]) -> str:
     if sides := raw.get("without_flat"):
         trl, sparse = (_short(statistics.median(sides[w]["seconds"])) for w in ("trl", "sparse"))
         rows.insert(1, ("half_zero, TRL without flat groups", trl, "", sparse, "", ""))
+    for name, sides in raw.get("in_trl", {}).items():
+        trl, forking = (_short(statistics.median(sides[w]["seconds"])) for w in ("trl", "forking"))
+        rows.append((f"{name}, TRL's trainer and `ForkingGRPOTrainer`", trl, "", forking, "", ""))
     return _table(("workload", *ways), rows)
 
 

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--without-flat", action="store_true", help="Leave out groups with zero variance."
     )
+    parser.add_argument("--forking", action="store_true", help="ForkingGRPOTrainer instead.")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
@@ -59,6 +60,7 @@ def measure(options: argparse.Namespace, groups: list[SampledGroup]) -> dict[str
         repeats=options.repeats,
         begin=begin,
         memory_gb=lambda: step_memory_gb(before, parameters),
+        forking=options.forking,
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -79,6 +81,7 @@ def train(
     repeats: int,
     begin: Callable[[], None],
     memory_gb: Callable[[], float],
+    forking: bool = False,
     **settings: Any,
 ) -> tuple[list[float], list[float]]:
     """Seconds of each optimizer step on ``groups``, and ``memory_gb()`` after each.
@@ -86,11 +89,13 @@ def train(
     Args:
         batch_size: sequences in one of TRL's passes.
         begin: called before the first step, once the trainer stands.
+        forking: with this package's trainer in the place of TRL's.
         settings: what else ``GRPOConfig`` is told.
     """
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+
+    trainer_class, config_class, selection = _classes(forking)
 
     class Clock(TrainerCallback):
         """Notes when steps begin and end."""
@@ -112,7 +117,7 @@ def train(
     size = len(groups[0].samples)
     clock, replay = Clock(), Replay(groups)
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
+        config = config_class(
             folder,
             report_to="none",
             per_device_train_batch_size=batch_size,
@@ -120,7 +125,7 @@ def train(
             gradient_accumulation_steps=len(groups) * size // batch_size,
             max_completion_length=max(len(s.token_ids) for g in groups for s in g.samples),
             max_steps=repeats,
-            top_entropy_quantile=0.2,
+            **selection,
             save_strategy="no",
             disable_tqdm=True,
             learning_rate=1e-6,
@@ -131,7 +136,7 @@ def train(
             **settings,
         )
         rows = [{"prompt": [{"role": "user", "content": group.prompt}]} for group in groups]
-        trainer = GRPOTrainer(
+        trainer = trainer_class(
             model,
             replay.reward,
             args=config,
@@ -143,6 +148,18 @@ def train(
         begin()
         trainer.train()
     return clock.seconds, clock.memory_gb
+
+
+def _classes(forking: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """A trainer, its configuration, and how that says a fifth of the tokens."""
+    if forking:
+        from forkpoint.integrations.trl import ForkingGRPOConfig, ForkingGRPOTrainer
+
+        chosen = {"keep_fraction": 0.2, "keep_completions": False}
+        return ForkingGRPOTrainer, ForkingGRPOConfig, chosen
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    return GRPOTrainer, GRPOConfig, {"top_entropy_quantile": 0.2}
 
 
 class Replay:

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 EXTRAS := dev,gym,math,hub,gguf,lora,trl,tracking
 
-.PHONY: install dev demo test test-distributed test-vllm check format bench bench-analysis bench-gpu smollm2 docs clean
+.PHONY: install dev demo test test-distributed test-trl test-vllm check format bench bench-analysis bench-gpu smollm2 docs clean
 
 install: $(BIN)/forkpoint
 
@@ -31,6 +31,10 @@ test: check
 # Runs on several processes are the run on one.
 test-distributed: dev
 	$(BIN)/pytest tests/distributed
+
+# Our selection in TRL's trainer: really trained, against stock TRL, on two processes.
+test-trl: dev
+	$(BIN)/pytest tests/trl
 
 # Training through vLLM on a CPU; vLLM lives in an environment of its own.
 test-vllm: dev .venv-vllm/installed

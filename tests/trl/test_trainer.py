@@ -221,6 +221,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         ({"off_policy_mask_threshold": 0.5}, "every token of a sequence"),
         ({"denominator": "tokens"}, "'selected' or 'all'"),
         ({"rule": "tip"}, "neither a known name"),
+        ({"rule": "top+energy"}, "what TRL does not give"),
+        ({"rule": "threshold"}, "what TRL does not give"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of"),
     ],
 )

@@ -37,6 +37,7 @@ from forkpoint.runs.completions import write_completions
 from forkpoint.runs.directory import RunDirectory
 from forkpoint.runs.metrics_log import MetricsLog
 from forkpoint.selection import Candidates
+from forkpoint.selection.names import BY_ENERGY, rules_in
 from forkpoint.selection.rules import rules_of
 from forkpoint.selection.scopes import weigh
 
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 LOSS_TYPES = ("dapo", "cispo")
 """Those that divide a sum over tokens by a number of tokens."""
+
+NOT_HERE = BY_ENERGY | {"threshold"}
+"""Rules that read more than entropies, advantages and log-probabilities."""
 
 OVERRIDDEN = (
     "_generate_and_score_completions",
@@ -95,6 +99,9 @@ class ForkingGRPOConfig(GRPOConfig):
                 self.off_policy_mask_threshold is not None
             ),
             "denominator is 'selected' or 'all'": self.denominator not in ("selected", "all"),
+            f"the rule {self.rule} reads what TRL does not give": not NOT_HERE.isdisjoint(
+                rules_in(self.rule)
+            ),
             "steps_per_generation is a multiple of gradient_accumulation_steps: an update is "
             "divided by its own tokens, which must be known when it begins": (
                 (self.steps_per_generation or 1) % self.gradient_accumulation_steps != 0

@@ -14,13 +14,13 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 import forkpoint
-from forkpoint.config import RunConfig, stages
+from forkpoint.config import RunConfig, evaluation, stages
 from forkpoint.config.stages import Stage
 
 PACKAGE = Path(forkpoint.__file__).parent
 MODELS: dict[str, type[Stage]] = {
     name: value
-    for name, value in {**vars(stages), "RunConfig": RunConfig}.items()
+    for name, value in {**vars(stages), **vars(evaluation), "RunConfig": RunConfig}.items()
     if isinstance(value, type) and issubclass(value, Stage)
 }
 RESOLVED_IN_CONFIG = {

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from forkpoint.config import stages
+from forkpoint.config.evaluation import EvaluationConfig
 from forkpoint.config.presets import apply_presets
 
 
@@ -27,7 +28,7 @@ class RunConfig(stages.Stage):
     optim: stages.OptimConfig = stages.OptimConfig()
     training: stages.TrainingConfig = stages.TrainingConfig()
     checkpoint: stages.CheckpointConfig = stages.CheckpointConfig()
-    evaluation: stages.EvaluationConfig = stages.EvaluationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def task_name(self) -> str:

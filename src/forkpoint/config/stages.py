@@ -353,15 +353,3 @@ class CheckpointConfig(Stage):
     every: int = Field(default=10, ge=0)
     """Steps; 0: only at the end and on SIGTERM."""
     keep_last: int = Field(default=2, ge=1)
-
-
-class EvaluationConfig(Stage):
-    """When and on what accuracy is measured."""
-
-    every: int = Field(default=0, ge=0)
-    """Steps; 0 = never. Runs on held-out problems of the task, and after the last step."""
-    at_start: bool = True
-    """Also before the first step."""
-    problems: int = Field(default=200, ge=1)
-    samples: int = Field(default=1, ge=1)
-    seed: int = Field(default=20_000, ge=0)

@@ -18,6 +18,8 @@ THIN_SPACE = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:(?:\\[,;:! ]|[ ~])\d{3})+(?!\d)"
 FULL_STOP = re.compile(r"(?<=\d)\.$")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}")
 """The digits before a comma that separates thousands, if three follow it."""
+BETWEEN = "\0"
+"""Between the boxes of a list; no mathematics has it."""
 UNESCAPED_DOLLAR = re.compile(r"(?<!\\)\$")
 
 
@@ -48,10 +50,32 @@ class MathVerifier:
         )
         if not gold:
             return None
-        contents = last_list(after_thinking(text))
-        readings = [contents, [with_point(content) for content in contents]]
-        found = [x for reading in readings[: 1 + (contents != readings[1])] for x in _read(reading)]
+        found = _readings(last_list(after_thinking(text)))
         return float(bool(found) and verify(gold, found, timeout_seconds=None))
+
+    def answer(self, text: str) -> str | None:
+        """What a completion answers: its last box, or its list of boxes, as text; None without."""
+        return BETWEEN.join(last_list(after_thinking(text))) or None
+
+    def merged(self, answers: Sequence[str | None]) -> list[str | None]:
+        """Equivalent answers as one: each as the first before it that math-verify finds equal to
+        it, whichever of the two it takes for the gold."""
+        from math_verify import verify
+
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+        firsts: dict[str, list[Any]] = {}
+        first_of: dict[str, str] = {}
+        for answer in dict.fromkeys(a for a in answers if a is not None):
+            found = _readings(answer.split(BETWEEN))
+            equal = (
+                first
+                for first, other in firsts.items()
+                if verify(other, found, timeout_seconds=None)
+                or verify(found, other, timeout_seconds=None)
+            )
+            first_of[answer] = next(equal, answer)
+            firsts.setdefault(first_of[answer], found)
+        return [None if answer is None else first_of[answer] for answer in answers]
 
 
 def without_thin_spaces(text: str) -> str:
@@ -69,6 +93,12 @@ def with_point(number: str) -> str:
     if len(found[2]) == 3 and THOUSANDS.fullmatch(digits):
         return number
     return f"{found[1]}.{found[2]}{found[3]}"
+
+
+def _readings(contents: Sequence[str]) -> list[Any]:
+    """What the boxes may mean: as they stand, and with a decimal comma as a point."""
+    with_points = [with_point(content) for content in contents]
+    return [*_read(contents), *(_read(with_points) if with_points != list(contents) else ())]
 
 
 def _read(contents: Sequence[str]) -> list[Any]:

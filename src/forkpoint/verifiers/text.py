@@ -2,7 +2,7 @@
 integer in its last box (AIME, AMC, GSM8K)."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -55,6 +55,16 @@ class IntegerVerifier:
             return None
         boxed = last_boxed(after_thinking(text))
         return float(boxed is not None and _integer(boxed) == gold)
+
+    def answer(self, text: str) -> str | None:
+        """What a completion answers: its integer, whatever else stands in its last box, or None."""
+        boxed = last_boxed(after_thinking(text))
+        number = None if boxed is None else _integer(boxed)
+        return boxed if number is None else str(number)
+
+    def merged(self, answers: Sequence[str | None]) -> list[str | None]:
+        """Equivalent answers as one: integers are already."""
+        return list(answers)
 
 
 def _integer(text: str) -> int | None:

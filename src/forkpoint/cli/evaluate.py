@@ -1,6 +1,7 @@
 """``forkpoint eval``."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,9 +51,9 @@ def evaluate(
     from forkpoint.config import load_config
 
     config = load_config(recipe, sampled.settings(sampled.model))
-    chosen = chosen_benchmarks(config, benchmark or [])
-    if sampled.task is not None and chosen:
-        raise ConfigError("--task is for held-out problems: give either it or benchmarks")
+    if sampled.task is not None and benchmark:
+        raise ConfigError("--task is for held-out problems: give either it or --benchmark")
+    chosen = () if sampled.task is not None else chosen_benchmarks(config, benchmark or [])
     numbers = {"problems": sampled.problems, "samples": sampled.samples}
     if chosen:
         numbers["max_new_tokens"] = max_new_tokens
@@ -101,28 +102,25 @@ def chosen_benchmarks(config: "RunConfig", named: list[str]) -> tuple["Benchmark
     """Those that are named, as the recipe describes them if it does; none named: the recipe's.
 
     Raises:
-        ConfigError: one is named twice, or a file's name cannot be that of a benchmark.
+        ConfigError: one is named twice, or by what cannot be a name.
     """
-    from pydantic import ValidationError
-
-    from forkpoint.config.evaluation import BenchmarkConfig
-    from forkpoint.runs.atomic import first_fault
+    from forkpoint.config.evaluation import NAME, BenchmarkConfig
     from forkpoint.runs.rows import SUFFIXES
 
     described = {one.name: one for one in config.evaluation.benchmarks}
     chosen: dict[str, BenchmarkConfig] = {}
     for text in (name.strip() for one in named for name in one.split(",")):
-        path = Path(text)
-        title, file = text, None
-        if text.endswith(SUFFIXES):
-            title, file = path.parent.name if path.stem == "test" else path.stem, text
-        if title in chosen:
-            raise ConfigError(f"--benchmark: {title} is named twice")
-        try:
-            made = BenchmarkConfig(name=title, path=file)
-        except ValidationError as error:
-            raise ConfigError(f"--benchmark {text!r}: {first_fault(error)}") from None
-        chosen[title] = made if file else described.get(title, made)
+        path, is_file = Path(text), text.endswith(SUFFIXES)
+        name = path.parent.name if is_file and path.stem == "test" else path.stem
+        name = name if is_file else text
+        if name in chosen:
+            raise ConfigError(f"--benchmark: {name} is named twice")
+        if not re.match(NAME, name):
+            raise ConfigError(
+                f"--benchmark {text!r}: {name!r} is no name; it has letters, digits, '.', '_', '-'"
+            )
+        own = BenchmarkConfig(name=name, path=text) if is_file else BenchmarkConfig(name=name)
+        chosen[name] = own if is_file else described.get(name, own)
     return tuple(chosen.values()) or config.evaluation.benchmarks
 
 

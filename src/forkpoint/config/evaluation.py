@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from forkpoint.config.stages import Stage
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of a benchmark: it is a folder's name, too."""
+
 
 class BenchmarkConfig(Stage):
     """A benchmark that ``forkpoint eval`` measures; see docs/evaluation.md.
@@ -13,7 +16,7 @@ class BenchmarkConfig(Stage):
     What is not set is the benchmark's own, see ``forkpoint.tasks.benchmarks``.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     """``aime24``, ``math500``, .., or any other name for the rows of ``path``."""
     path: str | None = None
     """``*.jsonl``, ``*.json``, ``*.parquet``, or a hub id (needs the ``hub`` extra)."""

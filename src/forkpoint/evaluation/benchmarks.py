@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from forkpoint.config import RunConfig
 from forkpoint.config.stages import IntegerRewardConfig, MathRewardConfig, OverlongConfig
@@ -59,20 +59,19 @@ def evaluate_benchmarks(
     with RunDirectory.claim(root) as directory, ExitStack() as stack:
         earlier = _earlier(root, config)
         loaded = load_model(config.model)
-        for one in opened:
-            _check(one, loaded)
-        longest = max(one.max_new_tokens for one in opened)
-        engine = build_engine(loaded, _settled(config, opened[0], longest), should_stop=should_stop)
+        folder = directory.completions_dir("benchmarks")
+        ready = [_ready(one, loaded, config, folder / one.name) for one in opened]
+        longest = max(ready, key=lambda one: one.benchmark.max_new_tokens)
+        engine = build_engine(loaded, longest.config, should_stop=should_stop)
         stack.callback(engine.close)
         directory.describe(config.model_dump_json(indent=2))
-        folder = directory.completions_dir("benchmarks")
         scores = {one.name: one for one in earlier}
-        for one in opened:
-            for text in one.notes:
+        for one in ready:
+            name = one.benchmark.name
+            for text in one.benchmark.notes:
                 note(text)
-            found = _measure(one, loaded, engine, config, folder / one.name, should_stop)
-            note(f"{one.name}: {found.accuracy.percent()}, avg@{one.samples}")
-            scores[one.name] = found
+            scores[name] = found = _measure(one, loaded, engine, should_stop)
+            note(f"{name}: {found.accuracy.percent()}, avg@{found.samples}")
             write_result(root, _result(config, scores.values()))
     return _result(config, [scores[one.name] for one in opened])
 
@@ -100,32 +99,43 @@ def _earlier(root: Path, config: RunConfig) -> Sequence[BenchmarkScore]:
     return found.benchmarks
 
 
-def _check(benchmark: OpenBenchmark, loaded: LoadedModel) -> None:
-    """Refuse, before anything is sampled, what this model cannot be asked."""
+class _Ready(NamedTuple):
+    """A benchmark that nothing is known to keep from being sampled."""
+
+    benchmark: OpenBenchmark
+    config: RunConfig
+    """With the benchmark's settings in the place of training's."""
+    prompter: Prompter
+    pieces: Pieces
+
+
+def _ready(
+    benchmark: OpenBenchmark, loaded: LoadedModel, config: RunConfig, folder: Path
+) -> _Ready:
+    """Find every fault of a benchmark before the first one is sampled for hours."""
     if benchmark.chat and getattr(loaded.tokenizer, "chat_template", None) is None:
         raise ConfigError(
             f"benchmark {benchmark.name} asks through a chat template and the tokenizer has none "
             "(a base model?): set its prompt = 'paper', or use an instruction-tuned model"
         )
-    _prompter(benchmark, loaded)
-
-
-def _prompter(benchmark: OpenBenchmark, loaded: LoadedModel) -> Prompter:
-    return Prompter(
+    prompter = Prompter(
         loaded.tokenizer,
         max_positions=context_length(loaded.model),
         max_new_tokens=benchmark.max_new_tokens,
         setting=f"max_new_tokens of benchmark {benchmark.name}",
     )
+    for problem in benchmark.problems:
+        prompter(problem)
+    settled = _settled(config, benchmark)
+    build_scorer(settled, benchmark).close()
+    return _Ready(benchmark, settled, prompter, Pieces.open(folder, _decides(settled, benchmark)))
 
 
-def _settled(config: RunConfig, benchmark: OpenBenchmark, longest: int) -> RunConfig:
-    """The configuration with the benchmark's settings in the place of training's.
-
-    Args:
-        longest: how long answers may be.
-    """
-    sampling = {"temperature": benchmark.temperature, "max_new_tokens": longest}
+def _settled(config: RunConfig, benchmark: OpenBenchmark) -> RunConfig:
+    sampling = {
+        "temperature": benchmark.temperature,
+        "max_new_tokens": benchmark.max_new_tokens,
+    }
     counted = {"samples": benchmark.samples, "problems": len(benchmark.problems)}
     return config.model_copy(
         update={
@@ -138,23 +148,15 @@ def _settled(config: RunConfig, benchmark: OpenBenchmark, longest: int) -> RunCo
 
 
 def _measure(
-    benchmark: OpenBenchmark,
-    loaded: LoadedModel,
-    engine: Engine,
-    config: RunConfig,
-    folder: Path,
-    should_stop: Callable[[], bool],
+    ready: _Ready, loaded: LoadedModel, engine: Engine, should_stop: Callable[[], bool]
 ) -> BenchmarkScore:
     """One benchmark, from its problems to its numbers."""
-    settled = _settled(config, benchmark, benchmark.max_new_tokens)
-    pieces = Pieces.open(folder, _decides(settled, benchmark))
-    prompter = _prompter(benchmark, loaded)
+    benchmark, settled, prompter, pieces = ready
     scorer = build_scorer(settled, benchmark, compared=benchmark.samples)
     parts = SamplingParts(
         loaded=loaded, task=benchmark, prompter=prompter, engine=engine, scorer=scorer
     )
-    problems = benchmark.problems
-    purpose = f"benchmark {benchmark.name}"
+    problems, purpose = benchmark.problems, f"benchmark {benchmark.name}"
     try:
         found = sample_pieces(parts, settled, problems, pieces, purpose, should_stop)
     finally:
@@ -165,7 +167,7 @@ def _measure(
         verifier=benchmark.judge,
         prompt=benchmark.prompt,
         chat=benchmark.chat,
-        majority_at=majorities(found, config.evaluation.seed),
+        majority_at=majorities(found, settled.evaluation.seed),
         **measured(found, problems, settled),
     )
 

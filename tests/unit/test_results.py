@@ -73,8 +73,14 @@ def test_every_kind_has_a_file_of_its_own_and_the_same_version() -> None:
 
 def test_an_evaluation_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     stored = {
-        **{"schema_version": 1, "model": "m", "task": "t", "temperature": 1.0, "seed": 0},
-        **{"samples": 2, "accuracy": HALF.model_dump(), "length_mean": 3.5},
+        "schema_version": 1,
+        "model": "m",
+        "task": "t",
+        "temperature": 1.0,
+        "seed": 0,
+        "samples": 2,
+        "accuracy": HALF.model_dump(),
+        "length_mean": 3.5,
     }
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(stored))
@@ -86,8 +92,15 @@ def test_an_evaluation_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 def test_a_matrix_of_verdicts_has_as_many_as_were_drawn(tmp_path: Path) -> None:
     row = {"id": "a", "digest": "d", "right": [True]}
     stored = {
-        **{"schema_version": 1, "model": "m", "task": "t", "temperature": 1.0, "seed": 0},
-        **{"samples": 2, "accuracy": HALF.model_dump(), "length_mean": 3.5, "problems": [row]},
+        "schema_version": 1,
+        "model": "m",
+        "task": "t",
+        "temperature": 1.0,
+        "seed": 0,
+        "samples": 2,
+        "accuracy": HALF.model_dump(),
+        "length_mean": 3.5,
+        "problems": [row],
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(stored))
     with pytest.raises(RunError, match=r"1 problems with \[1\] answers, where .* 9 with 2"):

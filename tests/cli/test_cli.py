@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from forkpoint.cli import main as main_module
+from forkpoint.cli.evaluate import chosen_benchmarks
 from forkpoint.config import load_config, parse_config
 from forkpoint.demo import demo_runs
 from forkpoint.evaluation.statistics import bootstrap_interval
@@ -22,7 +23,15 @@ from forkpoint.lab import BASE_POLICIES
 from forkpoint.report.provenance import leaves
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import part_files, read_completions
-from forkpoint.runs.results import Evaluation, read_result, result_path
+from forkpoint.runs.evaluation import Answered, Comparison
+from forkpoint.runs.results import (
+    Estimate,
+    Evaluation,
+    find_result,
+    read_result,
+    result_path,
+    write_result,
+)
 from forkpoint.sampling.transformers import TransformersEngine
 
 ROOT = Path(__file__).parents[2]
@@ -394,9 +403,9 @@ def test_every_recipe_parses_and_says_what_to_expect(path: Path) -> None:
     # what a recipe sets is what runs: presets fill in the rest only
     written = leaves(tomllib.loads(text))
     resolved = leaves(json.loads(config.model_dump_json()))
-    assert {key: resolved[key] for key, value in written.items() if key != "rewards"} == {
-        key: value for key, value in written.items() if key != "rewards"
-    }
+    for key in ("rewards", "evaluation.benchmarks"):  # lists of what has settings of its own
+        written.pop(key, None)
+    assert {key: resolved[key] for key in written} == written
 
 
 def test_there_are_recipes() -> None:
@@ -503,6 +512,9 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
     assert len(rows) == 16
     right = [sum(r.score.reward or 0 for r in rows if r.serial == n) / 2 for n in range(8)]
     low, high = bootstrap_interval(right, seed=20_000)
+    accuracy = {"value": sum(right) / 8, "low": low, "high": high, "n": 8}
+    pass_2 = printed["pass_at"].pop("2")
+    assert pass_2["value"] == sum(share > 0 for share in right) / 8
     assert printed == {
         "schema_version": 1,
         "model": "lab:game",
@@ -510,15 +522,100 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
         "temperature": 1.0,
         "seed": 20_000,
         "samples": 2,
-        "accuracy": {"value": sum(right) / 8, "low": low, "high": high, "n": 8},
+        "max_new_tokens": 160,
+        "accuracy": accuracy,
+        "pass_at": {"1": accuracy},
+        # one of two right: variance (1/2)(1/2)/1 of the mean of two
+        "sampling_error": pytest.approx(sum(share == 0.5 for share in right) ** 0.5 / 2 / 8),
         "length_mean": sum(len(r.completion) for r in rows) / 16,
+        "truncated_fraction": sum(r.completion.finish_reason == "length" for r in rows) / 16,
+        "unjudged": 0,
     }
     directory = RunDirectory(tmp_path / "out")
     stored = read_result(result_path(tmp_path / "out", Evaluation), Evaluation)
-    assert stored.model_dump() == printed
+    printed["pass_at"]["2"] = pass_2
+    shown = stored.model_dump(mode="json", exclude={"problems"})
+    assert shown == printed
+    assert [sum(one.right) / 2 for one in stored.problems] == right
     assert json.loads(directory.env_json.read_text())["command"][1:] == [
         "eval",
         *arguments,
         *patient,
     ]
     assert load_config(directory.config_json).evaluation.problems == 8
+
+
+# ---- benchmarks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--benchmark", "aime42"], "error: there is no benchmark 'aime42'; did you mean 'aime2"),
+        (["--benchmark", "aime24,aime24"], "error: --benchmark: aime24 is named twice"),
+        (["--benchmark", "aime24,"], "error: --benchmark '': '' is no name"),
+        (["--benchmark", "a b.jsonl"], "error: --benchmark 'a b.jsonl': 'a b' is no name"),
+        (
+            ["--benchmark", "no.jsonl"],
+            "error: benchmark no: cannot read no.jsonl: there is no such",
+        ),
+        (["--benchmark", "mine.jsonl"], "there are a, q: name the one to read by question_column"),
+        (["--benchmark", "gsm8k", "--benchmark-dir", "."], "has no gsm8k.jsonl"),
+        (["--benchmark", "gsm8k"], "--benchmark-dir DIR with gsm8k.jsonl (or .json, .parquet) in"),
+        (["--benchmark-dir", "."], "--benchmark-dir and --max-new-tokens need benchmarks"),
+        (["--max-new-tokens", "9"], "--benchmark-dir and --max-new-tokens need benchmarks"),
+        (["--benchmark", "aime24", "--task", "lab:game"], "give either it or --benchmark"),
+        (["--benchmark", "aime24", "--samples", "0"], "error: --samples must be 1 at least"),
+        (["--compare", "a", "b", "--samples", "3"], "takes no other option than --run-dir"),
+        (["--compare", "a", "b"], "error: a holds no evaluation: make one with forkpoint eval"),
+        (["--set", 'evaluation.benchmarks=[{nme="a"}]'], "unknown key evaluation.benchmarks.0.nme"),
+        (
+            ["--set", 'evaluation.benchmarks=[{name="a"}, {name="a"}]'],
+            "two benchmarks are called 'a'",
+        ),
+    ],
+)
+def test_benchmarks_are_refused_in_a_line(here: Here, arguments: list[str], fault: str) -> None:
+    Path("mine.jsonl").write_text('{"q": "x", "a": 1}\n')
+    code, out, err = here("eval", *arguments)
+    assert (code, out) == (2, "")
+    assert fault in err
+    assert len(err.splitlines()) == 1
+
+
+def test_which_benchmarks_are_measured(tmp_path: Path) -> None:
+    described = '[{name="aime24", temperature=0.5}, {name="amc23"}]'
+    config = load_config(None, [f"evaluation.benchmarks={described}"])
+    assert [one.name for one in chosen_benchmarks(config, [])] == ["aime24", "amc23"]
+    aime, mine, test = chosen_benchmarks(config, ["aime24,some/mine.jsonl", "gsm8k/test.jsonl"])
+    assert (aime.temperature, aime.path) == (0.5, None)  # as the recipe describes it
+    assert (mine.name, mine.path) == ("mine", "some/mine.jsonl")
+    assert (test.name, test.path) == ("gsm8k", "gsm8k/test.jsonl")
+    assert chosen_benchmarks(load_config(None), []) == ()
+
+
+def test_a_comparison_is_printed_and_stored(here: Here, tmp_path: Path) -> None:
+    def measured(right: tuple[bool, ...]) -> Evaluation:
+        return Evaluation(
+            model="m",
+            task="t",
+            seed=0,
+            temperature=1.0,
+            samples=2,
+            accuracy=Estimate(value=sum(right) / 2, low=0.0, high=1.0, n=1),
+            length_mean=3.0,
+            problems=(Answered(id="0", digest="d", right=right),),
+        )
+
+    write_result(tmp_path / "a", measured((False, True)))
+    write_result(tmp_path / "b", measured((True, True)))
+    code, out, err = here("eval", "--compare", "a", "b", "--run-dir", "c")
+    assert (code, err) == (0, "")
+    stored = find_result(tmp_path / "c", Comparison)
+    assert stored is not None
+    assert stored.model_dump(mode="json") == json.loads(out)
+    assert stored.differences[0].difference.value == 0.5
+    write_result(tmp_path / "b", measured((True, True)).model_copy(update={"problems": ()}))
+    code, _, err = here("eval", "--compare", "a", "b")
+    assert code == 2
+    assert "b: the evaluation on t was made by an earlier version" in err

@@ -15,7 +15,7 @@ import pytest
 
 import forkpoint
 from forkpoint.config import parse_config
-from forkpoint.config.stages import OverlongConfig, ScoringConfig
+from forkpoint.config.rewards import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted, RewardError
 from forkpoint.evaluation.evaluate import accuracy, tally
 from forkpoint.rewards import Scorer, build_scorer, pool, worker
@@ -32,7 +32,7 @@ GRACE_S = 60.0
 
 RUN = """
 import sys
-from forkpoint.config.stages import OverlongConfig
+from forkpoint.config.rewards import OverlongConfig
 from forkpoint.rewards.scorer import RewardFunction, Scorer
 from forkpoint.types import Completion, FinishReason, Problem
 from tests.unit import reward_functions as functions

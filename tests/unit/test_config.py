@@ -8,17 +8,15 @@ import pytest
 from pydantic import BaseModel
 
 from forkpoint.config import RunConfig, load_config, parse_config
-from forkpoint.config.stages import (
+from forkpoint.config.rewards import (
     CodeRewardConfig,
     CustomRewardConfig,
-    DataTaskConfig,
     FormatRewardConfig,
-    GymTaskConfig,
     IntegerRewardConfig,
-    LabTaskConfig,
     MathRewardConfig,
     TaskRewardConfig,
 )
+from forkpoint.config.stages import DataTaskConfig, GymTaskConfig, LabTaskConfig
 from forkpoint.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

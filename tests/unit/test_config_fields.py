@@ -14,15 +14,23 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 import forkpoint
-from forkpoint.config import RunConfig, stages, tracking
+from forkpoint.config import RunConfig, evaluation, rewards, stages, tracking
 from forkpoint.config.stages import Stage
 
 PACKAGE = Path(forkpoint.__file__).parent
 MODELS: dict[str, type[Stage]] = {
     name: value
-    for name, value in {**vars(stages), **vars(tracking), "RunConfig": RunConfig}.items()
+    for name, value in {
+        **vars(stages),
+        **vars(rewards),
+        **vars(evaluation),
+        **vars(tracking),
+        "RunConfig": RunConfig,
+    }.items()
     if isinstance(value, type) and issubclass(value, Stage)
 }
+UNIONS = {**vars(stages), **vars(rewards)}
+"""``TaskConfig``, ``RewardConfig``: names of several classes."""
 RESOLVED_IN_CONFIG = {
     "type",  # a union's tag: pydantic reads it to choose the class
     "preset",  # config.presets fills in what it stands for
@@ -43,7 +51,7 @@ def models_named(annotation: ast.expr | None) -> Types:
     """The same for an annotation in the source, such as ``RunConfig | None`` or ``TaskConfig``."""
     found = NONE
     for word in re.findall(r"\w+", ast.unparse(annotation)) if annotation else []:
-        found |= models_in(MODELS.get(word) or getattr(stages, word, None))
+        found |= models_in(MODELS.get(word) or UNIONS.get(word))
     return found
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from forkpoint.evaluation.statistics import wilson_interval
 from forkpoint.report.evaluations import difference
+from forkpoint.runs.evaluation import Benchmarks, BenchmarkScore, Comparison, Difference
 from forkpoint.runs.results import Estimate, Evaluation, write_result
 from tests.analysis_runs import interval
 from tests.report_page import page_of
@@ -62,6 +63,30 @@ def test_every_evaluation_of_every_run_is_in_the_matrix(tmp_path: Path) -> None:
     # b - a = -0.125; both half-widths are 0.05: sqrt(2) * 0.05 = 0.0707 on either side
     assert "Last evaluation minus that of a" in text
     assert "b 64 −12.5 % [−19.6, −5.4]" in text
+
+
+def test_benchmarks_and_a_comparison_of_them_are_on_the_page(tmp_path: Path) -> None:
+    run = tmp_path / "measured"
+    numbers = {"temperature": 1.0, "samples": 16, "length_mean": 250.0}
+    asked = {"source": "aime24.jsonl", "verifier": "integer", "prompt": "{question}", "chat": False}
+    score = BenchmarkScore(name="aime24<b>", accuracy=interval(0.25, 0.125, 30), **numbers, **asked)
+    write_result(run, Benchmarks(model="m", seed=1, benchmarks=(score,)))
+    change = Difference(
+        name="aime24<b>",
+        samples=16,
+        first=0.25,
+        second=0.3125,
+        difference=interval(0.0625, 0.03125, 30),
+        sampling_error=0.01,
+    )
+    compared = Comparison(
+        first="runs/a", second="runs/b", first_model="m", second_model="n", differences=(change,)
+    )
+    write_result(run, compared)
+    text = page_of(run).words("evaluation")
+    assert "measured aime24<b> – 30 16 250 25.0 % [12.5, 37.5]" in text
+    assert "Second minus first, paired by problem" in text
+    assert "aime24<b> a b 30 6.2 % [3.1, 9.4]" in text
 
 
 def test_an_evaluated_directory_gets_a_page(tmp_path: Path) -> None:

@@ -9,13 +9,22 @@ from pydantic import ValidationError
 from forkpoint.errors import RunError
 from forkpoint.runs import results
 from forkpoint.runs.ablation import Ablation
-from forkpoint.runs.results import Demo, Estimate, Result, find_result, read_result, write_result
+from forkpoint.runs.evaluation import Benchmarks, Comparison
+from forkpoint.runs.results import (
+    Demo,
+    Estimate,
+    Evaluation,
+    Result,
+    find_result,
+    read_result,
+    write_result,
+)
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6, n=9)
 DEMO = Demo(accuracy_before=HALF, accuracy_after=HALF, accuracy_control=HALF)
 MODELS = [
     model
-    for model in (*vars(results).values(), Ablation)
+    for model in (*vars(results).values(), Ablation, Benchmarks, Comparison)
     if isinstance(model, type) and issubclass(model, Result) and model is not Result
 ]
 
@@ -60,6 +69,42 @@ def test_every_kind_has_a_file_of_its_own_and_the_same_version() -> None:
     assert len({model.file for model in MODELS}) == len(MODELS) >= 7
     versions = {model.model_fields["schema_version"].default for model in MODELS}
     assert versions == {results.SCHEMA_VERSION}
+
+
+def test_an_evaluation_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    stored = {
+        "schema_version": 1,
+        "model": "m",
+        "task": "t",
+        "temperature": 1.0,
+        "seed": 0,
+        "samples": 2,
+        "accuracy": HALF.model_dump(),
+        "length_mean": 3.5,
+    }
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(stored))
+    found = read_result(path, Evaluation)
+    assert (found.accuracy, found.samples, found.length_mean) == (HALF, 2, 3.5)
+    assert (found.pass_at, found.sampling_error, found.problems) == ({}, None, ())
+
+
+def test_a_matrix_of_verdicts_has_as_many_as_were_drawn(tmp_path: Path) -> None:
+    row = {"id": "a", "digest": "d", "right": [True]}
+    stored = {
+        "schema_version": 1,
+        "model": "m",
+        "task": "t",
+        "temperature": 1.0,
+        "seed": 0,
+        "samples": 2,
+        "accuracy": HALF.model_dump(),
+        "length_mean": 3.5,
+        "problems": [row],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match=r"1 problems with \[1\] answers, where .* 9 with 2"):
+        read_result(tmp_path / "evaluation.json", Evaluation)
 
 
 def test_results_do_not_change() -> None:

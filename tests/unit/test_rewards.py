@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from forkpoint.config import parse_config
-from forkpoint.config.stages import OverlongConfig
+from forkpoint.config.rewards import OverlongConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards import Scorer, build_scorer, worker
 from forkpoint.rewards import build as build_module

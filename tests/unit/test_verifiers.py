@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.config.stages import OverlongConfig
+from forkpoint.config.rewards import OverlongConfig
 from forkpoint.rewards.build import CustomFunction
 from forkpoint.rewards.scorer import overlong_penalty
 from forkpoint.verifiers import FormatVerifier, IntegerVerifier, MathVerifier

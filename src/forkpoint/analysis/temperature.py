@@ -19,10 +19,9 @@ from forkpoint.config import RunConfig
 from forkpoint.errors import ConfigError
 from forkpoint.evaluation.evaluate import Tally, accuracy, decisive, tally
 from forkpoint.evaluation.held_out import numbered_problems, sample_settings
-from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
+from forkpoint.evaluation.statistics import paired_difference
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.results import (
-    Estimate,
     Pattern,
     Temperature,
     TemperaturePoint,
@@ -205,24 +204,6 @@ def _analysed(config: RunConfig, percentile: float, directory: RunDirectory) -> 
 
 
 # ---- temperature.json ---------------------------------------------------------------------------
-
-
-def paired_difference(
-    right_P: Sequence[float], reference_P: Sequence[float], *, seed: int
-) -> Estimate:
-    """Mean over problems of the difference of their shares, with a 95 % interval.
-
-    A bootstrap over problems. Where all P differences are the same number c, it has no width: then
-    a share of up to u of all problems may differ from c, in [-1, 1], with u the upper end of
-    Wilson's interval of 0 in P.
-    """
-    differences = [a - b for a, b in zip(right_P, reference_P, strict=True)]
-    value, n = float(np.mean(differences)), len(differences)
-    if min(differences) == max(differences):
-        _, u = wilson_interval(0, n)
-        return Estimate(value=value, low=value - u * (value + 1), high=value + u * (1 - value), n=n)
-    low, high = bootstrap_interval([(d + 1) / 2 for d in differences], seed=seed)
-    return Estimate(value=value, low=2 * low - 1, high=2 * high - 1, n=n)
 
 
 def _sweeps(tallies: dict[Pair, Tally], seed: int) -> tuple[TemperatureSweep, ...]:

@@ -6,7 +6,15 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from forkpoint.config import stages
+from forkpoint.config.evaluation import EvaluationConfig
 from forkpoint.config.presets import apply_presets
+from forkpoint.config.rewards import (
+    CODE_IS_OFF,
+    OverlongConfig,
+    RewardConfig,
+    ScoringConfig,
+    TaskRewardConfig,
+)
 from forkpoint.config.tracking import TrackingConfig
 
 
@@ -16,11 +24,9 @@ class RunConfig(stages.Stage):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: stages.ModelConfig = stages.ModelConfig()
     task: stages.TaskConfig = stages.LabTaskConfig()
-    rewards: tuple[stages.RewardConfig, ...] = Field(
-        default=(stages.TaskRewardConfig(),), min_length=1
-    )
-    scoring: stages.ScoringConfig = stages.ScoringConfig()
-    overlong: stages.OverlongConfig = stages.OverlongConfig()
+    rewards: tuple[RewardConfig, ...] = Field(default=(TaskRewardConfig(),), min_length=1)
+    scoring: ScoringConfig = ScoringConfig()
+    overlong: OverlongConfig = OverlongConfig()
     rollout: stages.RolloutConfig = stages.RolloutConfig()
     advantage: stages.AdvantageConfig = stages.AdvantageConfig()
     selection: stages.SelectionConfig = stages.SelectionConfig()
@@ -28,7 +34,7 @@ class RunConfig(stages.Stage):
     optim: stages.OptimConfig = stages.OptimConfig()
     training: stages.TrainingConfig = stages.TrainingConfig()
     checkpoint: stages.CheckpointConfig = stages.CheckpointConfig()
-    evaluation: stages.EvaluationConfig = stages.EvaluationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property
@@ -101,7 +107,7 @@ class RunConfig(stages.Stage):
                 f"{vllm.launch}: one for each server"
             )
         if any(reward.type == "code" for reward in self.rewards) and not self.scoring.allow_code:
-            raise ValueError(stages.CODE_IS_OFF)
+            raise ValueError(CODE_IS_OFF)
         if self.overlong.buffer > self.rollout.max_new_tokens:
             raise ValueError("overlong.buffer is larger than rollout.max_new_tokens")
         return self

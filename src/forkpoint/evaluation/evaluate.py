@@ -1,5 +1,8 @@
 """Sampling held-out problems and counting the right answers."""
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from forkpoint.config import RunConfig
-from forkpoint.errors import RewardError
+from forkpoint.errors import RewardError, RunError
 from forkpoint.evaluation.held_out import prompt_parts, sample_settings
+from forkpoint.evaluation.metrics import counts, majority_at, pass_at, sampling_error
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
+from forkpoint.rewards.build import ANSWER, SILENT
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import part_file, write_completions
-from forkpoint.runs.results import Estimate, Evaluation, write_result
+from forkpoint.runs.evaluation import Answered, Evaluation
+from forkpoint.runs.results import Estimate, write_result
 from forkpoint.runs.resume import Pieces
 from forkpoint.sampling import SamplingParts, build_sampling, sample_groups
 from forkpoint.sampling.record import stored_rows
-from forkpoint.types import FinishReason, Group, Prompt, Rollout
+from forkpoint.types import FinishReason, Group, Problem, Prompt, Rollout
 
 DECIDES = ("model", "task", "rewards", "rollout", "evaluation")
 """Sections of a configuration that decide what is sampled and how it is judged."""
@@ -30,10 +36,10 @@ DECIDES = ("model", "task", "rewards", "rollout", "evaluation")
 class Tally:
     """What is counted of the completions of P problems. Made by ``tally``."""
 
-    right_P: tuple[float, ...]
-    """The share of right completions of each problem."""
-    samples: int
-    """The most completions of a problem."""
+    right_PG: tuple[tuple[bool, ...], ...]
+    """The verdict of each completion of each problem."""
+    answers_PG: tuple[tuple[int | None, ...], ...]
+    """Which completions of a problem answer the same: see ``same_answers``."""
     completions: int
     tokens: int
     truncated: int
@@ -42,6 +48,16 @@ class Tally:
     """Completions that a verifier could judge within its time."""
     error: str | None
     """The first verifier's error."""
+
+    @property
+    def right_P(self) -> tuple[float, ...]:
+        """The share of right completions of each problem."""
+        return tuple(sum(right_G) / len(right_G) for right_G in self.right_PG)
+
+    @property
+    def samples(self) -> int:
+        """The most completions of a problem."""
+        return max(map(len, self.right_PG))
 
     @property
     def length_mean(self) -> float:
@@ -58,8 +74,8 @@ def tally(groups: Sequence[Group]) -> Tally:
     """Count what was sampled; completions that a verifier failed on are wrong."""
     rollouts = [r for g in groups for r in g.rollouts_G]
     return Tally(
-        right_P=tuple(float(np.mean([is_right(r) for r in g.rollouts_G])) for g in groups),
-        samples=max(len(g.rollouts_G) for g in groups),
+        right_PG=tuple(tuple(is_right(r) for r in g.rollouts_G) for g in groups),
+        answers_PG=tuple(same_answers(g) for g in groups),
         completions=len(rollouts),
         tokens=sum(len(r.completion) for r in rollouts),
         truncated=sum(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
@@ -74,6 +90,25 @@ def is_right(rollout: Rollout) -> bool:
     return verdict is not None and verdict >= 1.0
 
 
+def same_answers(group: Group) -> tuple[int | None, ...]:
+    """Which completions answer the same: 0 the right ones, which all equal the right answer; 1, 2,
+    .. wrong ones that the verifier finds equal; None without an answer. Empty if nobody compared
+    them (``rewards.build.SameAnswers``)."""
+    if any(ANSWER not in r.score.parts for r in group.rollouts_G):
+        return ()
+    wrong: dict[float, int] = {}
+    found: list[int | None] = []
+    for rollout in group.rollouts_G:
+        number = rollout.score.parts[ANSWER]
+        if is_right(rollout):
+            found.append(0)
+        elif number is None or number == SILENT:
+            found.append(None)
+        else:
+            found.append(wrong.setdefault(number, len(wrong) + 1))
+    return tuple(found)
+
+
 def accuracy(found: Tally, *, seed: int) -> Estimate:
     """Mean over problems of the share of right samples, with a 95 % interval.
 
@@ -86,19 +121,78 @@ def accuracy(found: Tally, *, seed: int) -> Estimate:
     if not found.judged:
         first = found.error or "none: the answers are unreadable"
         raise RewardError(f"no completion could be scored; the first verifier error: {first}")
-    right_P = found.right_P
-    if found.samples == 1:
-        low, high = wilson_interval(int(sum(right_P)), len(right_P))
+    return _over_problems(found.right_P, found.samples, seed)
+
+
+def _over_problems(shares_P: Sequence[float], samples: int, seed: int) -> Estimate:
+    """Their mean with its interval, see ``accuracy``."""
+    if samples == 1:
+        low, high = wilson_interval(sum(shares_P), len(shares_P))
     else:
-        low, high = bootstrap_interval(right_P, seed=seed)
-    return Estimate(value=float(np.mean(right_P)), low=low, high=high, n=len(right_P))
+        low, high = bootstrap_interval(shares_P, seed=seed)
+    return Estimate(value=float(np.mean(shares_P)), low=low, high=high, n=len(shares_P))
+
+
+def measured(found: Tally, problems: Sequence[Problem], config: RunConfig) -> dict[str, Any]:
+    """The fields of ``runs.evaluation.Measured``.
+
+    Raises:
+        RewardError: no completion at all could be judged.
+        RunError: a problem does not have ``evaluation.samples`` answers.
+    """
+    n, seed = config.evaluation.samples, config.evaluation.seed
+    if drawn := {len(right_G) for right_G in found.right_PG} - {n}:
+        raise RunError(f"a problem has {drawn.pop()} answers where {n} were to be drawn")
+
+    def curve(chances: Callable[[int], Sequence[float]]) -> dict[int, Estimate]:
+        return {k: _over_problems(chances(k), n, seed) for k in counts(n)}
+
+    rights_P = [sum(right_G) for right_G in found.right_PG]
+    return {
+        "temperature": config.rollout.temperature,
+        "samples": n,
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "accuracy": accuracy(found, seed=seed),
+        "sampling_error": sampling_error(found.right_PG),
+        "pass_at": curve(lambda k: [pass_at(right, n, k) for right in rights_P]),
+        "length_mean": found.length_mean,
+        "truncated_fraction": found.truncated / found.completions,
+        "unjudged": found.completions - found.judged,
+        "problems": tuple(
+            Answered(id=problem.id, digest=digest(problem), right=right_G, answers=answers_G)
+            for problem, right_G, answers_G in zip(
+                problems, found.right_PG, found.answers_PG, strict=True
+            )
+        ),
+    }
+
+
+def majorities(found: Tally, seed: int) -> dict[int, Estimate]:
+    """k -> maj@k, for ``runs.evaluation.BenchmarkScore``; empty if answers were not compared."""
+    n = found.samples
+    if not all(found.answers_PG):
+        return {}
+    votes_P = [Counter(answers_G) for answers_G in found.answers_PG]
+
+    def chance(votes: Counter[int | None], k: int) -> float:
+        wrong = sorted(count for answer, count in votes.items() if answer)
+        return majority_at(votes[0], wrong, votes[None], k)
+
+    return {k: _over_problems([chance(v, k) for v in votes_P], n, seed) for k in counts(n)}
+
+
+def digest(*problems: Problem) -> str:
+    """Equal for problems with the same prompts and the same columns, right answers among them."""
+    contents = [[problem.prompt, dict(problem.columns)] for problem in problems]
+    text = json.dumps(contents, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def summed(parts: Sequence[Tally]) -> Tally:
     """The tally of the problems of several parts, in their order."""
     return Tally(
-        right_P=tuple(right for part in parts for right in part.right_P),
-        samples=max(part.samples for part in parts),
+        right_PG=tuple(right_G for part in parts for right_G in part.right_PG),
+        answers_PG=tuple(answers_G for part in parts for answers_G in part.answers_PG),
         error=next((part.error for part in parts if part.error), None),
         **{
             name: sum(getattr(part, name) for part in parts)
@@ -134,9 +228,9 @@ def evaluate(
         RewardError: no completion at all could be judged.
         Interrupted: ``should_stop()`` turned true.
     """
-    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
+    problems = held_out(parts, config)
     prompts = {number: parts.prompter(problem) for number, problem in enumerate(problems)}
-    groups = _sample(parts, config, prompts, should_stop)
+    groups = _sample(parts, config, prompts, "evaluate", should_stop)
     found = tally(groups)
     return Evaluated(
         groups=groups,
@@ -171,16 +265,13 @@ def evaluate_config(
             directory.describe(config.model_dump_json(indent=2))
             for text in parts.task.notes:
                 note(text)
-            tallies = _tallies(parts, config, pieces, should_stop)
-        found, seed = summed(tallies), config.evaluation.seed
+            problems = held_out(parts, config)
+            found = sample_pieces(parts, config, problems, pieces, "evaluate", should_stop)
         result = Evaluation(
             model=config.model.path,
             task=config.task_name,
-            temperature=config.rollout.temperature,
-            seed=seed,
-            samples=config.evaluation.samples,
-            accuracy=accuracy(found, seed=seed),
-            length_mean=found.length_mean,
+            seed=config.evaluation.seed,
+            **measured(found, problems, config),
         )
         write_result(root, result)
     return result
@@ -188,36 +279,59 @@ def evaluate_config(
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """The settings of a measurement on held-out problems, for ``Pieces.open``."""
-    return config.model_dump(mode="json", include=set(DECIDES))
+    found = config.model_dump(mode="json", include=set(DECIDES))
+    for name in ("benchmarks", "benchmark_dir"):
+        del found["evaluation"][name]
+    return found
+
+
+def held_out(parts: SamplingParts, config: RunConfig) -> list[Problem]:
+    """The problems that are measured."""
+    return parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
 
 
 def _sample(
     parts: SamplingParts,
     config: RunConfig,
     prompts: Mapping[int, Prompt],
+    purpose: str,
     should_stop: Callable[[], bool],
 ) -> tuple[Group, ...]:
-    settings, samples = sample_settings(config, "evaluate"), config.evaluation.samples
+    settings, samples = sample_settings(config, purpose), config.evaluation.samples
     return sample_groups(parts, prompts, settings, samples=samples, should_stop=should_stop).groups
 
 
-def _tallies(
-    parts: SamplingParts, config: RunConfig, pieces: Pieces, should_stop: Callable[[], bool]
-) -> list[Tally]:
-    """Part by part, as many problems as the engine samples side by side."""
+def sample_pieces(
+    parts: SamplingParts,
+    config: RunConfig,
+    problems: Sequence[Problem],
+    pieces: Pieces,
+    purpose: str,
+    should_stop: Callable[[], bool],
+) -> Tally:
+    """Sample ``evaluation.samples`` answers to each problem, part by part, as many problems as the
+    engine samples side by side. Finished parts are not sampled again.
+
+    Args:
+        purpose: the first word of the random streams.
+
+    Raises:
+        Interrupted: ``should_stop()`` turned true; the parts written so far stay.
+    """
 
     def make(prompts: Mapping[int, Prompt], path: Path) -> Tally:
-        groups = _sample(parts, config, prompts, should_stop)
+        groups = _sample(parts, config, prompts, purpose, should_stop)
         tokenizer = parts.loaded.tokenizer
         write_completions(path, (row for group in groups for row in stored_rows(group, tokenizer)))
         return tally(groups)
 
-    problems = parts.task.held_out(config.evaluation.problems, config.evaluation.seed)
-    return [
-        pieces.get(
-            f"part_{number:05d}.json",
-            Tally,
-            partial(make, prompts, part_file(pieces.folder, number)),
-        )
-        for number, prompts in enumerate(prompt_parts(parts, config, dict(enumerate(problems))))
-    ]
+    return summed(
+        [
+            pieces.get(
+                f"part_{number:05d}.json",
+                Tally,
+                partial(make, prompts, part_file(pieces.folder, number)),
+            )
+            for number, prompts in enumerate(prompt_parts(parts, config, dict(enumerate(problems))))
+        ]
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from forkpoint.config.stages import ScoringConfig
+from forkpoint.config.rewards import ScoringConfig
 from forkpoint.errors import ConfigError, DataError
 from forkpoint.rewards.build import OfColumns
 from forkpoint.rewards.pool import TIMEOUT, Call, RewardFunction, WorkerPool

@@ -1,5 +1,6 @@
 """From ``[[rewards]]`` to a scorer; reward functions of yours, with TRL's signature."""
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forkpoint.config import RunConfig
-from forkpoint.config.stages import (
+from forkpoint.config.rewards import (
     CODE_IS_OFF,
     CodeRewardConfig,
     CustomRewardConfig,
@@ -30,6 +31,11 @@ from forkpoint.verifiers import (
     Verifier,
 )
 from forkpoint.verifiers.sandbox import find_sandbox
+
+ANSWER = "answer"
+"""The name of the part that says which completions give the same answer."""
+SILENT = 0.0
+"""That part of a completion without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,40 @@ class CustomFunction:
         return given
 
 
-def build_scorer(config: RunConfig, task: Task) -> Scorer:
+@dataclass(frozen=True, slots=True)
+class SameAnswers:
+    """Which completions of one problem give the same answer, as a reward function.
+
+    Equal numbers are equivalent answers, by the verifier that judges them; ``SILENT`` is none. One
+    completion alone is compared with nothing: then equal numbers are equal texts.
+    """
+
+    verifier: IntegerVerifier | MathVerifier
+
+    def __call__(self, problem: Problem, completion: Completion) -> float:
+        return _number(self.verifier.answer(completion.text))
+
+    def batch(self, samples: Sequence[tuple[Problem, Completion]]) -> list[float]:
+        """The same for all completions of a problem."""
+        answers = [self.verifier.answer(completion.text) for _, completion in samples]
+        return [_number(answer) for answer in self.verifier.merged(answers)]
+
+
+def _number(answer: str | None) -> float:
+    """Equal for equal texts; a float holds it exactly."""
+    if answer is None:
+        return SILENT
+    digest = hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return 1.0 + (int.from_bytes(digest, "big") >> 12)
+
+
+def build_scorer(config: RunConfig, task: Task, *, compared: int = 1) -> Scorer:
     """Check that every reward can work on this task, then start the workers.
+
+    Args:
+        compared: if it is more than 1, every score has a part ``ANSWER`` as well, of no weight: see
+            ``SameAnswers``. Completions are then scored so many to a problem, in a row. Where the
+            verifier is neither ``math`` nor ``integer`` there is none.
 
     Raises:
         ConfigError, DataError: a task without a verifier, a missing column, package or function.
@@ -109,6 +147,23 @@ def build_scorer(config: RunConfig, task: Task) -> Scorer:
                 in_process=imports == (GIVEN,),
             )
         )
+        judge = getattr(call, "verifier", None)
+        if (
+            reward is verifier
+            and isinstance(judge, IntegerVerifier | MathVerifier)
+            and compared > 1
+        ):
+            same = SameAnswers(judge)
+            functions.append(
+                RewardFunction(
+                    name=ANSWER,
+                    call=same,
+                    weight=0.0,
+                    timeout_s=reward.timeout_s,
+                    batch_size=compared,
+                    imports=imports,
+                )
+            )
     return Scorer(
         functions,
         config.overlong,

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from forkpoint.config.stages import OverlongConfig, ScoringConfig
+from forkpoint.config.rewards import OverlongConfig, ScoringConfig
 from forkpoint.errors import Interrupted
 from forkpoint.ranks import local_size
 from forkpoint.rewards.pool import Call, RewardFunction, WorkerPool

@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
         *("scoring.workers", "rollout.keep", "training.rank_timeout_minutes"),
         *("tracking.to", "tracking.project"),
+        *("evaluation.benchmarks", "evaluation.benchmark_dir"),
     }
 )
 """What a resumed run may set anew: nothing here touches the steps already made. Beside these, where

@@ -10,12 +10,18 @@ class Prompter:
     """Applies a model's tokenizer and chat template, and sees to it that answers have room."""
 
     def __init__(
-        self, tokenizer: Any, *, max_positions: int | None = None, max_new_tokens: int = 1
+        self,
+        tokenizer: Any,
+        *,
+        max_positions: int | None = None,
+        max_new_tokens: int = 1,
+        setting: str = "rollout.max_new_tokens",
     ) -> None:
         """
         Args:
             max_positions: how many tokens the model reads, see ``policy.body.context_length``.
             max_new_tokens: how long an answer may be.
+            setting: what says so, for messages.
 
         Raises:
             ConfigError: the model reads no prompt beside such an answer.
@@ -23,9 +29,10 @@ class Prompter:
         self._tokenizer = tokenizer
         self._max_positions = max_positions
         self._max_new_tokens = max_new_tokens
+        self._setting = setting
         if max_positions is not None and max_new_tokens >= max_positions:
             raise ConfigError(
-                f"rollout.max_new_tokens = {max_new_tokens} leaves no room for a prompt: the model "
+                f"{setting} = {max_new_tokens} leaves no room for a prompt: the model "
                 f"reads at most {max_positions} tokens"
             )
 
@@ -52,7 +59,7 @@ class Prompter:
             raise DataError(
                 f"the prompt of problem {problem.id!r} has {len(ids)} tokens, and an answer may "
                 f"have {self._max_new_tokens}; the model reads at most {limit} "
-                "together: lower rollout.max_new_tokens, or leave the problem out"
+                f"together: lower {self._setting}, or leave the problem out"
             )
         return Prompt(problem=problem, token_ids=tuple(ids))
 

@@ -173,27 +173,33 @@ def read_rows(path: str, subset: str | None, split: str) -> list[Row]:
         return [row.values for row in read_file(Path(path).expanduser())]
     if Path(path).exists() or path.startswith((".", "/", "~")):
         raise DataError(f"{path}: expected a .jsonl or .parquet file, or the id of a hub data set")
-    rows = _read_hub(path, subset, split)
+    rows = read_hub(path, subset, split, f"task.path = {path!r}")
     if not rows:
         raise DataError(f"{path} has no rows")
     return rows
 
 
-def _read_hub(name: str, subset: str | None, split: str) -> list[Row]:
+def read_hub(name: str, subset: str | None, split: str, where: str) -> list[Row]:
+    """All rows of a data set of the hub.
+
+    Args:
+        where: who names it, for the message.
+
+    Raises:
+        ConfigError: the library is not installed. DataError: the data set cannot be loaded.
+    """
     prepare_hub()
     try:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"task.path = {name!r} is not a .jsonl or .parquet file; to load it from the hub: "
+            f"{where} is not a .jsonl or .parquet file; to load it from the hub: "
             "pip install 'forkpoint[hub]'"
         ) from error
     try:
         return [dict(row) for row in datasets.load_dataset(name, subset, split=split)]
     except Exception as error:  # the library raises a dozen kinds; all mean the same to the user
-        raise DataError(
-            f"task.path = {name!r}: the hub data set cannot be loaded: {error}"
-        ) from error
+        raise DataError(f"{where}: the hub data set cannot be loaded: {error}") from error
 
 
 def _chat(prompt: Any) -> tuple[Message, ...] | None:

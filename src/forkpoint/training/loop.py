@@ -147,6 +147,8 @@ class _Run:
         )
         for sentence in self.parts.sampling.task.notes:
             observer.note(sentence)
+        if config.evaluation.benchmarks:
+            observer.note("evaluation.benchmarks are for forkpoint eval: training measures none")
         self.state = found.state if found else RunState()
         self.saved = self.state
         if found:

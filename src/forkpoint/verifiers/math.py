@@ -21,6 +21,8 @@ DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|^\\[\[(]")
 """A gold answer that says itself where its mathematics is."""
 INTERVAL = re.compile(r"[\[\]]|\\infty")
 """A gold answer that can be no point: ``(1,2)`` can be."""
+BETWEEN = "\0"
+"""Between the boxes of a list; no mathematics has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +51,40 @@ class MathVerifier:
         )
         if not gold:
             return None
-        contents = last_list(after_thinking(text))
-        readings = [contents, [with_point(content) for content in contents]]
-        found = [x for reading in readings[: 1 + (contents != readings[1])] for x in _read(reading)]
+        found = _readings(last_list(after_thinking(text)))
         return float(
             bool(found)
             and verify(
                 _complex(gold),
-                _complex(found),
+                found,
                 allow_set_relation_comp=INTERVAL.search(answer) is not None,
                 timeout_seconds=None,
             )
         )
+
+    def answer(self, text: str) -> str | None:
+        """What a completion answers: its last box, or its list of boxes, as text; None without."""
+        return BETWEEN.join(last_list(after_thinking(text))) or None
+
+    def merged(self, answers: Sequence[str | None]) -> list[str | None]:
+        """Equivalent answers as one: each as the first before it that math-verify finds equal to
+        it, whichever of the two it takes for the gold."""
+        from math_verify import verify
+
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+        firsts: dict[str, list[Any]] = {}
+        first_of: dict[str, str] = {}
+        for answer in dict.fromkeys(a for a in answers if a is not None):
+            found = _readings(answer.split(BETWEEN))
+            equal = (
+                first
+                for first, other in firsts.items()
+                if verify(other, found, timeout_seconds=None)
+                or verify(found, other, timeout_seconds=None)
+            )
+            first_of[answer] = next(equal, answer)
+            firsts.setdefault(first_of[answer], found)
+        return [None if answer is None else first_of[answer] for answer in answers]
 
 
 def with_point(number: str) -> str:
@@ -73,6 +97,13 @@ def with_point(number: str) -> str:
     if len(found[2]) == 3 and THOUSANDS.fullmatch(digits):
         return number
     return f"{found[1]}.{found[2]}{found[3]}"
+
+
+def _readings(contents: Sequence[str]) -> list[Any]:
+    """What the boxes may mean: as they stand, and with a decimal comma as a point."""
+    with_points = [with_point(content) for content in contents]
+    found = [*_read(contents), *(_read(with_points) if with_points != list(contents) else ())]
+    return _complex(found)
 
 
 def _read(contents: Sequence[str]) -> list[Any]:

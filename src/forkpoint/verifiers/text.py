@@ -2,7 +2,7 @@
 integer in its last box (AIME, AMC, GSM8K)."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -63,6 +63,17 @@ class IntegerVerifier:
         if gold is None:
             return None
         return float({_integer(box) for box in last_list(after_thinking(text))} == {gold})
+
+    def answer(self, text: str) -> str | None:
+        """What a completion answers: its integer; else what stands in its last boxes, or None."""
+        boxes = last_list(after_thinking(text))
+        numbers = {_integer(box) for box in boxes}
+        only = next(iter(numbers)) if len(numbers) == 1 else None
+        return str(only) if only is not None else ", ".join(boxes) or None
+
+    def merged(self, answers: Sequence[str | None]) -> list[str | None]:
+        """Equivalent answers as one: integers are already."""
+        return list(answers)
 
 
 def _integer(text: str) -> int | None:

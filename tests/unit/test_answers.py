@@ -260,7 +260,8 @@ def test_a_decimal_comma_becomes_a_point(number: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("gold", "text", "right"),
     [
-        (26, r"\boxed{25} or \boxed{26}", 1.0),  # the last box alone
+        (26, r"\boxed{25} or \boxed{26}", 0.0),  # a list is no answer to a question with one
+        (26, r"\boxed{25}, no: \boxed{26}", 1.0),  # words between: the last box alone
         (25, r"\boxed{25} or \boxed{26}", 0.0),
         (25, r"\boxed{2}\boxed{5}", 0.0),
         (25, r"\boxed{25,0}", 1.0),

@@ -49,7 +49,7 @@ def placed(member: type[BaseModel], **given: Any) -> tuple[dict[str, Any], str]:
     filled = {"type": tag_of(member), **NEEDED[member], **given}
     if member.__name__.endswith("TaskConfig"):
         return {"task": filled}, "task"
-    return {"rewards": [{"type": "task"}, filled]}, "rewards.1"
+    return {"rewards": [{"type": "task"}, filled], "scoring": {"allow_code": True}}, "rewards.1"
 
 
 # ---- typos --------------------------------------------------------------------------------------

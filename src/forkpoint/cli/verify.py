@@ -79,8 +79,8 @@ def _print_json(judged: "list[Judged]", verifier: str, summary: dict[str, Any]) 
         ],
         "summary": summary,
     }
-    text = json.dumps(document, indent=2)  # ASCII: what would move a terminal's cursor is escaped
-    print(text.replace("\x7f", "\\u007f"))
+    # ASCII: what would move a terminal's cursor is escaped
+    print(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
 
 
 def _show(

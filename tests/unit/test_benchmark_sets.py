@@ -201,8 +201,8 @@ def test_the_table_can_be_used() -> None:
     }
     for benchmark in BENCHMARKS.values():
         assert benchmark.prompt in PROMPTS
-        assert benchmark.hub
-        assert benchmark.size > 0
+        # the rows of livecodebench come with a script, which is not run
+        assert bool(benchmark.hub) == (benchmark.size > 0) == (benchmark.verifier != "code")
 
 
 def test_what_would_not_be_read_is_refused() -> None:

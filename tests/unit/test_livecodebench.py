@@ -14,8 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.errors import DataError
+from forkpoint.config import parse_config
+from forkpoint.config.evaluation import BenchmarkConfig
+from forkpoint.errors import ConfigError, DataError
+from forkpoint.evaluation.benchmarks import REWARDS
+from forkpoint.rewards import build_scorer
 from forkpoint.tasks import livecodebench
+from forkpoint.tasks.benchmarks import open_benchmark
 from forkpoint.tasks.livecodebench import Window, problems, text_of_pickle
 from forkpoint.verifiers.code import CodeVerifier, Outcome, read_tests
 from tests.sandboxed import answered, make_sandbox
@@ -66,7 +71,7 @@ def test_rows_become_problems_with_all_their_tests() -> None:
         "tests": tests,
     }
     assert read_tests(second.columns["tests"]) == (("1", "21"), ("2", "42"), "twice")
-    (message,) = first.prompt
+    message: Any = first.prompt[0]
     assert message["content"].startswith("Print twice the number {n}.\n\n")
     assert "standard input" in message["content"]
     (plain,) = problems([CALLED], chat=False)
@@ -217,3 +222,38 @@ def test_no_bytes_break_the_reader(data: bytes, protocol: int) -> None:
     for whole in (data, pickle.dumps("text", protocol)[:-1] + data, b"\x80\x04" + data + b"."):
         with contextlib.suppress(DataError):
             assert isinstance(text_of_pickle(whole, "here"), str)
+
+
+def test_it_is_a_benchmark_that_is_read_from_files_alone(tmp_path: Path) -> None:
+    early = {**DOUBLE, "question_id": "early", "contest_date": "2024-01-02T00:00:00"}
+    rows = "".join(json.dumps(row) + "\n" for row in (DOUBLE, early, CALLED))
+    (tmp_path / "livecodebench.jsonl").write_text(rows)
+    found = open_benchmark(BenchmarkConfig(name="livecodebench"), str(tmp_path))
+    assert [problem.id for problem in found.problems] == ["made_up_1", "made_up_2"]
+    assert (found.judge, found.chat, found.samples) == ("code", True, 16)
+    assert "tests" in found.columns
+    assert found.notes == ()
+    (tmp_path / "mine.jsonl").write_text(rows)
+    mine = BenchmarkConfig(
+        name="mine", path=str(tmp_path / "mine.jsonl"), verifier="code", problems=1
+    )
+    assert [problem.id for problem in open_benchmark(mine).problems] == ["made_up_1"]
+    with pytest.raises(DataError, match="a script, which is not run"):
+        open_benchmark(BenchmarkConfig(name="livecodebench"))
+
+
+def test_its_programs_are_not_run_unless_that_is_switched_on(tmp_path: Path) -> None:
+    (tmp_path / "livecodebench.jsonl").write_text(json.dumps(DOUBLE) + "\n")
+    config = parse_config(
+        {
+            "evaluation": {
+                "benchmarks": [{"name": "livecodebench", "prompt": "paper"}],
+                "benchmark_dir": str(tmp_path),
+            }
+        }
+    )
+    opened = open_benchmark(config.evaluation.benchmarks[0], str(tmp_path))
+    assert not opened.chat
+    settled = config.model_copy(update={"rewards": (REWARDS["code"],)})
+    with pytest.raises(ConfigError, match="allow_code = true"):
+        build_scorer(settled, opened)

@@ -28,8 +28,9 @@ class BenchmarkConfig(Stage):
     """Default: the first known name that the rows have, such as ``problem`` or ``question``."""
     answer_column: str | None = None
     """The same, such as ``answer``; of a worked solution the last ``\\boxed{}``."""
-    verifier: Literal["integer", "math"] | None = None
-    """Who judges the answers; of rows of yours ``math`` unless this says otherwise."""
+    verifier: Literal["integer", "math", "code"] | None = None
+    """Who judges the answers; of rows of yours ``math`` unless this says otherwise. ``code`` is for
+    rows in LiveCodeBench's layout, and needs ``scoring.allow_code``."""
     prompt: Literal["paper", "r1", "chat"] | None = None
     """``paper``: its plain template; ``r1``: DeepSeek-R1's sentence, through the model's chat
     template; ``chat``: the question and ``instruction``, through the chat template."""

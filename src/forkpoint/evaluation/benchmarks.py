@@ -7,7 +7,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from forkpoint.config import RunConfig
-from forkpoint.config.rewards import IntegerRewardConfig, MathRewardConfig, OverlongConfig
+from forkpoint.config.rewards import (
+    CodeRewardConfig,
+    IntegerRewardConfig,
+    MathRewardConfig,
+    OverlongConfig,
+)
 from forkpoint.errors import ConfigError, RunError
 from forkpoint.evaluation.evaluate import (
     decisive,
@@ -29,6 +34,7 @@ from forkpoint.tasks.benchmarks import OpenBenchmark, open_benchmark
 REWARDS = {
     "integer": IntegerRewardConfig(type="integer"),
     "math": MathRewardConfig(type="math"),
+    "code": CodeRewardConfig(type="code"),
 }
 """The verifier that a benchmark names, as a reward."""
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from forkpoint.config.evaluation import BenchmarkConfig
 from forkpoint.errors import ConfigError, DataError, ForkpointError
@@ -25,8 +24,11 @@ from forkpoint.tasks.benchmarks.table import (
     PROMPTS,
     Benchmark,
     HubSet,
+    Verifier,
 )
 from forkpoint.tasks.data import Row, read_hub, read_rows
+from forkpoint.tasks.livecodebench import WHOLE
+from forkpoint.tasks.livecodebench import problems as code_problems
 from forkpoint.types import Problem
 
 OWN = Benchmark(size=0, hub=(), verifier="math")
@@ -42,7 +44,7 @@ class OpenBenchmark(Task):
     name: str
     source: str
     """The file or the hub data set."""
-    judge: Literal["integer", "math"]
+    judge: Verifier
     """The verifier of its answers."""
     prompt: str
     """With ``{question}`` in the place of the question."""
@@ -52,7 +54,7 @@ class OpenBenchmark(Task):
     samples: int
     problems: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
-    columns: frozenset[str] = frozenset({"answer"})
+    columns: frozenset[str]
 
     def problem(self, serial: int) -> Problem:
         """A benchmark has nothing to train on.
@@ -84,14 +86,18 @@ def open_benchmark(config: BenchmarkConfig, folder: str | None = None) -> OpenBe
         source, rows = _read(config, settled, folder)
         verifier = config.verifier or settled.verifier
         style = PROMPTS[config.prompt or settled.prompt]
-        instruction = config.instruction or INSTRUCTIONS[verifier]
-        filled = {"question": "{question}", "instruction": instruction}
-        template = PLACES.sub(lambda place: filled[place[1]], style.template)
-        problems = _problems(config, rows, verifier, template, style.chat)
+        if verifier == "code":
+            template = "{question}" + WHOLE
+            problems = tuple(code_problems(rows, chat=style.chat)[: config.problems])
+        else:
+            instruction = config.instruction or INSTRUCTIONS[verifier]
+            filled = {"question": "{question}", "instruction": instruction}
+            template = PLACES.sub(lambda place: filled[place[1]], style.template)
+            problems = _problems(config, rows, verifier, template, style.chat)
     except ForkpointError as error:
         raise type(error)(f"benchmark {config.name}: {error}") from error
     notes = ()
-    if known is not None and len(rows) != known.size:
+    if known is not None and known.size and len(rows) != known.size:
         notes = (f"{config.name} has {known.size} problems, and {source} has {len(rows)}",)
     return OpenBenchmark(
         name=config.name,
@@ -104,6 +110,7 @@ def open_benchmark(config: BenchmarkConfig, folder: str | None = None) -> OpenBe
         samples=config.samples or settled.samples,
         problems=problems,
         notes=notes,
+        columns=frozenset(problems[0].columns),
     )
 
 
@@ -129,7 +136,7 @@ def _read(
     if folder is not None:
         path = find_file(Path(folder).expanduser(), config.name, known)
         return str(path), read_rows(str(path), None, "test")
-    faults = []
+    faults = [] if known.hub else ["on the hub its rows come with a script, which is not run"]
     for hub in known.hub:
         try:
             return str(hub), read_hub(hub.id, hub.subset, hub.split, f"the hub's {hub.id}")

@@ -12,6 +12,20 @@ from forkpoint.runs import read_metrics
 Steps = list[tuple[int, dict[str, float]]]
 
 
+class Told:
+    """An observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[int] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def step(self, metrics: dict[str, float]) -> None:
+        self.steps.append(int(metrics["step"]))
+
+
 def config(**sections: Any) -> RunConfig:
     """A step takes a second; step 1 is trained on."""
     small = {

@@ -12,7 +12,6 @@ from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.tracking import Tracking, observer
 from forkpoint.training.loop import train
 from tests import tracked
-from tests.unit.test_tracking import Told
 
 if package_version("wandb") is None:
     pytest.skip("needs the trackers: pip install 'forkpoint[tracking]'", allow_module_level=True)
@@ -54,7 +53,7 @@ def test_a_run_is_made_without_the_tracker_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be(tmp_path / "broken", RAISES_AT_START, monkeypatch)
-    root, told = tmp_path / "run", Told()
+    root, told = tmp_path / "run", tracked.Told()
     outcome = train(tracked.config(tracking={"to": ["wandb"]}), root, observer=told)
     assert outcome.state.step == 2
     assert told.steps == [1, 2]

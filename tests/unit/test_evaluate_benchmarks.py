@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from forkpoint.config import RunConfig, parse_config
+from forkpoint.config.evaluation import BenchmarkConfig
 from forkpoint.errors import ConfigError, DataError, Interrupted, RunError
 from forkpoint.evaluation import benchmarks as module
 from forkpoint.evaluation.benchmarks import evaluate_benchmarks
 from forkpoint.evaluation.compare import compare
+from forkpoint.evaluation.evaluate import same_answers
 from forkpoint.evaluation.statistics import bootstrap_interval, paired_difference
 from forkpoint.policy.load import LoadedModel
-from forkpoint.rewards.build import SILENT, SameAnswers
+from forkpoint.rewards.build import SILENT, SameAnswers, build_scorer
 from forkpoint.rewards.pool import Call
 from forkpoint.rewards.worker import Part, Sample, evaluate
 from forkpoint.runs.completions import part_files, read_completions
@@ -25,7 +27,8 @@ from forkpoint.runs.evaluation import Benchmarks
 from forkpoint.runs.results import find_result, result_path, write_result
 from forkpoint.sampling.base import SampleRequest, SamplingSettings
 from forkpoint.sampling.scripted import ScriptedEngine
-from forkpoint.types import Completion, FinishReason, Problem
+from forkpoint.tasks.benchmarks import open_benchmark
+from forkpoint.types import Completion, FinishReason, Group, Problem, Prompt, Rollout
 from forkpoint.verifiers import IntegerVerifier, MathVerifier
 from tests.conftest import EOS, NumberTokenizer, tiny_model
 
@@ -104,7 +107,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Recording]:
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recording:
     """The engine that answers, and the files of the benchmarks in ``tmp_path / "data"``."""
     made = Recording(AIME | MATH)
     loaded = LoadedModel(model=tiny_model(), tokenizer=Tokenizer(), eos_ids=(EOS,))
@@ -304,6 +307,27 @@ def test_alone_an_answer_has_the_number_of_its_text() -> None:
     batch = call.batch([(problem, box("1/2")), (problem, box("2/4"))])
     assert batch == [call(problem, box("1/2"))] * 2
     assert all(n == float(int(n)) and 0 < n < 2**53 for n in batch)  # exact in a float
+
+
+@pytest.mark.slow
+def test_an_answer_that_hangs_the_comparison_leaves_the_others_their_votes(tmp_path: Path) -> None:
+    rewards = [{"type": "math", "timeout_s": 1.5}]
+    settings = parse_config({"rewards": rewards, "scoring": {"workers": 1}})
+    path = tmp_path / "mine.jsonl"
+    write(path, [("A?", "7")])
+    benchmark = open_benchmark(BenchmarkConfig(name="mine", path=str(path)))
+    (problem,) = benchmark.problems
+    scorer = build_scorer(settings, benchmark, compared=4)
+    answers = (box("9^{9^{9^{9}}}"), box("7"), box("5"), box("5"))
+    try:
+        scores = scorer.score([(problem, answer) for answer in answers])
+    finally:
+        scorer.close()
+    assert [score.verdict for score in scores] == [0.0, 1.0, 0.0, 0.0]
+    rollouts = tuple(Rollout(completion=a, score=s) for a, s in zip(answers, scores, strict=True))
+    prompt = Prompt(problem=problem, token_ids=(1,))
+    group = Group(prompt=prompt, serial=0, rollouts_G=rollouts)
+    assert same_answers(group) == (1, 0, 2, 2)
 
 
 # ---- comparing -----------------------------------------------------------------------------------

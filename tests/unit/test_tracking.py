@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forkpoint.environment import package_version
 from forkpoint.errors import ConfigError
 from forkpoint.runs import MetricsLog, RunDirectory
 from forkpoint.runs.directory import MAY_CHANGE
@@ -16,24 +17,10 @@ from forkpoint.training.loop import train
 from tests import tracked
 
 NAMES = ("trackio", "wandb", "tensorboard")
-for name in NAMES:
-    pytest.importorskip(name, reason="needs the trackers: pip install 'forkpoint[tracking]'")
+if None in map(package_version, NAMES):
+    pytest.skip("needs the trackers: pip install 'forkpoint[tracking]'", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of their packages
-
-
-class Told:
-    """An observer that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: list[int] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def step(self, metrics: dict[str, float]) -> None:
-        self.steps.append(int(metrics["step"]))
 
 
 def settled(steps: tracked.Steps) -> tracked.Steps:
@@ -56,7 +43,7 @@ def test_each_tracker_has_the_lines_of_a_run_and_of_its_resumption(
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
     monkeypatch.setattr(observer, "END_S", 120.0)  # of a busy machine
-    root, told = tmp_path / "run", Told()
+    root, told = tmp_path / "run", tracked.Told()
     folder = RunDirectory(root).tracking_dir
 
     def held() -> dict[str, tracked.Steps]:

@@ -1,9 +1,9 @@
 """The study of the laboratory: ``python scripts/lab_study.py --root FOLDER --cell forks10``.
 
 Variants of selection, each with several seeds, in cells that differ in the size of the policy or in
-the share of forks. Runs go to ``--root``; those that are through are not made again. What they
-found is added, run by run, to docs/results/ablation_lab.json, from which the table there is made
-anew: so a study may be made in parts, on several machines, if the settings stay the same.
+the share of forks. Runs go to ``--root``. What they found is added, run by run, to
+docs/results/ablation_lab.json, from which the table there is made anew. Runs that are through, or
+stand there already, are not made again: so a study may be made in parts, on several machines.
 """
 
 import argparse
@@ -82,13 +82,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     try:
-        runs = _planned(options.cell, options.root, options.seeds)
+        made = {(r["cell"], r["variant"], r["seed"]) for r in _stored()}
+        planned = _planned(options.cell, options.root, options.seeds)
+        runs = [run for run in planned if (options.cell, run.variant, run.seed) not in made]
         try:
             make_runs(runs, load_ablation("ablation_lab").recipe, jobs=options.jobs, note=print)
         finally:
             found = [record(options.cell, run) for run in runs if finished(run)]
             _add(found)
-            print(f"{len(found)} of {len(runs)} runs of {options.cell} in {RESULTS}")
+            print(f"{len(found)} more runs of {options.cell} in {RESULTS}")
     except ForkpointError as error:
         sys.exit(str(error))
 
@@ -121,7 +123,9 @@ def record(cell: str, run: PlannedRun) -> dict[str, Any]:
         "settings": [s for s in run.settings if not s.startswith("model.path")],
         "made_by": _made_by(run),
         "curve": [[one.step, one.accuracy.value] for one in evaluations],
-        "energy_share": fmean(line["selection/energy_share"] for line in steps),
+        "energy_share": fmean(
+            x for line in steps if (x := line.get("selection/energy_share")) is not None
+        ),
         "entropy_first": steps[0]["entropy/mean"],
         "entropy_last": steps[-1]["entropy/mean"],
         "truncated_last": steps[-1]["completion/truncated_fraction"],
@@ -133,19 +137,24 @@ def record(cell: str, run: PlannedRun) -> dict[str, Any]:
 def _made_by(run: PlannedRun) -> str:
     """A fingerprint of what the runs of a cell have in common: every setting but seeds and what a
     variant is of (selection, loss), and the weights of the base policy."""
-    settings = run.config.model_dump(mode="json", exclude={"name", "selection", "loss"})
-    settings["training"].pop("seed")
-    settings["task"].pop("seed")
-    path = str(settings["model"].pop("path"))
+    excluded = {"name": True, "selection": True, "loss": True}
+    excluded |= {"training": {"seed"}, "task": {"seed"}, "model": {"path"}}
+    # without defaults: a setting that a later version adds changes nothing
+    settings = run.config.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
+    path = run.config.model.path
     base = BASE_POLICIES.get(path, Path(path)) / "model.safetensors"
     text = json.dumps(settings, sort_keys=True).encode() + base.read_bytes()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
+def _stored() -> list[dict[str, Any]]:
+    """The runs that were recorded before, here or elsewhere."""
+    return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+
+
 def _add(found: list[dict[str, Any]]) -> None:
     """Put runs into the file, in the place of earlier ones of the same name, and the table anew."""
-    stored = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    runs = {(r["cell"], r["variant"], r["seed"]): r for r in [*stored, *found]}
+    runs = {(r["cell"], r["variant"], r["seed"]): r for r in [*_stored(), *found]}
     ordered = [runs[name] for name in sorted(runs, key=_place)]
     _check_comparable(ordered)
     write_json(RESULTS, {"variants": table(ordered), "runs": ordered})

@@ -325,8 +325,9 @@ def _run_head_on_labels(model: Any, temperature: float) -> None:
     @functools.wraps(theirs)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.get("labels")
-        weight = self.get_output_embeddings().weight
-        simple = weight.device.type == "cpu" and not isinstance(weight, DTensor)
+        layer = self.get_output_embeddings()
+        plain = not isinstance(layer.weight, DTensor) and not hasattr(layer, "base_layer")
+        simple = plain and layer.weight.device.type == "cpu"
         if not kwargs.get("fused_lm_head") or labels is None or not simple:
             return theirs(*args, **kwargs)
         inputs = {k: v for k, v in kwargs.items() if k not in ("labels", "fused_lm_head")}

@@ -262,6 +262,23 @@ def test_importing_loads_nothing_heavier(modules: tuple[str, ...], absent: tuple
     assert not loaded & set(absent)
 
 
+FLOOR = ("entropy", "selection.scopes", "selection.tokens", "losses.policy_loss", "batching.batch")
+"""What anyone's training loop may use, with torch, numpy and pydantic alone."""
+
+
+def test_the_floor_needs_torch_numpy_and_pydantic_alone() -> None:
+    others = ("pyarrow", "scipy", "transformers", "tokenizers", "safetensors", "peft", "datasets")
+    others += ("pebble", "jinja2", "markupsafe", "altair", "cyclopts", "rich", "huggingface_hub")
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in others)
+    code = f"import sys\n{blocked}" + "".join(f"import forkpoint.{name}\n" for name in FLOOR)
+    code += (
+        "import torch, forkpoint\n"
+        "print(forkpoint.select_tokens(torch.tensor([0.1, 2.0]), keep_fraction=0.5).tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[False, True]\n", done.stderr
+
+
 # ---- size and words ------------------------------------------------------------------------------
 
 

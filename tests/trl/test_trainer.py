@@ -181,6 +181,65 @@ def test_what_it_writes_is_a_run_directory(tmp_path: Path) -> None:
     assert "selection" in page.read_text().lower()
 
 
+def test_rewards_that_are_equal_but_for_rounding_are_a_flat_group(tmp_path: Path) -> None:
+    """TRL's float32 mean of equal rewards of 0.9 differs from 0.9, and so do its advantages."""
+
+    def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        return [
+            0.9 if prompt == prompts[0] else float(len(str(text)) % 3 == 0)
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    ours(
+        tmp_path,
+        reward=reward,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        num_generations=8,
+        generation_batch_size=16,
+    )
+    rows = list(read_completions(sorted((tmp_path / "completions" / "train").glob("*"))))
+    flat = [row for row in rows if row.score.reward == pytest.approx(0.9)]
+    assert len(flat) == 8
+    assert all(row.advantage == 0.0 and not any(chosen_of(row)) for row in flat)
+    assert any(any(chosen_of(row)) for row in rows)
+
+
+def test_rewards_of_one_name_and_answers_that_are_masked(tmp_path: Path) -> None:
+    def first(completions: list[Any], **_: Any) -> list[float]:
+        return [float(len(text) % 2) for text in completions]
+
+    def second(completions: list[Any], **_: Any) -> list[float]:
+        return [float(len(text) % 5) for text in completions]
+
+    second.__name__ = "first"
+    ours(tmp_path, reward=[first, second], mask_truncated_completions=True, max_completion_length=3)
+    rows = list(read_completions(sorted((tmp_path / "completions" / "train").glob("*"))))
+    assert all(set(row.score.parts) == {"first", "first_2"} for row in rows)
+    assert all(len(row.completion) and row.completion.text for row in rows)
+
+
+def test_a_second_run_in_the_same_folder_replaces_the_first(tmp_path: Path) -> None:
+    ours(tmp_path, steps=3)
+    ours(tmp_path, steps=1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {1}
+    files = sorted(path.name for path in (tmp_path / "completions" / "train").glob("*"))
+    assert files == ["step_00001.parquet"]
+
+
+def test_the_entropy_of_selected_tokens_does_not_depend_on_the_cut(tmp_path: Path) -> None:
+    found = [
+        ours(
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=16 // size,
+        )[0].state.log_history[0]["loss/entropy_mean_kept"]
+        for size in (4, 16)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Two gloo processes under accelerate choose the same tokens and make the same gradient."""
     alone = ours(tmp_path / "alone", per_device_train_batch_size=8, gradient_accumulation_steps=2)
@@ -220,7 +279,10 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         ({"importance_sampling_level": "sequence"}, "whole sequences"),
         ({"off_policy_mask_threshold": 0.5}, "every token of a sequence"),
         ({"denominator": "tokens"}, "'selected' or 'all'"),
-        ({"rule": "tip"}, "neither a known name"),
+        ({"rule": "tip"}, "neither a known rule"),
+        ({"keep_fraction": 0.0}, "above 0 and at most 1"),
+        ({"keep_fraction": 1.5}, "above 0 and at most 1"),
+        ({"entropy_coef": 0.1}, "mean over a micro-batch"),
         ({"rule": "top+energy"}, "what TRL does not give"),
         ({"rule": "threshold"}, "what TRL does not give"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of"),
@@ -249,6 +311,7 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PARAMETERS = {
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_compute_loss": ["self", "model", "inputs"],

@@ -425,7 +425,7 @@ def test_custom_rule_that_returns_no_numbers_is_refused(
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("topp", "neither a known name"),
+        ("topp", "neither a known rule"),
         ("no.such.module:rule", "cannot import"),
         (f"{__name__}:by_suprise", "did you mean .*by_surprise"),
     ],

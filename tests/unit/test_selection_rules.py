@@ -177,8 +177,9 @@ def test_a_union_gives_the_largest_weight() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rule": "tip"}, "selection.rule = 'tip' is neither"),
-        ({"rule": "top+tip"}, "selection.rule = 'tip' is neither"),
+        ({"rule": "tip"}, "'tip' is neither a known rule"),
+        ({"rule": "tops"}, "did you mean 'top'"),
+        ({"rule": "top+tip"}, "rule = 'top.tip': 'tip' is neither"),
         ({"rule": "clip_cov", "parameters": {"lower": 1}}, "has low, high, share"),
         ({"rule": "top", "parameters": {"low": 1}}, "it has none"),
         ({"rule": "top+clip_cov", "parameters": {"low": 1}}, "not by a union"),

@@ -13,6 +13,7 @@ from forkpoint.config.load import RECIPES, recipe_path
 from forkpoint.config.stages import Stage
 from forkpoint.errors import ConfigError
 from forkpoint.runs.atomic import first_fault
+from forkpoint.selection.rules import check_rules
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Of a folder, too."""
@@ -98,6 +99,7 @@ def planned_runs(
             own = (f"training.seed={seed}", f"task.seed={seed}", f'name="{variant.name}"')
             try:
                 config = load_config(ablation.recipe, [*settings, *own])
+                check_rules(config)
             except ConfigError as error:
                 raise ConfigError(f"variant {variant.name}: {error}") from None
             if not config.evaluation.every:

@@ -39,6 +39,7 @@ def train(
     """
     from forkpoint.config import load_config
     from forkpoint.runs.directory import check_schema
+    from forkpoint.selection.rules import check_rules
 
     source = recipe
     if resume and recipe is None:
@@ -47,6 +48,7 @@ def train(
         check_schema(run_dir)
         source = run_dir / "config.json"
     config: RunConfig = load_config(source, set_ or [])
+    check_rules(config)
     root = run_dir or Path("runs") / config.name
     if dry_run:
         print(json.dumps(config.model_dump(mode="json"), indent=2))

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from forkpoint.config.stages import SelectionConfig
-from forkpoint.errors import ConfigError
-from forkpoint.integrations.trl_files import OUR_NAMES, stored_completions
+from forkpoint.errors import ConfigError, NumericalError
+from forkpoint.integrations.trl_files import OUR_NAMES, forget_later_steps, stored_completions
 from forkpoint.integrations.versions import check_version
 from forkpoint.policy.head import head_of
 from forkpoint.runs.completions import write_completions
@@ -54,11 +54,15 @@ if TYPE_CHECKING:
 LOSS_TYPES = ("dapo", "cispo")
 """Those that divide a sum over tokens by a number of tokens."""
 
+EQUAL_REWARDS = 1e-6
+"""Of the largest of a group, or of 1: what TRL's float32 makes of equal rewards."""
+
 NOT_HERE = BY_ENERGY | {"threshold"}
 """Rules that read more than entropies, advantages and log-probabilities."""
 
 OVERRIDDEN = (
     "_generate_and_score_completions",
+    "_calculate_rewards",
     "_prepare_inputs",
     "_compute_loss",
     "_get_per_token_logps_and_entropies",
@@ -85,7 +89,10 @@ class ForkingGRPOConfig(GRPOConfig):
     )
     keep_completions: bool = field(
         default=True,
-        metadata={"help": "Write every completion where `forkpoint report OUTPUT_DIR` reads it."},
+        metadata={
+            "help": "Write every completion where `forkpoint report OUTPUT_DIR` reads it; with "
+            "push_to_hub they are uploaded as well."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -99,6 +106,10 @@ class ForkingGRPOConfig(GRPOConfig):
                 self.off_policy_mask_threshold is not None
             ),
             "denominator is 'selected' or 'all'": self.denominator not in ("selected", "all"),
+            "keep_fraction is above 0 and at most 1": not 0 < self.keep_fraction <= 1,
+            "an entropy bonus is a mean over a micro-batch, whose size would change the result": (
+                self.entropy_coef != 0 or self.use_adaptive_entropy
+            ),
             f"the rule {self.rule} reads what TRL does not give": not NOT_HERE.isdisjoint(
                 rules_in(self.rule)
             ),
@@ -143,6 +154,8 @@ class ForkingGRPOTrainer(GRPOTrainer):
             )
         self._entropies: Tensor | None = None
         self._wanted: Tensor | None = None
+        self._rewards, self._lengths = torch.zeros(0), [0]
+        self._begun = False
         model = self.accelerator.unwrap_model(self.model)
         _run_head_on_labels(
             model.get_base_model() if hasattr(model, "get_base_model") else model, self.temperature
@@ -156,6 +169,9 @@ class ForkingGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
+        if output["advantages"].dim() != 1:
+            raise ConfigError("ForkingGRPOTrainer: a subclass gave each token its own advantage")
+        output = output | {"advantages": self._without_rounding(output["advantages"])}
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         if self._entropies is None or "old_per_token_logps" not in output:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
@@ -177,6 +193,27 @@ class ForkingGRPOTrainer(GRPOTrainer):
             self._write(output, logps, self._entropies, weights)
         return output | {"selection_weights": weights}
 
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        found = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._rewards, self._lengths = found, [len(ids) for ids in completion_ids_list]
+        return found
+
+    def _without_rounding(self, advantages: Tensor) -> Tensor:
+        """0 where all rewards of a group are equal: TRL's mean of eight times 0.9 is not 0.9, and
+        tokens whose advantage is rounding would compete for places."""
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            return advantages
+        size: Any = self.num_generations
+        weights = self.reward_weights.to(self._rewards.device)
+        groups = (self._rewards * weights).nansum(1).view(-1, size)
+        spread = groups.amax(1) - groups.amin(1)
+        flat = spread <= EQUAL_REWARDS * groups.abs().amax(1).clamp(min=1.0)
+        first = self.accelerator.process_index * len(advantages)
+        own = flat.repeat_interleave(size)[first : first + len(advantages)]
+        return advantages.masked_fill(own.to(advantages.device), 0.0)
+
     def _choose(self, mask: Tensor, advantages: Tensor, entropies: Tensor, logps: Tensor) -> Tensor:
         """The weights of this process's tokens, float32 [B, L]; all processes choose together."""
         pool = (mask != 0) & (advantages != 0)[:, None]
@@ -186,6 +223,8 @@ class ForkingGRPOTrainer(GRPOTrainer):
         every = self.accelerator.gather(padded)
         worth = self.accelerator.gather(advantages)
         places = (every[..., 2] != 0).nonzero()
+        if not every[..., 0][every[..., 2] != 0].isfinite().all():
+            raise NumericalError("the model's entropies are not finite")
         found = every.new_zeros(every.shape[:2])
         if len(places):
             row, column = places.unbind(1)
@@ -205,6 +244,7 @@ class ForkingGRPOTrainer(GRPOTrainer):
         metrics["selection/pool_tokens"].append(float(len(places)))
         metrics["selection/kept_fraction"].append(float(kept.sum()) / max(1, len(places)))
         if kept.any():
+            metrics["loss/entropy_mean_kept"].append(float(every[..., 0][kept].mean()))
             metrics["selection/threshold_nats"].append(float(every[..., 0][kept].min()))
         first = self.accelerator.process_index * rows
         return found[first : first + rows, : mask.shape[1]]
@@ -307,6 +347,11 @@ class ForkingGRPOTrainer(GRPOTrainer):
 
     def _write(self, output: Any, logps: Tensor, entropies: Tensor, weights: Tensor) -> None:
         """This process's completions, as a step of a run directory."""
+        if not self._begun:
+            self._begun = True
+            if self.is_world_process_zero():
+                forget_later_steps(self._directory, self.state.global_step)
+            self.accelerator.wait_for_everyone()
         step, process = self.state.global_step + 1, self.accelerator.process_index
         folder = self._directory.completions_dir("train")
         folder.mkdir(parents=True, exist_ok=True)
@@ -322,7 +367,7 @@ def _run_head_on_labels(model: Any, temperature: float) -> None:
     """
     theirs = model.forward
 
-    @functools.wraps(theirs)
+    @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.get("labels")
         layer = self.get_output_embeddings()

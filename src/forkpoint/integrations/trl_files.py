@@ -1,17 +1,19 @@
 """What a run of TRL's trainer leaves behind for ``forkpoint report``."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from forkpoint.runs.completions import StoredCompletion
+from forkpoint.runs.directory import RunDirectory
+from forkpoint.runs.metrics_log import MetricsLog
 from forkpoint.sampling.pieces import TokenPieces
 from forkpoint.types import Completion, FinishReason, Score
 
 OUR_NAMES = {
     "reward": "reward/mean",
-    "entropy": "loss/entropy_mean_kept",
     "grad_norm": "grad/norm",
     "learning_rate": "optim/lr",
     "loss": "loss/policy",
@@ -39,15 +41,19 @@ def stored_completions(
     first = trainer.accelerator.process_index * count
     scores, pieces = _scores(trainer, count), TokenPieces(tokenizer)
     for b in range(count):
-        ids = output["completion_ids"][b][output["completion_mask"][b] != 0].tolist()
+        ids = output["completion_ids"][b][: trainer._lengths[b]].tolist()
+        # the pass saw nothing of a completion that is masked as truncated
+        seen = bool(output["completion_mask"][b].any())
         prompt = output["prompt_ids"][b][output["prompt_mask"][b] != 0].tolist()
         serial, sample = divmod(first + b, size)
         ended = bool(ids) and ids[-1] in trainer.eos_token_ids
         yield StoredCompletion(
             completion=Completion(
                 token_ids=ids,
-                logprobs=logps[b, : len(ids)].float().cpu().numpy(),
-                entropies=entropies[b, : len(ids)].float().cpu().numpy(),
+                logprobs=logps[b, : len(ids)].float().cpu().numpy()
+                if seen
+                else [math.nan] * len(ids),  # pyright: ignore[reportArgumentType]
+                entropies=entropies[b, : len(ids)].float().cpu().numpy() if seen else None,
                 finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
                 text=tokenizer.decode(ids, skip_special_tokens=True),
             ),
@@ -66,22 +72,28 @@ def stored_completions(
 
 
 def _scores(trainer: Any, count: int) -> list[Score]:
-    """Of this process's completions, as TRL noted them; the first reward is the verdict."""
+    """Of this process's completions; the first reward function's is the verdict."""
     first = trainer.accelerator.process_index * count
-    parts: dict[str, list[float]] = {}
-    for name, noted in trainer._logs["rewards"].items():
-        latest = list(noted)[-count * trainer.accelerator.num_processes :]
-        parts[name] = latest[first : first + count]
+    names: list[str] = []
+    for name in trainer.reward_func_names:
+        names.append(name if name not in names else f"{name}_{len(names) + 1}")
     scores = []
-    for b in range(count):
-        own = {name: values[b] for name, values in parts.items()}
-        known = {name: None if value != value else float(value) for name, value in own.items()}
+    for row in trainer._rewards[first : first + count].tolist():
+        parts = {n: None if x != x else x for n, x in zip(names, row, strict=True)}
         weighted = [
             float(weight) * value
-            for weight, value in zip(trainer.reward_weights, known.values(), strict=True)
+            for weight, value in zip(trainer.reward_weights, parts.values(), strict=True)
             if value is not None
         ]
-        verdict = next(iter(known.values()), None)
+        verdict = next(iter(parts.values()), None)
         reward = sum(weighted) if weighted else None
-        scores.append(Score(reward=reward, verdict=verdict, parts=known))
+        scores.append(Score(reward=reward, verdict=verdict, parts=parts))
     return scores
+
+
+def forget_later_steps(directory: RunDirectory, step: int) -> None:
+    """Remove what an earlier run left in a folder of steps that are still to come."""
+    MetricsLog(directory.metrics_jsonl).truncate_after(step)
+    for path in directory.completions_dir("train").glob("step_*.parquet"):
+        if int(path.stem.split("_")[1]) > step:
+            path.unlink()

@@ -6,6 +6,7 @@ result; those of other papers are in ``published``. A rule of yours is named by 
 ``selection.rule``; see ``examples/custom_rule.py``.
 """
 
+import difflib
 import inspect
 from dataclasses import replace
 from fractions import Fraction
@@ -14,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from forkpoint.config.run import RunConfig
 from forkpoint.config.stages import MarkedConfig, SelectionConfig
 from forkpoint.dotted import resolve
 from forkpoint.errors import ConfigError, SelectionError
@@ -148,7 +150,7 @@ def rules_of(config: SelectionConfig, key: str = "selection") -> dict[str, Rule]
         ConfigError: there is none of that name, or it takes no such parameters.
     """
     names = rules_in(config.rule)
-    rules = {name: RULES.get(name) or resolve(name, key=f"{key}.rule") for name in names}
+    rules = {name: RULES.get(name) or _of_users(name, config.rule, key) for name in names}
     if not config.parameters:
         return rules
     if len(rules) > 1:
@@ -162,6 +164,28 @@ def rules_of(config: SelectionConfig, key: str = "selection") -> dict[str, Rule]
         except SelectionError as error:
             raise ConfigError(f"{key}.parameters: {error}") from None
     return {name: with_them}
+
+
+def check_rules(config: RunConfig) -> None:
+    """Find what is wrong with the rules of a run before anything of it is made.
+
+    Raises:
+        ConfigError: as ``rules_of``.
+    """
+    rules_of(config.selection)
+    if config.loss.marked is not None:
+        rules_of(marking(config.loss.marked), "loss.marked")
+
+
+def _of_users(name: str, whole: str, key: str) -> Rule:
+    if ":" in name:
+        return resolve(name, key=f"{key}.rule")
+    near = difflib.get_close_matches(name, RULES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"{key}.rule = {whole!r}: {name!r} is neither a known rule nor package.module:function"
+        f"{hint}"
+    )
 
 
 SOME = Candidates(

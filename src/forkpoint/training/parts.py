@@ -17,7 +17,7 @@ from forkpoint.sampling import SamplingParts, build_sampling
 from forkpoint.sampling.build import check_engine
 from forkpoint.sampling.key_keeper import KeyKeeper
 from forkpoint.sampling.transformers import TransformersEngine
-from forkpoint.selection.rules import marking, rules_of
+from forkpoint.selection.rules import check_rules
 from forkpoint.training.optimizer import Optimizer
 
 
@@ -47,9 +47,7 @@ def build_parts(
     Raises:
         ModelError, DataError, ConfigError, RewardError: before anything expensive has begun.
     """
-    rules_of(config.selection)  # one that is not there is known before a model is loaded
-    if config.loss.marked is not None:
-        rules_of(marking(config.loss.marked), "loss.marked")
+    check_rules(config)
     with ExitStack() as stack:
         loaded = load_model(config.model, weights=weights, trained=True)
         sampling = build_sampling(config, loaded, ranks, should_stop)

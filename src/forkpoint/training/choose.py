@@ -56,12 +56,12 @@ def choose(
     if source == "current":
         # The selection must be known before the pass with gradient: one more pass without.
         stats = all_tokens(policy, batch, config)
-        found = (stats.entropies_R, stats.logprobs_R, stats.energies_R)
+        known_T = (stats.entropies_R, stats.logprobs_R, stats.energies_R)
     elif source == "old":
-        found = (batch.old_entropies_T, batch.old_logprobs_T, batch.old_energies_T)
+        known_T = (batch.old_entropies_T, batch.old_logprobs_T, batch.old_energies_T)
     else:
-        found = (batch.rollout_entropies_T, batch.rollout_logprobs_T, batch.rollout_energies_T)
-    entropies_T, logprobs_T, energies_T = found
+        known_T = (batch.rollout_entropies_T, batch.rollout_logprobs_T, batch.rollout_energies_T)
+    entropies_T, logprobs_T, energies_T = known_T
     if entropies_T is None:
         raise SelectionError(
             "selection.entropy = 'rollout', but the engine gave a completion without entropies: "
@@ -87,6 +87,6 @@ def choose(
     if marked is not None:
         whole_T = torch.zeros_like(groups_T)
         groups_T = batch.sequence_T if marked.scope == "sequence" else whole_T
-        found = select(batch, entropies_T, groups_T, marking(marked), **given, draws="marking rule")
-        marked_T = found.weights_T > 0
+        marks = select(batch, entropies_T, groups_T, marking(marked), **given, draws="marking rule")
+        marked_T = marks.weights_T > 0
     return Choice(entropies_T, chosen.weights_T, marked_T)

@@ -21,6 +21,7 @@ from forkpoint.lab import BASE_POLICIES
 from forkpoint.policy import load_model
 from forkpoint.policy.teacher import score_completions
 from forkpoint.runs.completions import read_completions
+from forkpoint.sampling.vllm.client import Client
 
 PYTHON = os.environ.get("FORKPOINT_VLLM_PYTHON")
 """The Python that has vLLM; relative paths are from the repository."""
@@ -76,7 +77,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 240) -> Any:
     patience = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < patience, "it did not come"
-        time.sleep(0.2)
+        time.sleep(0.05)
     return found
 
 
@@ -93,6 +94,16 @@ def servers_of(process: subprocess.Popen[str]) -> list[int]:
         if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text()
     ]
     return [pid for keeper in keepers for pid in children(keeper)]
+
+
+def under_way(server: int) -> float:
+    """Requests that a server which a run has started is drawing completions for now."""
+    words = Path(f"/proc/{server}/cmdline").read_text().split("\0")
+    client = Client(f"unix:{words[words.index('--uds') + 1]}")
+    said = client._call("GET", "/metrics", timeout=10).decode().splitlines()
+    counts = [line for line in said if line.startswith("vllm:num_requests_running")]
+    assert counts, "the server does not say how many requests are under way"
+    return sum(float(line.rsplit(" ", 1)[-1]) for line in counts)
 
 
 def test_a_reward_rises_through_the_server(tmp_path: Path) -> None:
@@ -134,8 +145,9 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step(tmp_path: Path) -> None
     run = tmp_path / "run"
     with started(run, rollout__vllm__launch=2, training__steps=3) as process:
         wait_for(lambda: len(lines(run)) >= 1)
-        time.sleep(2.5)  # after it has been given weights; sampling takes seconds
-        os.kill(servers_of(process)[0], signal.SIGKILL)
+        server = servers_of(process)[0]
+        wait_for(lambda: under_way(server) >= 4)  # the probe of new weights is one request
+        os.kill(server, signal.SIGKILL)
         said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert "is given up" in said

@@ -60,9 +60,7 @@ def teach(model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
     """Cross-entropy on the answers of demonstrations, drawn anew each step."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=options.steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.steps)
     size = options.demonstrations
     for step in range(options.steps):
         rows = [

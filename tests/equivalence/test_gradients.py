@@ -1,6 +1,7 @@
 """Sparse and dense take the same gradient, and unselected tokens take none."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from forkpoint.errors import ModelError
 from forkpoint.losses import policy_loss, with_coefficients
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.load import enable_checkpointing
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import tree_stats
@@ -204,7 +206,7 @@ def test_flex_attention_takes_tree_rows() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch: it is not compiled, and that is slow
-@pytest.mark.parametrize("stats", [tree_stats, local_stats])
+@pytest.mark.parametrize("stats", [tree_stats, partial(local_stats, live=LiveSet(fraction=0.7))])
 def test_flex_attention_sees_by_tree_and_branch(
     stats: Callable[..., TokenStats], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from forkpoint.batching.batch import lay_out
-from forkpoint.batching.tree import lay_trees
+from forkpoint.batching.tree import NOTHING, lay_trees
 from forkpoint.policy.attention import BLOCK, slot_blocks, tree_blocks
 from forkpoint.policy.body import enable_checkpointing
-from forkpoint.policy.local import _queries
+from forkpoint.policy.live import joined, slots_of, wanted_positions
 from forkpoint.policy.module import PolicyModule
 from forkpoint.types import TokenBatch
 from tests.conftest import VOCABULARY, tiny_model
@@ -83,7 +83,10 @@ def test_block_masks_are_made_from_numbers_of_trees_and_branches_alone() -> None
     with Largest() as largest:
         tree_blocks(rows)
     assert largest.elements < 4 * width
-    columns_BS, filled_BS, _ = _queries(rows)
+    queries = slots_of(wanted_positions(rows))
+    constant = slots_of((rows.tree_BL != NOTHING) & ~wanted_positions(rows))
+    keys = joined(constant, queries)
     with Largest() as largest:
-        slot_blocks(rows, columns_BS, filled_BS)
-    assert largest.elements < 1.1 * BLOCK * (width + columns_BS.shape[1])
+        slot_blocks(rows, queries, keys)
+    assert keys.columns_BS.shape[1] == width
+    assert largest.elements < 1.1 * BLOCK * width

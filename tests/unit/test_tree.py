@@ -11,7 +11,7 @@ from forkpoint.batching.padding import wanted_rows
 from forkpoint.batching.tree import NOTHING, PROMPT, lay_trees, sizes_of
 from forkpoint.policy import attention
 from forkpoint.policy.attention import seen_blocks, slot_blocks, visible_to_slots
-from forkpoint.policy.local import _queries
+from forkpoint.policy.live import LiveSet, joined, live_positions, slots_of
 from forkpoint.policy.sparse import tree_passes
 from forkpoint.types import TokenBatch
 from tests.conftest import make_batch, make_group
@@ -200,13 +200,25 @@ def test_the_block_mask_of_slots_is_the_dense_one(
     batch = build_batch(groups, advantage="grpo")
     wanted_T = torch.rand(batch.num_tokens, generator=torch.Generator().manual_seed(seed)) < 0.4
     rows = lay_trees(batch, wanted_T, width)
-    columns_BS, filled_BS, _ = _queries(rows)
-    dense_BSK = visible_to_slots(rows, columns_BS, filled_BS)
+    live = LiveSet(kind="random", fraction=0.6)
+    live_BL = live_positions(rows, live)
+    queries, constant = slots_of(live_BL), slots_of((rows.tree_BL != NOTHING) & ~live_BL)
+    keys = joined(constant, queries)
+    dense_BSK = visible_to_slots(rows, queries, keys)
+    # by hand: a token sees what it sees in the row, wherever that key stands now
+    visible_BLL = rows.visible_BLL()
+    for line, slot in queries.filled_BS.nonzero().tolist():
+        column = int(queries.columns_BS[line, slot])
+        seen = [
+            int(keys.columns_BS[line, place])
+            for place in dense_BSK[line, slot].nonzero().flatten().tolist()
+        ]
+        assert sorted(seen) == visible_BLL[line, column].nonzero().flatten().tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", block)
-        mask = slot_blocks(rows, columns_BS, filled_BS)
-    lines, slots, keys = dense_BSK.shape
-    line, slot, key = torch.meshgrid(*map(torch.arange, (lines, slots, keys)), indexing="ij")
+        mask = slot_blocks(rows, queries, keys)
+    lines, slots, places = dense_BSK.shape
+    line, slot, key = torch.meshgrid(*map(torch.arange, (lines, slots, places)), indexing="ij")
     sees_BSK = mask.mask_mod(line, torch.zeros_like(line), slot, key)
     assert torch.equal(sees_BSK, dense_BSK)
     blocks = {}
@@ -215,7 +227,7 @@ def test_the_block_mask_of_slots_is_the_dense_one(
         listed = torch.arange(first.shape[-1]) < counts[..., None]
         blocks[kind] = torch.zeros_like(listed).scatter_(3, first.long(), listed)[:, 0]
     partly, wholly = (
-        x.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :slots, :keys]
+        x.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :slots, :places]
         for x in (blocks["kv"], blocks["full_kv"])
     )
     assert not (partly & wholly).any()

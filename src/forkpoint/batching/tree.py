@@ -53,20 +53,26 @@ class TreeRows(PaddedRows):
 
     def visible_BLL(self) -> Tensor:
         """bool [lines, L, L]: whether a token (row) attends to another (column)."""
-        width = self.input_ids_BL.shape[1]
-        everything = torch.arange(width, device=self.tree_BL.device).expand(self.tree_BL.shape)
-        return self.visible_BSL(everything)
+        return self.visible_BSL(self._everything())
 
     def visible_BSL(self, columns_BS: Tensor) -> Tensor:
         """bool [lines, S, L]: whether the token in a column attends to another."""
+        return self.visible_BSK(columns_BS, self._everything())
+
+    def visible_BSK(self, columns_BS: Tensor, keys_BK: Tensor) -> Tensor:
+        """bool [lines, S, K]: whether the token in a column sees that in one of ``keys_BK``."""
         tree_BS, branch_BS = (x.gather(1, columns_BS) for x in (self.tree_BL, self.branch_BL))
-        columns_L = torch.arange(self.tree_BL.shape[1], device=self.tree_BL.device)
+        tree_BK, branch_BK = (x.gather(1, keys_BK) for x in (self.tree_BL, self.branch_BL))
         # In place: there are two of these at once, not five.
-        visible_BSL = branch_BS[:, :, None] == self.branch_BL[:, None, :]
-        visible_BSL |= (self.branch_BL == PROMPT)[:, None, :]
-        visible_BSL &= tree_BS[:, :, None] == self.tree_BL[:, None, :]
-        visible_BSL &= columns_L <= columns_BS[:, :, None]
-        return visible_BSL
+        visible_BSK = branch_BS[:, :, None] == branch_BK[:, None, :]
+        visible_BSK |= (branch_BK == PROMPT)[:, None, :]
+        visible_BSK &= tree_BS[:, :, None] == tree_BK[:, None, :]
+        visible_BSK &= keys_BK[:, None, :] <= columns_BS[:, :, None]
+        return visible_BSK
+
+    def _everything(self) -> Tensor:
+        width = self.tree_BL.shape[1]
+        return torch.arange(width, device=self.tree_BL.device).expand(self.tree_BL.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

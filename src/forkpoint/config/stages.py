@@ -282,6 +282,14 @@ class TrainingConfig(Stage):
     gradient: Literal["dense", "sparse", "local"] = "sparse"
     """``sparse`` is exact and skips what is zero; ``local`` is cheaper and biased; ``dense`` is the
     oracle. See docs/performance.md."""
+    live: Literal["looked_at", "forks", "random", "all"] = "looked_at"
+    """Which positions ``local`` runs with gradient beside those that predict selected tokens:
+    those that these look at most, none, random ones (a control), or all (exact)."""
+    live_fraction: Fraction = 0.35
+    """Of the positions of a row, how many are live; no fewer than the selected ones."""
+    first_hop: bool = True
+    """Of ``local``: carry the gradients of constant keys and values into the weights that made
+    them. Needs a pass of its own in every update; false: keys are kept while sampling."""
     rows: Literal["auto", "tree", "padded"] = "auto"
     """How ``sparse`` lays sequences out: ``tree`` runs a prompt once for several completions;
     ``auto`` does where the model takes the mask."""

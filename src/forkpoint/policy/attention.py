@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from forkpoint.batching.tree import PROMPT, TreeRows
 from forkpoint.policy.body import body_of, causal_lm, config_field
 from forkpoint.policy.flops import body_shape
+from forkpoint.policy.live import Slots
 from forkpoint.types import sent
 
 ATTENTION_SHARE = 0.2
@@ -60,31 +61,29 @@ def dense_mask(model: Any, visible_BQK: Tensor) -> Tensor:
     return mask.masked_fill_(visible_BQK, 0)[:, None]
 
 
-def slot_mask(model: Any, rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor) -> Any:
-    """The mask of some positions of tree rows that run as queries, in S slots a line, over the
-    cache of all L columns and their own new keys behind it.
+def slot_mask(model: Any, rows: TreeRows, queries: Slots, keys: Slots) -> Any:
+    """The mask of some positions of tree rows that run as queries, over the keys of some columns.
 
     Args:
-        columns_BS: int64, the column whose token is in a slot.
-        filled_BS: bool, whether one is; an empty slot sees itself alone.
+        queries: those that run; an empty slot sees itself alone.
+        keys: the columns whose keys attention is given, of which the last are the queries' own.
     """
     if _flexible(model):
-        return slot_blocks(rows, columns_BS, filled_BS)
-    return dense_mask(model, visible_to_slots(rows, columns_BS, filled_BS))
+        return slot_blocks(rows, queries, keys)
+    return dense_mask(model, visible_to_slots(rows, queries, keys))
 
 
 def visible_to_slots(
-    rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor, slots: slice = slice(None)
+    rows: TreeRows, queries: Slots, keys: Slots, slots: slice = slice(None)
 ) -> Tensor:
-    """bool [lines, some of the S slots, L + S]: of the cache what a token sees but its own old
-    entry, and of the new keys its own."""
-    columns_BC = columns_BS[:, slots]
-    visible_BCL = rows.visible_BSL(columns_BC)
-    visible_BCL &= filled_BS[:, slots, None]
-    visible_BCL.scatter_(2, columns_BC[:, :, None], False)
-    slot_S = torch.arange(columns_BS.shape[1], device=columns_BS.device)
-    own_CS = slot_S == slot_S[slots, None]
-    return torch.cat([visible_BCL, own_CS.expand(len(columns_BC), -1, -1)], dim=2)
+    """bool [lines, some of the S slots, K]: what the tokens in them see of the keys."""
+    columns_BC, count = queries.columns_BS[:, slots], queries.columns_BS.shape[1]
+    visible_BCK = rows.visible_BSK(columns_BC, keys.columns_BS)
+    visible_BCK &= queries.filled_BS[:, slots, None]
+    visible_BCK &= keys.filled_BS[:, None]
+    slot_S = torch.arange(count, device=columns_BC.device)
+    visible_BCK[:, :, -count:] |= slot_S == slot_S[slots, None]
+    return visible_BCK
 
 
 def tree_blocks(rows: TreeRows) -> Any:
@@ -101,27 +100,29 @@ def tree_blocks(rows: TreeRows) -> Any:
     return _block_mask(partly, wholly, sees, (width, width))
 
 
-def slot_blocks(rows: TreeRows, columns_BS: Tensor, filled_BS: Tensor) -> Any:
+def slot_blocks(rows: TreeRows, queries: Slots, keys: Slots) -> Any:
     """FlexAttention's mask of ``slot_mask``, found ``BLOCK`` slots at a time."""
     tree_BL, branch_BL = rows.tree_BL, rows.branch_BL
-    width, slots = tree_BL.shape[1], columns_BS.shape[1]
+    count, slots = keys.columns_BS.shape[1], queries.columns_BS.shape[1]
 
-    def sees(line: Tensor, head: Tensor, slot: Tensor, key: Tensor) -> Tensor:
-        column, query = key.clamp(max=width - 1), columns_BS[line, slot]
-        branch = branch_BL[line, column]
+    def sees(line: Tensor, head: Tensor, slot: Tensor, place: Tensor) -> Tensor:
+        # blocks reach beyond the last slot and key
+        slot, place = slot.clamp(max=slots - 1), place.clamp(max=count - 1)
+        key, query = keys.columns_BS[line, place], queries.columns_BS[line, slot]
+        branch = branch_BL[line, key]
         mine = (branch == branch_BL[line, query]) | (branch == PROMPT)
-        same = tree_BL[line, column] == tree_BL[line, query]
-        old = (key < query) & same & mine & filled_BS[line, slot]
-        return old | (key == width + slot)
+        there = keys.filled_BS[line, place] & queries.filled_BS[line, slot]
+        seen = (key <= query) & (tree_BL[line, key] == tree_BL[line, query]) & mine & there
+        return seen | (place == count - slots + slot)
 
     partly, wholly = [], []
     for begin in range(0, slots, BLOCK):
-        visible = visible_to_slots(rows, columns_BS, filled_BS, slice(begin, begin + BLOCK))
+        visible = visible_to_slots(rows, queries, keys, slice(begin, begin + BLOCK))
         blocks = pad(visible, (0, -visible.shape[2] % BLOCK)).unflatten(2, (-1, BLOCK))
         every = blocks.all(3).all(1) & (visible.shape[1] == BLOCK)
         partly.append(blocks.any(3).any(1) & ~every)
         wholly.append(every)
-    return _block_mask(torch.stack(partly, 1), torch.stack(wholly, 1), sees, (slots, width + slots))
+    return _block_mask(torch.stack(partly, 1), torch.stack(wholly, 1), sees, (slots, count))
 
 
 def _block_mask(

@@ -8,11 +8,13 @@ forward, and checkpointed layers run theirs once more in it. Norms, activations,
 softmax are left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from forkpoint.policy.body import body_of, config_field, runs_again
 
@@ -76,6 +78,24 @@ def head_flops(model: Any, rows: int) -> float:
     """Operations of one forward pass of the language-model head over ``rows`` hidden states."""
     vocabulary, width = model.get_output_embeddings().weight.shape
     return 2.0 * rows * vocabulary * width
+
+
+def score_flops(model: Any, pairs: int) -> float:
+    """Operations of query-key products without values, in every layer."""
+    return 2.0 * pairs * body_shape(body_of(model))[1]
+
+
+def key_flops(model: Any, layers: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Operations of making keys and values of the layers' inputs, with gradient to the weights: a
+    product forward and two backward; and of the queries that are made beside them, forward."""
+    config = body_of(model).config.get_text_config()
+    width, queries = config.hidden_size, body_shape(body_of(model))[1] // len(layers)
+    found = 0.0
+    for keys, values in layers:
+        tokens = keys.shape[0] * keys.shape[2]
+        made = keys.shape[1] * (keys.shape[3] + values.shape[3])
+        found += 2.0 * tokens * width * (3 * made + queries)
+    return found
 
 
 _SHAPES: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()

@@ -10,7 +10,7 @@ from forkpoint.batching.tree import TreeRows
 from forkpoint.types import TokenBatch
 
 Layers: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
-"""Per layer the keys and the values of some tokens, each [heads, tokens, head width]."""
+"""Per layer the keys and the values of some tokens, each [.., heads, tokens, head width]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,14 @@ def new_cache() -> Any:
     from transformers import DynamicCache  # slow to import
 
     return DynamicCache()
+
+
+def cache_of(layers: Layers) -> Any:
+    """A cache of transformers that holds keys and values [lines, heads, tokens, head width]."""
+    cache = new_cache()
+    for layer, (keys, values) in enumerate(layers):
+        cache.update(keys, values, layer)
+    return cache
 
 
 def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeyStore) -> Any:

@@ -1,25 +1,38 @@
-"""A cheaper gradient that is not exact: selected positions only, over constant keys and values.
+"""A cheaper gradient that is not exact: some positions only, over constant keys and values.
 
-The positions that predict wanted tokens run as queries over the cached keys and values of what
-stands before them, which are held constant. So backward touches these positions alone. Each
-contributes its own key and value with gradient; what flows into *earlier* positions through
-attention is dropped. The values are exact, the gradient is biased.
+The live positions, among them all that predict wanted tokens, run as queries. Each other's keys and
+values they see with gradient; those of the rest are constant. So backward runs the layers on the
+live positions alone. The values are exact for any live set; of the gradient what flows through the
+constant positions is missing, but for its first hop (``policy.first_hop``).
 
-The cache comes from sampling or from the pass for old log-probabilities while the weights are the
-same, else from a pass of its own without gradient.
+The constant keys come from a pass of their own without gradient, in which is seen what the wanted
+positions look at; or, without the first hop, from sampling or from the pass for old
+log-probabilities while the weights are the same.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from forkpoint.batching.tree import TreeRows, lay_trees
+from forkpoint.batching.tree import NOTHING, TreeRows, lay_trees
 from forkpoint.policy.attention import slot_mask, tree_arguments
 from forkpoint.policy.body import body_of
-from forkpoint.policy.flops import body_flops, head_flops
+from forkpoint.policy.first_hop import Inputs
+from forkpoint.policy.flops import body_flops, head_flops, key_flops, score_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import KeyStore, new_cache, row_cache
+from forkpoint.policy.keys import KeyStore, Layers, cache_of, new_cache, row_cache
+from forkpoint.policy.live import (
+    LiveSet,
+    Slots,
+    joined,
+    live_positions,
+    reads_scores,
+    slots_of,
+    wanted_positions,
+)
+from forkpoint.policy.watch import Watch, pull_of, watching
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -31,6 +44,7 @@ def local_stats(
     kept: KeyStore | None = None,
     *,
     width: int,
+    live: LiveSet,
 ) -> TokenStats:
     """Statistics of the tokens ``wanted_T`` (bool [T]), with the local gradient.
 
@@ -38,22 +52,40 @@ def local_stats(
         kept: keys and values of these weights for every sequence with a wanted token.
     """
     rows = lay_trees(batch, wanted_T, width).to(model.device)
-    cache = fill_cache(model, rows) if kept is None else row_cache(rows, batch, kept)
-    columns_BS, filled_BS, slot_R = _queries(rows)
-    ids_BS = rows.input_ids_BL.gather(1, columns_BS)
-    hidden_BSD = body_of(model)(
-        input_ids=ids_BS,
-        position_ids=rows.position_ids_BL.gather(1, columns_BS),
-        attention_mask=slot_mask(model, rows, columns_BS, filled_BS),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    hidden_RD = hidden_BSD[rows.line_R, slot_R]
+    looking, scores_BL = slots_of(wanted_positions(rows)), None
+    looks = reads_scores(rows, live)
+    pull_BS = looking.take(pull_of(batch, rows)) * looking.filled_BS
+    inputs = Inputs(model) if live.first_hop and kept is None else None
+    if kept is None:
+        watch = Watch(rows, looking, pull_BS) if looks else None
+        with watching(model, watch), inputs.recorded() if inputs else nullcontext():
+            cache = fill_cache(model, rows, keep=inputs is None)
+        scores_BL = watch.scores_BL if watch else None
+    else:
+        cache = row_cache(rows, batch, kept)
+        if looks:
+            scores_BL = _scores_over(model, rows, cache, looking, pull_BS)
+    live_BL = live_positions(rows, live, scores_BL)
+    queries, constant = slots_of(live_BL), slots_of((rows.tree_BL != NOTHING) & ~live_BL)
+    if inputs is None:
+        layers = _columns(cache, constant)
+    else:
+        where = (constant.take(x) for x in (rows.input_ids_BL, rows.position_ids_BL))
+        layers = inputs.keys(*where, constant.take)
+    hidden_BSD = _run(model, rows, queries, constant, layers)
+    hidden_RD = hidden_BSD[rows.line_R, queries.slot_BL[rows.line_R, rows.column_R]]
     token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
     logprobs_R, entropies_R, energies_R = head_of(model).stats(hidden_RD, token_ids_R, temperature)
-    (lines, longest), slots = rows.input_ids_BL.shape, ids_BS.shape[1]
+    (lines, longest), slots = rows.input_ids_BL.shape, queries.columns_BS.shape[1]
     cached = lines * longest if kept is None else 0
-    pairs = lines * slots * (longest + slots)
+    held, looked = constant.columns_BS.shape[1], looking.columns_BS.shape[1] if looks else 0
+    flops = body_flops(model, cached, cached * longest)
+    flops += score_flops(model, lines * looked * longest)
+    if kept is not None and looks:
+        flops += body_flops(model, lines * looked, lines * looked * longest)
+    if inputs is not None:
+        flops += key_flops(model, layers)
+    flops += body_flops(model, lines * slots, lines * slots * (held + slots), learns=True)
     return TokenStats(
         rows_R=rows.rows_R,
         logprobs_R=logprobs_R,
@@ -61,38 +93,48 @@ def local_stats(
         energies_R=energies_R,
         body_tokens=lines * slots,
         cached_tokens=cached,
-        flops=body_flops(model, cached, cached * longest)
-        + body_flops(model, lines * slots, pairs, learns=True)
-        + 4 * head_flops(model, len(token_ids_R)),
+        flops=flops + 4 * head_flops(model, len(token_ids_R)),
     ).to(batch.token_ids_T.device)
 
 
 @torch.no_grad()
-def fill_cache(model: Any, rows: TreeRows) -> Any:
-    """The cache of the rows under the present weights."""
-    cache = new_cache()
-    body_of(model)(**tree_arguments(model, rows), past_key_values=cache, use_cache=True)
+def fill_cache(model: Any, rows: TreeRows, *, keep: bool = True) -> Any:
+    """A pass over the rows under the present weights; the cache it leaves.
+
+    Args:
+        keep: the cache is wanted; else it is None.
+    """
+    cache = new_cache() if keep else None
+    body_of(model)(**tree_arguments(model, rows), past_key_values=cache, use_cache=keep)
     return cache
 
 
-def _queries(rows: TreeRows) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions that run with gradient, in S slots a line, some of them empty: each predicting
-    position once, though several completions may begin at it.
+@torch.no_grad()
+def _scores_over(model: Any, rows: TreeRows, cache: Any, looking: Slots, pull_BS: Tensor) -> Tensor:
+    """What the wanted positions look at, by running them alone over the cache of the rest."""
+    rest = slots_of((rows.tree_BL != NOTHING) & ~wanted_positions(rows))
+    watch = Watch(rows, looking, pull_BS, joined(rest, looking))
+    with watching(model, watch):
+        _run(model, rows, looking, rest, _columns(cache, rest))
+    return watch.scores_BL
 
-    Returns:
-        The columns of the slots, int64 [lines, S] (an empty slot repeats column 0); which are
-        filled, bool [lines, S]; the slot of each wanted row's prediction in its line, int64 [R].
-    """
-    lines, width = rows.input_ids_BL.shape
-    device = rows.line_R.device
-    places, which_R = (rows.line_R * width + rows.column_R).unique(return_inverse=True)
-    line_Q, column_Q = places // width, places % width
-    counts_B = torch.bincount(line_Q, minlength=lines)
-    first_B = counts_B.cumsum(0) - counts_B
-    slot_Q = torch.arange(len(places), device=device) - first_B[line_Q]
-    slots = max(1, int(counts_B.max()))
-    columns_BS = torch.zeros(lines, slots, dtype=torch.int64, device=device)
-    columns_BS[line_Q, slot_Q] = column_Q
-    filled_BS = torch.zeros(lines, slots, dtype=torch.bool, device=device)
-    filled_BS[line_Q, slot_Q] = True
-    return columns_BS, filled_BS, slot_Q[which_R]
+
+def _run(model: Any, rows: TreeRows, queries: Slots, constant: Slots, layers: Layers) -> Tensor:
+    """The last hidden states [lines, S, D] of some positions, over the keys of others and their
+    own."""
+    return body_of(model)(
+        input_ids=queries.take(rows.input_ids_BL),
+        position_ids=queries.take(rows.position_ids_BL),
+        attention_mask=slot_mask(model, rows, queries, joined(constant, queries)),
+        past_key_values=cache_of(layers),
+        use_cache=True,
+    ).last_hidden_state
+
+
+def _columns(cache: Any, wanted: Slots) -> Layers:
+    """Keys and values of some columns of a cache."""
+
+    def take(values_BHLD: Tensor) -> Tensor:
+        return wanted.take(values_BHLD.transpose(1, 2)).transpose(1, 2)
+
+    return tuple((take(layer.keys), take(layer.values)) for layer in cache.layers)

@@ -6,7 +6,8 @@ model from outside of it.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from forkpoint.policy.body import check_length
 from forkpoint.policy.dense import dense_flops, dense_passes, dense_stats
 from forkpoint.policy.flops import Work
 from forkpoint.policy.keys import KeyStore
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_passes, padded_stats, tree_passes, tree_stats
 from forkpoint.policy.trial import SHORT, settle_rows, trial_batch
@@ -71,6 +73,7 @@ class PolicyModule(nn.Module):
         temperature: float,
         rows: str = "auto",
         row_tokens: int | None = None,
+        live: LiveSet | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         """
@@ -80,6 +83,7 @@ class PolicyModule(nn.Module):
             temperature: of sampling; entropies and log-probabilities are those of softmax(z / T).
             rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
             row_tokens: most tokens in a tree row, where what pays for this model is more.
+            live: which positions ``local`` runs with gradient.
             ranks: the processes that share the passes of a batch, which all of them hold.
 
         Raises:
@@ -88,13 +92,17 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.rows = ranks.by_first(lambda: settle_rows(model, gradient, rows))
+        live = live or LiveSet()
+        self.rows = ranks.by_first(lambda: settle_rows(model, gradient, rows, live))
         self._gradient = GRADIENTS[gradient, self.rows]
+        if gradient == "local":
+            self._gradient = replace(self._gradient, stats=partial(local_stats, live=live))
         self.row_tokens = min(row_width(model), row_tokens or sys.maxsize)
         """Width of a tree row."""
         self.ranks = ranks
         # With several processes all must run the layers equally often: none keeps keys.
-        keeps = gradient == "local" and ranks.size == 1
+        # The first hop needs what the layers were given beside them.
+        keeps = gradient == "local" and ranks.size == 1 and not live.first_hop
         self.keys: KeyStore | None = {} if keeps else None
         """Keys and values of the present weights, which ``local`` reads instead of running their
         sequences once more: left here by passes with ``keep_keys``, and by the sampler."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from forkpoint.policy.attention import hidden_windows, row_width, takes_masks
 from forkpoint.policy.body import causal_lm, longest_readable, name_of
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, same_nats, some_ids
 from forkpoint.policy.dense import dense_stats
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.local import local_stats
 from forkpoint.policy.sparse import padded_stats, tree_stats
 from forkpoint.types import TokenBatch, TokenStats
@@ -27,7 +29,7 @@ LONGEST = 16_384
 """No trial runs rows longer than this; a model with a wider window gets padded rows."""
 
 
-def settle_rows(model: Any, gradient: str, rows: str) -> str:
+def settle_rows(model: Any, gradient: str, rows: str, live: LiveSet) -> str:
     """The layout of rows in which a model's numbers come out as those of plain full passes.
 
     Tree rows are tried at the width that training will use, and at more than twice every window the
@@ -36,6 +38,7 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
     Args:
         gradient: ``dense``, ``sparse`` or ``local``.
         rows: ``tree``, ``padded``, or ``auto``: trees if the model takes them.
+        live: which positions ``local`` runs with gradient.
 
     Returns:
         ``tree`` or ``padded``; a line is logged where ``auto`` finds trees wrong.
@@ -57,7 +60,7 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
         )
     if rows == "padded":
         return rows
-    fault = tree_fault(model, gradient)
+    fault = tree_fault(model, live if gradient == "local" else None)
     if fault is None:
         return "tree"
     if gradient == "local" or rows == "tree":
@@ -70,14 +73,14 @@ def settle_rows(model: Any, gradient: str, rows: str) -> str:
     return "padded"
 
 
-def tree_fault(model: Any, gradient: str) -> str | None:
-    """What is wrong with tree rows for this model, or None."""
+def tree_fault(model: Any, live: LiveSet | None = None) -> str | None:
+    """What is wrong with tree rows for this model, or with local ones over ``live``; or None."""
     if fault := takes_masks(model):
         return fault
     width = max(SHORT, row_width(model), 2 * max(hidden_windows(model), default=0))
     if width > LONGEST:
         return f"a window in its config is wider than {LONGEST // 2} tokens"
-    stats = local_stats if gradient == "local" else tree_stats
+    stats = partial(local_stats, live=live) if live else tree_stats
 
     def in_trees(*args: Any) -> TokenStats:
         return stats(*args, width=width)

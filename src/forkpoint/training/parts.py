@@ -10,6 +10,7 @@ import torch
 
 from forkpoint.config import RunConfig
 from forkpoint.policy import PolicyModule, load_model
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.load import device_of
 from forkpoint.policy.precision import compute_in
 from forkpoint.ranks import ALONE, Ranks
@@ -75,11 +76,16 @@ def build_parts(
 
 
 def _policy(model: Any, config: RunConfig, gradient: str, ranks: Ranks) -> PolicyModule:
+    training = config.training
+    live = LiveSet(
+        kind=training.live, fraction=training.live_fraction, first_hop=training.first_hop
+    )
     return PolicyModule(
         model,
         gradient=gradient,
         temperature=config.rollout.temperature,
-        rows=config.training.rows,
-        row_tokens=config.training.micro_batch_tokens,
+        rows=training.rows,
+        row_tokens=training.micro_batch_tokens,
+        live=live,
         ranks=ranks,
     )

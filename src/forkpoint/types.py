@@ -316,6 +316,10 @@ class TokenStats(NamedTuple):
     """Tokens they ran on without gradient."""
     flops: float = 0.0
     """Floating-point operations, backward included where there is gradient; an estimate."""
+    live_positions: int = 0
+    """Of a local gradient: the positions that ran with gradient, without empty slots."""
+    row_positions: int = 0
+    """Of the same: all positions of the rows."""
 
     def to(self, device: Any) -> "TokenStats":
         """The same with every tensor on a device."""

@@ -290,6 +290,9 @@ class TrainingConfig(Stage):
     first_hop: bool = True
     """Of ``local``: carry the gradients of constant keys and values into the weights that made
     them. Needs a pass of its own in every update; false: keys are kept while sampling."""
+    check_gradient_every: int = Field(default=0, ge=0)
+    """Steps; 0: never. Then the first update's gradient is compared with the exact one, at the
+    price of computing that, too: ``grad/cosine_to_exact``, ``grad/norm_to_exact``."""
     rows: Literal["auto", "tree", "padded"] = "auto"
     """How ``sparse`` lays sequences out: ``tree`` runs a prompt once for several completions;
     ``auto`` does where the model takes the mask."""

@@ -46,19 +46,28 @@ class Work:
     dense_tokens: int = 0
     """What the dense way would have run with gradient: every sequence in padded rectangles."""
     dense_flops: float = 0.0
+    live_positions: int = 0
+    """Of a local gradient, as in ``TokenStats``."""
+    row_positions: int = 0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
 
     def metrics(self) -> dict[str, float]:
-        """``work/..``, and the shares of the dense way's work that were not done."""
-        return {f"work/{name}": getattr(self, name) for name in self.__slots__} | {
+        """``work/..``, the shares of the dense way's work that were not done, and of a local
+        gradient the share of positions that were live."""
+        positions = ("live_positions", "row_positions")
+        counted = [name for name in self.__slots__ if name not in positions]
+        found = {f"work/{name}": getattr(self, name) for name in counted} | {
             f"work/{name}_saved_fraction": 1 - run / dense if dense else 0.0
             for name, run, dense in (
                 ("tokens", self.body_tokens, self.dense_tokens),
                 ("flops", self.flops, self.dense_flops),
             )
         }
+        if self.row_positions:
+            found["work/live_fraction"] = self.live_positions / self.row_positions
+        return found
 
 
 def body_flops(model: Any, tokens: int, pairs: int, *, learns: bool = False) -> float:

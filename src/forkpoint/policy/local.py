@@ -70,8 +70,8 @@ def local_stats(
     if inputs is None:
         layers = _columns(cache, constant)
     else:
-        where = (constant.take(x) for x in (rows.input_ids_BL, rows.position_ids_BL))
-        layers = inputs.keys(*where, constant.take)
+        ids_BK, positions_BK = map(constant.take, (rows.input_ids_BL, rows.position_ids_BL))
+        layers = inputs.keys(ids_BK, positions_BK, constant.take)
     hidden_BSD = _run(model, rows, queries, constant, layers)
     hidden_RD = hidden_BSD[rows.line_R, queries.slot_BL[rows.line_R, rows.column_R]]
     token_ids_R = batch.token_ids_T.to(rows.rows_R.device)[rows.rows_R]
@@ -94,6 +94,8 @@ def local_stats(
         body_tokens=lines * slots,
         cached_tokens=cached,
         flops=flops + 4 * head_flops(model, len(token_ids_R)),
+        live_positions=int(queries.filled_BS.sum()),
+        row_positions=int((rows.tree_BL != NOTHING).sum()),
     ).to(batch.token_ids_T.device)
 
 

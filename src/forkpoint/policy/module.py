@@ -5,7 +5,8 @@ model from outside of it.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -124,6 +125,17 @@ class PolicyModule(nn.Module):
         work, self._work = self._work, Work()
         return work
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Take the exact gradient for a while; what is run for it is no part of the work."""
+        before, work = self._gradient, self.take_work()
+        if before.stats is not dense_stats:
+            self._gradient = GRADIENTS["sparse", self.rows]
+        try:
+            yield
+        finally:
+            self._gradient, self._work = before, work
+
     def passes(
         self,
         batch: TokenBatch,
@@ -185,6 +197,8 @@ class PolicyModule(nn.Module):
             passes=int(learns),
             nograd_passes=int(not learns),
             flops=stats.flops,
+            live_positions=stats.live_positions if learns else 0,
+            row_positions=stats.row_positions if learns else 0,
         )
         return stats
 
@@ -192,7 +206,8 @@ class PolicyModule(nn.Module):
         """What ``__call__`` says; wrappers hook in here."""
         extra = self._layout()
         learns, ids = torch.is_grad_enabled(), arguments.batch.sequence_ids_B.tolist()
-        if self.keys is not None and learns and all(i in self.keys for i in ids):
+        local = self._gradient.nograd_stats is not self._gradient.stats
+        if self.keys is not None and local and learns and all(i in self.keys for i in ids):
             extra["kept"] = self.keys
         if self.keys is not None and arguments.keep_keys and not learns:
             extra["keep"] = self.keys

@@ -149,5 +149,11 @@ def _function(name: str, module: Any) -> Any:
     """The attention function of that name; ``eager`` stands beside the layer's own class."""
     from transformers import AttentionInterface
 
-    default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return AttentionInterface().get_interface(name, default)
+    def missing(*_: Any, **__: Any) -> Any:
+        raise ModelError(
+            f"{type(module).__name__} has an attention of its own that cannot be watched: use "
+            "--set model.attention=sdpa or --set training.live=forks"
+        )
+
+    beside = vars(sys.modules[type(module).__module__])
+    return AttentionInterface().get_interface(name, beside.get("eager_attention_forward", missing))

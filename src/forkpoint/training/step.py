@@ -86,8 +86,9 @@ def train_step(
             entropies_T[rows], weights_T[rows] = found.entropies_T, found.weights_T
             part = part.with_streams(marked_T=found.marked_T)
         part = with_coefficients(part, weights_T[rows], groups_T, config, totals)
-        on_policy = index == 0
-        fault = update(policy, optimizer, part, config, meter, on_policy=on_policy) or fault
+        first, every = index == 0, training.check_gradient_every
+        how = {"on_policy": first, "checks": bool(first and every and step % every == 0)}
+        fault = update(policy, optimizer, part, config, meter, **how) or fault
     if not weights_T.any():  # one mini-batch without a token is no fault, a whole step is
         fault = fault or NOTHING_SELECTED
     return StepResult(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from forkpoint.config.run import RunConfig
-from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy.module import PolicyModule
+from forkpoint.training.gradient import against_exact, gradient_of
 from forkpoint.training.meter import Meter
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Metric, TokenBatch, TokenStats
@@ -23,6 +23,7 @@ def update(
     meter: Meter,
     *,
     on_policy: bool,
+    checks: bool = False,
 ) -> str | None:
     """Loss and gradient of each micro-batch, then one update; why it was skipped, if it was.
 
@@ -33,6 +34,7 @@ def update(
         part: a mini-batch with coefficients.
         on_policy: no update was made since sampling, so a difference between the sampler's and
             the trainer's log-probabilities is numerical mismatch.
+        checks: compare the gradient with the exact one.
     """
     ranks, loss_config = policy.ranks, config.loss
     if on_policy and loss_config.marked is not None:
@@ -41,20 +43,8 @@ def update(
         loss_config = loss_config.model_copy(update={"marked": still})
     losses: list[Tensor] = []
     shares: defaultdict[str, list[Tensor]] = defaultdict(list)
-    wanted_T = needed_rows(part, config.loss).cpu()  # the host plans the passes
-    for sequences in policy.passes(
-        part,
-        wanted_T,
-        max_tokens=config.training.micro_batch_tokens,
-        max_sequences=config.training.micro_batch_sequences,
-    ):
-        if not wanted_T[part.rows_of(sequences)].any():
-            policy.idle()  # a loss of zero with a gradient of zero
-            continue
-        micro, wanted = part.take(sequences), wanted_T[part.rows_of(sequences)]
-        stats = policy(micro, wanted)
-        output = policy_loss(micro, stats, loss_config)
-        output.loss.backward()
+    given = (policy, part, needed_rows(part, config.loss).cpu(), loss_config, config.training)
+    for micro, stats, output in gradient_of(*given):
         losses.append(output.loss.detach())
         for name, share in output.shares.items():
             shares[name].append(share)
@@ -68,6 +58,9 @@ def update(
         optimizer.zero_grad()
         # Without a pass no token of this mini-batch was selected: nothing to learn from it.
         return "the loss is not finite" if passes else None
+    if checks:
+        for name, value in against_exact(*given).items():
+            meter.add(name, Metric(value, 1))
     meter.add("optim/lr", Metric(optimizer.lr, 1))
     norm = optimizer.step()
     policy.weights_changed()

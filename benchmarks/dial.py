@@ -1,0 +1,375 @@
+"""The dial of the local gradient: how near to the exact one, at what price.
+
+    python -m benchmarks.dial cosines --case lab
+    python -m benchmarks.dial times
+
+Cosines and norms against the exact gradient for shares of live positions, with an oracle (which
+knows how much gradient reaches each position) and random positions as bounds, by layer and by kind
+of matrix, on three batches of each case; times in turns. Cases: ``lab`` (the shipped policy of the
+walk), ``lab_trained``, ``short`` (recorded completions of SmolLM2), ``long`` (of 750 to 1,000
+tokens, sampled here). Each command replaces its part of benchmarks/results/dial.json.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.agreement import cosine, selected
+from benchmarks.workloads import load, records, workload
+from forkpoint.api import train
+from forkpoint.batching import build_batch
+from forkpoint.batching.tree import TreeRows, lay_trees
+from forkpoint.config import RunConfig, load_config, parse_config
+from forkpoint.environment import environment
+from forkpoint.losses import policy_loss
+from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.policy import PolicyModule, local
+from forkpoint.policy.body import body_of
+from forkpoint.policy.live import LiveSet, live_positions, slots_of, wanted_positions
+from forkpoint.policy.watch import Watch, pull_of, watching
+from forkpoint.runs.atomic import write_json
+from forkpoint.sampling import build_sampling, collect_groups
+from forkpoint.sampling.base import SamplingSettings
+from forkpoint.types import Group, Rollout, Score, TokenBatch
+
+RESULTS = Path(__file__).parent / "results" / "dial.json"
+SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+BATCHES = 3
+LONG = {"tokens": 1000, "least": 750, "sequences": 4}
+PASS_TOKENS = 2048
+CASES = ("lab", "lab_trained", "short", "long")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", choices=("cosines", "times"))
+    parser.add_argument("--case", choices=CASES, action="append")
+    parser.add_argument("--batches", type=int, default=BATCHES)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result |= {"date": date.today().isoformat(), "environment": environment()}
+    for case in options.case or CASES:
+        if options.part == "cosines":
+            found = [cosines(*step, case) for step in steps(case, options.batches)]
+            result.setdefault("cosines", {})[case] = found
+        elif case in ("short", "long"):
+            result.setdefault("times", {})[case] = times(case, options.repeats)
+        write_json(RESULTS, result | flat(result))
+
+
+# ---- what is measured on ------------------------------------------------------------------------
+
+
+def steps(case: str, count: int) -> Iterator[tuple[Any, TokenBatch, RunConfig]]:
+    """Some steps' batches with their forks chosen, each with the model that sampled it."""
+    config = parse_config({})
+    if case.startswith("lab"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = trained(Path(folder)) if case == "lab_trained" else "lab:walk"
+            for serial in range(count):
+                model, groups = lab_groups(path, serial)
+                yield model, selected(build_batch(groups, advantage="grpo"), config), config
+        return
+    model = load("smollm2")
+    for serial in range(count):
+        group = records(workload("no_zero"))[serial] if case == "short" else long_group(serial)
+        yield model, selected(build_batch([group], advantage="grpo"), config), config
+
+
+def trained(folder: Path) -> str:
+    """A checkpoint of the walk after 40 steps on its forks."""
+    settings = ["training.steps=40", "evaluation.every=0", "checkpoint.every=0"]
+    train(load_config("lab_demo", settings), folder / "run")
+    return str(folder / "run" / "checkpoints" / "step_00040")
+
+
+def lab_groups(path: str, serial: int) -> tuple[Any, list[Group]]:
+    config = parse_config(
+        {
+            "model": {"path": path},
+            "task": {"type": "lab", "world": "walk"},
+            "rollout": {"prompts_per_step": 12, "max_new_tokens": 48},
+        }
+    )
+    parts = build_sampling(config)
+    settings = SamplingSettings(max_new_tokens=48, temperature=1.0, seed=serial, step=1)
+    try:
+        rollouts = collect_groups(parts, config.rollout, settings, first_serial=1000 * serial)
+    finally:
+        parts.close()
+    return parts.loaded.model, list(rollouts.accepted)
+
+
+def long_group(serial: int) -> Group:
+    """Answers of a pretrained model to a sum, sampled on until they are long; the advantages are
+    made up, by turns 1 and -1, for nobody judges such a text."""
+    config = parse_config(
+        {
+            "model": {"path": "models/smollm2"},
+            "task": {
+                "type": "gym",
+                "name": "chain_sum",
+                "instruction": " Explain every step at length, then check it in three other ways.",
+            },
+            "rollout": {
+                "prompts_per_step": 1,
+                "group_size": 4 * LONG["sequences"],
+                "max_new_tokens": LONG["tokens"],
+                "dynamic_sampling": False,
+            },
+        }
+    )
+    parts = build_sampling(config)
+    settings = SamplingSettings(max_new_tokens=LONG["tokens"], temperature=1.0, seed=serial, step=1)
+    try:
+        rollouts = collect_groups(parts, config.rollout, settings, first_serial=serial)
+    finally:
+        parts.close()
+    (group,) = rollouts.groups
+    long = [r.completion for r in group.rollouts_G if len(r.completion.logprobs) >= LONG["least"]]
+    if len(long) < LONG["sequences"]:
+        raise SystemExit(f"only {len(long)} of {len(group.rollouts_G)} answers were long enough")
+    made = tuple(
+        Rollout(completion=c, score=Score(reward=float(i % 2), parts={}))
+        for i, c in enumerate(long[: LONG["sequences"]])
+    )
+    return Group(prompt=group.prompt, serial=serial, rollouts_G=made)
+
+
+# ---- how near -----------------------------------------------------------------------------------
+
+
+def cosines(model: Any, batch: TokenBatch, config: RunConfig, case: str) -> dict[str, Any]:
+    """Every way against the exact gradient, on one batch."""
+    exact = gradient(model, batch, config, "sparse")
+    whole = torch.cat([g.flatten() for g in exact.values()])
+    found: dict[str, Any] = {"tokens": batch.num_tokens, "ways": []}
+
+    def record(
+        way: str, share: float, hop: bool, scores: dict[bytes, Tensor] | None = None
+    ) -> None:
+        live = LiveSet(kind="looked_at" if way == "oracle" else way, fraction=share, first_hop=hop)  # pyright: ignore[reportArgumentType]
+        got = gradient(model, batch, config, "local", live, scores)
+        flattened = torch.cat([got[name].flatten() for name in exact])
+        row = {
+            "way": way,
+            "share": share,
+            "first_hop": hop,
+            "live": PARTS["live"],
+            "cosine": cosine(flattened, whole),
+            "norm": float(flattened.norm() / whole.norm()),
+        }
+        if (way, share, hop) == ("looked_at", 0.35, True):
+            row["by_layer"] = apart(got, exact, layer_of)
+            row["by_kind"] = apart(got, exact, kind_of)
+        found["ways"].append(row)
+        print(case, {k: v for k, v in row.items() if not k.startswith("by_")}, flush=True)
+
+    reaches = gradient_norms(model, batch, config)
+    for hop in (True, False):
+        record("forks", 0.2, hop)
+        for share in SHARES:
+            record("looked_at", share, hop)
+    for share in SHARES:
+        record("random", share, True)
+        record("oracle", share, True, reaches)
+    return found
+
+
+PARTS: dict[str, float] = {}
+"""The share of positions that was live in the last gradient."""
+
+
+def gradient(
+    model: Any,
+    batch: TokenBatch,
+    config: RunConfig,
+    way: str,
+    live: LiveSet | None = None,
+    scores: dict[bytes, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The whole batch's policy gradient, by parameter; see ``chosen_by`` for ``scores``."""
+    policy = PolicyModule(model, gradient=way, temperature=1.0, live=live)
+    model.zero_grad()
+    with chosen_by(scores):
+        run(policy, batch, config)
+    work = policy.take_work()
+    PARTS["live"] = work.live_positions / max(1, work.row_positions)
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def run(policy: PolicyModule, batch: TokenBatch, config: RunConfig) -> None:
+    wanted_T = needed_rows(batch, config.loss)
+    for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
+        micro = batch.take(sequences)
+        stats = policy(micro, wanted_T[batch.rows_of(sequences)])
+        policy_loss(micro, stats, config.loss).loss.backward()
+
+
+def gradient_norms(model: Any, batch: TokenBatch, config: RunConfig) -> dict[bytes, Tensor]:
+    """For each pass's rows the norm of the exact gradient that reaches a position, summed over the
+    inputs of all layers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    policy = PolicyModule(model, gradient="sparse", temperature=1.0)
+    layers = [m for m in body_of(model).modules() if isinstance(m, GradientCheckpointingLayer)]
+    found: dict[bytes, Tensor] = {}
+    inputs: list[Tensor] = []
+    ids: list[Tensor] = []
+
+    def keep(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden = given[0] if given else named["hidden_states"]
+        hidden.retain_grad()
+        inputs.append(hidden)
+
+    hooks = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in layers]
+    hooks.append(
+        body_of(model).register_forward_pre_hook(
+            lambda _, __, named: ids.append(named["input_ids"]), with_kwargs=True
+        )
+    )
+    wanted_T = needed_rows(batch, config.loss)
+    for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
+        micro = batch.take(sequences)
+        stats = policy(micro, wanted_T[batch.rows_of(sequences)])
+        policy_loss(micro, stats, config.loss).loss.backward()
+        norms = sum(h.grad.square().sum(-1) for h in inputs if h.grad is not None)
+        found[ids[-1].numpy().tobytes()] = torch.as_tensor(norms).float()
+        inputs.clear()
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad()
+    return found
+
+
+@contextmanager
+def chosen_by(scores: dict[bytes, Tensor] | None) -> Iterator[None]:
+    """Let other scores than the attention's choose, known by the ids of the rows."""
+
+    def positions(rows: TreeRows, live: LiveSet, _: Tensor | None) -> Tensor:
+        assert scores is not None
+        return live_positions(rows, live, scores[rows.input_ids_BL.numpy().tobytes()])
+
+    if scores is not None:
+        local.live_positions = positions  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        local.live_positions = live_positions
+
+
+def layer_of(name: str) -> str:
+    return name.split(".layers.")[1].split(".")[0] if ".layers." in name else "outside"
+
+
+def kind_of(name: str) -> str:
+    return name.split(".")[-2]
+
+
+def apart(
+    got: dict[str, Tensor], exact: dict[str, Tensor], part_of: Callable[[str], str]
+) -> dict[str, dict[str, float]]:
+    """Cosine and ratio of norms of each part of the gradient."""
+    members: dict[str, list[str]] = {}
+    for name in exact:
+        members.setdefault(part_of(name), []).append(name)
+    found = {}
+    for part, names in members.items():
+        a, b = (torch.cat([side[n].flatten() for n in names]) for side in (got, exact))
+        found[part] = {"cosine": cosine(a, b), "norm": float(a.norm() / b.norm())}
+    return found
+
+
+# ---- at what price ------------------------------------------------------------------------------
+
+
+def times(case: str, repeats: int) -> dict[str, Any]:
+    """Seconds of a gradient, sparse and local, with a pass of its own and with kept keys; and of a
+    pass without gradient, with and without scores. One after the other, in turns."""
+    model, batch, config = next(steps(case, 1))
+    policies: dict[str, PolicyModule] = {
+        "sparse": PolicyModule(model, gradient="sparse", temperature=1.0)
+    }
+    for share in (0.2, 0.35, 0.5):
+        for name, hop in (("own pass, first hop", True), ("own pass", False), ("kept", False)):
+            live = LiveSet(fraction=share, first_hop=hop)
+            policy = PolicyModule(model, gradient="local", temperature=1.0, live=live)
+            policies[f"{name}, {share}"] = policy
+            if name == "kept":
+                policy.annotate(batch, max_tokens=PASS_TOKENS, keep_keys=True)
+            else:
+                policy.keys = None
+    found: dict[str, list[float]] = {name: [] for name in policies}
+    found |= {"pass": [], "pass with scores": []}
+    for _ in range(repeats):
+        for name, policy in policies.items():
+            model.zero_grad()
+            found[name].append(seconds(lambda policy=policy: run(policy, batch, config)))
+        for name, scores in (("pass", False), ("pass with scores", True)):
+            found[name].append(
+                seconds(
+                    lambda scores=scores: whole_passes(policies["sparse"], batch, config, scores)
+                )
+            )
+    return {"tokens": batch.num_tokens, "sequences": batch.num_sequences, "seconds": found}
+
+
+def whole_passes(policy: PolicyModule, batch: TokenBatch, config: RunConfig, scores: bool) -> None:
+    """The pass without gradient of every micro-batch, as ``local`` makes it."""
+    wanted_T = needed_rows(batch, config.loss)
+    for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
+        micro = batch.take(sequences)
+        rows = lay_trees(micro, wanted_T[batch.rows_of(sequences)], policy.row_tokens)
+        looking = slots_of(wanted_positions(rows))
+        watch = Watch(rows, looking, looking.take(pull_of(micro, rows))) if scores else None
+        with watching(policy.model, watch):
+            local.fill_cache(policy.model, rows, keep=False)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def flat(result: dict[str, Any]) -> dict[str, float]:
+    """The headline: medians over batches."""
+    found: dict[str, float] = {}
+    for case, share, name in (
+        ("long", 0.2, "cosine_1000_tokens_at_0.20"),
+        ("long", 0.35, "cosine_1000_tokens_at_0.35"),
+        ("lab", 0.35, "cosine_lab_at_0.35"),
+    ):
+        values = [
+            row["cosine"]
+            for one in result.get("cosines", {}).get(case, [])
+            for row in one["ways"]
+            if (row["way"], row["share"], row["first_hop"]) == ("looked_at", share, True)
+        ]
+        if values:
+            found[name] = statistics.median(values)
+    timed = result.get("times", {}).get("long")
+    if timed:
+        median = {name: statistics.median(values) for name, values in timed["seconds"].items()}
+        for share in (0.2, 0.35):
+            limit = 1 / (1 / 3 + share)
+            ratio = median["sparse"] / median[f"own pass, first hop, {share}"]
+            found[f"sparse_over_local_over_limit_at_{share:.2f}"] = ratio / limit
+        scored = median["pass with scores"] - median["pass"]
+        found["score_share_of_nograd_pass"] = scored / median["pass"]
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ from forkpoint.errors import ModelError
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.body import enable_checkpointing, name_of
 from forkpoint.policy.checks import check_rows, plain_stats, settle_attention
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.precision import compute_in, unsharded, whole
 from forkpoint.sampling.base import SampleRequest, SamplingSettings
@@ -50,6 +51,8 @@ class Found:
     """Of sparse against dense, relative, float32."""
     local_nats: float | None = None
     """Largest difference of local's log-probabilities from dense's."""
+    alive_error: float | None = None
+    """Of local's gradient with every position alive, against sparse's."""
     decoding: str = ""
     engine_nats: float | None = None
     """Largest difference of sampled log-probabilities and entropies from plain passes, float64
@@ -123,18 +126,26 @@ def rows_of(model: Any) -> dict[str, Any]:
 
 
 def local_of(model: Any) -> dict[str, Any]:
-    """Local's values against dense's; nothing where it is refused, as for all padded rows."""
-    try:
-        local = PolicyModule(model, gradient="local", temperature=0.8)
-    except ModelError:
+    """Local's values against dense's, and with every position alive its gradient against sparse's;
+    nothing where rows are padded."""
+    sparse = PolicyModule(model, gradient="sparse", temperature=0.8)
+    if sparse.rows != "tree":
         return {}
-    local.row_tokens = 256
+    dial = LiveSet(fraction=0.5), LiveSet(kind="all")
+    local, alive = (
+        PolicyModule(model, gradient="local", temperature=0.8, live=live) for live in dial
+    )
+    for policy in (sparse, local, alive):
+        policy.row_tokens = 256
     dense = PolicyModule(model, gradient="dense", temperature=0.8)
     batch = batch_of()
     wanted_T = batch.position_T % 4 == 1
     with torch.no_grad():
         exact = dense(batch, wanted_T).logprobs_R[wanted_T]
-    return {"local_nats": float((local(batch, wanted_T).logprobs_R - exact).abs().max())}
+    return {
+        "local_nats": float((local(batch, wanted_T).logprobs_R - exact).abs().max()),
+        "alive_error": relative(gradient_of(model, alive), gradient_of(model, sparse)),
+    }
 
 
 def checkpointing_of(model: Any) -> dict[str, Any]:

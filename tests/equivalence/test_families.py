@@ -69,6 +69,8 @@ def check(found: Found) -> None:
     if found.local_nats is not None:
         assert found.rows == "tree"
         assert found.local_nats < 1e-4
+        assert found.alive_error is not None
+        assert found.alive_error < 1e-5
     if found.engine_nats is not None:
         assert found.engine_nats < LOOSE_NATS.get(family, ENGINE_NATS)
     if found.checkpointing_error is not None:

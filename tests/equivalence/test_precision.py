@@ -16,6 +16,7 @@ from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule, precision
 from forkpoint.policy.body import enable_checkpointing
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.load import load_model
 from forkpoint.policy.precision import compute_in, unsharded, whole
 from forkpoint.sampling.rows import Rows, settle_decoding
@@ -72,7 +73,8 @@ def test_an_update_of_one_millionth_changes_every_weight(gradient: str) -> None:
 
 def test_no_wrapper_moves_or_copies_what_the_policy_is_asked() -> None:
     """On a GPU, FSDP moves every tensor that it finds among the arguments and copies dicts."""
-    policy = PolicyModule(tiny_model(), gradient="local", temperature=1.0)
+    keeping = LiveSet(first_hop=False)
+    policy = PolicyModule(tiny_model(), gradient="local", temperature=1.0, live=keeping)
     seen: list[tuple[Any, ...]] = []
     policy.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     batch = make_batch()
@@ -148,7 +150,8 @@ def test_a_cut_adds_no_more_than_the_rounding_of_a_pass(gradient: str) -> None:
     needed_T = needed_rows(batch, CONFIG.loss)
     found = []
     for most in (None, 1):
-        policy = bfloat16_policy(gradient=gradient)
+        # local's rows choose each their live positions: with all of them it is one gradient
+        policy = bfloat16_policy(gradient=gradient, live=LiveSet(kind="all"))
         for part in policy.passes(batch, needed_T, max_tokens=10**6, max_sequences=most):
             backward(policy, batch.take(part))
         found.append(gradient_of(policy))

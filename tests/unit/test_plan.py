@@ -115,7 +115,7 @@ def test_what_a_penalty_and_adapters_add() -> None:
     penalty = config_of(loss__kl_coefficient=0.01)
     found = memory(penalty, SIZES, STEP, 4)
     assert found.training["reference"] == found.sampling["reference"] == 4000  # on each
-    assert operations(penalty, SIZES, STEP, Assumed()).old == 4200 * 320 + 400 * 240
+    assert operations(penalty, SIZES, STEP).old == 4200 * 320 + 400 * 240
     lora = config_of(model__lora={"rank": 2})
     found = memory(lora, replace(SIZES, trained=100), STEP, 4)
     assert found.training["weights"] == (4000 + 400) / 4
@@ -136,23 +136,29 @@ def test_what_a_penalty_and_adapters_add() -> None:
 def test_the_share_of_head_rows(settings: dict[str, Any], share: float) -> None:
     config = config_of(**settings)
     assert head_share(config) == share
-    found = operations(config, SIZES, STEP, Assumed())
+    found = operations(config, SIZES, STEP)
     assert found.sparse == pytest.approx(3 * 4200 * 320 + 4 * 400 * share * 240)
 
 
 def test_operations() -> None:
     """A token costs 2 x 500 + 4 x 20 x 40 = 4,200 in the layers, 400 in the head."""
-    found = operations(config_of(), SIZES, STEP, Assumed())
+    found = operations(config_of(), SIZES, STEP)
     assert found.sampling == pytest.approx(4200 * (480 + 4 * 10) + 400 * 480)
     assert found.old == 0
     assert found.dense == pytest.approx(3 * 4200 * 320 + 3 * 400 * 240)
     assert found.sparse == pytest.approx(3 * 4200 * 320 + 4 * 400 * 0.2 * 240)
-    assert found.local == pytest.approx(4200 * 320 + 3 * 4200 * 48 + 4 * 400 * 48)
+    # 0.35 of 320 positions are live, each of 64 selected ones looks at 20, the rest hops
+    hop = 2 * 10 * (3 * 16 + 40) * 0.65 * 320
+    live = 4200 * (1 + 3 * 0.35) * 320
+    assert found.local == pytest.approx(live + 2 * 20 * 40 * 64 + hop + 4 * 400 * 48)
+    forks = config_of(training__live="forks", training__first_hop=False)
+    found = operations(forks, SIZES, STEP)
+    assert found.local == pytest.approx(4200 * (1 + 3 * 0.2) * 320 + 4 * 400 * 48)
     again = config_of(model__gradient_checkpointing=True, selection__entropy="old")
-    found = operations(again, SIZES, STEP, Assumed())
+    found = operations(again, SIZES, STEP)
     assert found.old == pytest.approx(4200 * 320 + 400 * 240)
     assert found.dense == pytest.approx(4 * 4200 * 320 + 3 * 400 * 240)
-    packed = operations(config_of(training__micro_batch_tokens=130), SIZES, STEP, Assumed())
+    packed = operations(config_of(training__micro_batch_tokens=130), SIZES, STEP)
     assert packed.sparse == pytest.approx(3 * 4200 * 260 + 4 * 400 * 0.2 * 240)
 
 

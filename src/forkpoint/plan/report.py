@@ -45,7 +45,7 @@ def planned(
     step = step_tokens(config, assumed)
     sizes = sizes_of(config.model, pass_tokens(config, step))
     held = memory(config, sizes, step, gpus, device=device)
-    work = operations(config, sizes, step, assumed)
+    work = operations(config, sizes, step)
     rate = gpus * gpu.peak_flops
     seconds = {
         name: number

@@ -20,8 +20,6 @@ class Assumed:
     """Of a GPU's peak rate, what training reaches."""
     sampling_utilisation: float = 0.1
     """Of the same, what sampling reaches: it is bound by memory."""
-    live_share: float | None = None
-    """Positions that ``local`` runs with gradient; None: ``selection.keep_fraction``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,16 +10,18 @@ selected tokens; a pass over t tokens that see c others on average costs t (2 M 
               entropies, or other weights; once more for the reference of a KL penalty
     dense     3 passes (4 checkpointed), and 6 V D a completion token
     sparse    the same passes, shared prompts once, and 8 V D k a completion token
-    local     a pass without gradient unless the keys are kept, and 3 (2 M + 4 c A) + 8 V D for the
-              share of completion tokens that runs with gradient
+    local     a pass without gradient, and 3 (2 M + 4 c A) for the share of positions that is live,
+              8 V D k; for scores 2 c A k, and for the first hop 2 D (3 K + A) for the rest, K being
+              the width of all layers' keys and values
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from forkpoint.config import RunConfig
 from forkpoint.plan.memory import head_share
 from forkpoint.plan.sizes import Sizes
-from forkpoint.plan.step import Assumed, StepTokens
+from forkpoint.plan.step import StepTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Operations:
         return getattr(self, gradient)
 
 
-def operations(config: RunConfig, sizes: Sizes, step: StepTokens, assumed: Assumed) -> Operations:
+def operations(config: RunConfig, sizes: Sizes, step: StepTokens) -> Operations:
     """See the module."""
     head = 2.0 * sizes.vocabulary * sizes.width
     seen = (step.prompt + step.length) / 2
@@ -47,7 +49,6 @@ def operations(config: RunConfig, sizes: Sizes, step: StepTokens, assumed: Assum
 
     passes = 4 if config.model.gradient_checkpointing else 3
     keep = head_share(config)
-    live = assumed.live_share or keep
     completions = step.completion_tokens
     needs_old = config.rollout.engine != "transformers" or config.selection.entropy == "old"
     own_prompts = step.sequences * step.prompt
@@ -60,10 +61,29 @@ def operations(config: RunConfig, sizes: Sizes, step: StepTokens, assumed: Assum
         * (needs_old + bool(config.loss.kl_coefficient)),
         dense=passes * run(step.tokens) + 3 * head * completions,
         sparse=passes * run(completions + shared_prompts) + 4 * head * keep * completions,
-        local=run(completions + shared_prompts)
-        + 3 * run(live * completions)
-        + 4 * head * live * completions,
+        local=_local(config, sizes, run, completions + shared_prompts, seen, keep)
+        + 4 * head * keep * completions,
     )
+
+
+def _local(
+    config: RunConfig,
+    sizes: Sizes,
+    run: Callable[[float], float],
+    tokens: float,
+    seen: float,
+    keep: float,
+) -> float:
+    """The layers' part, over rows of ``tokens``."""
+    training = config.training
+    live = {"forks": keep, "all": 1.0}.get(training.live, max(keep, training.live_fraction))
+    found = run(tokens) + 3 * run(live * tokens)
+    if training.live == "looked_at":
+        found += 2.0 * seen * sizes.attention * keep * tokens
+    if training.first_hop:
+        made = 3 * sizes.key_width + sizes.attention
+        found += 2.0 * sizes.width * made * (1 - live) * tokens
+    return found
 
 
 def packs(config: RunConfig, step: StepTokens) -> bool:

@@ -66,9 +66,18 @@ class Inputs:
             ModelError: a layer gave its cache no keys.
         """
         cache, given = _stopping_cache(), iter(self._given)
-        before = [layer.forward for layer in self._layers]
+        found: list[tuple[Tensor, Tensor]] = []
+        before, hooks = [layer.forward for layer in self._layers], []
+
+        def keep(_: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
+            if cache.layer != len(found):
+                raise _off(self._model, "has layers without a key of their own, or with several")
+            found.append(output)
+            return inputs[0] if inputs else named["hidden_states"]  # the next layer ignores it
+
         for layer in self._layers:
-            layer.forward = _until_the_cache(layer.forward, lambda: take(next(given)))
+            layer.forward = _until_the_cache(layer.forward, cache, lambda: take(next(given)))
+            hooks.append(layer.register_forward_hook(keep, with_kwargs=True))
         try:
             body_of(self._model)(
                 input_ids=ids_BK,
@@ -80,9 +89,9 @@ class Inputs:
         finally:
             for layer, forward in zip(self._layers, before, strict=True):
                 layer.forward = forward
-        if sorted(cache.found) != list(range(len(self._layers))):
-            raise _off(self._model, "has layers without keys of their own")
-        return tuple(cache.found[layer] for layer in range(len(self._layers)))
+            for hook in hooks:
+                hook.remove()
+        return tuple(found)
 
 
 class _KeysAreThere(Exception):
@@ -93,24 +102,27 @@ def _stopping_cache() -> Any:
     from transformers import DynamicCache
 
     class StoppingCache(DynamicCache):
-        def __init__(self) -> None:
-            super().__init__()
-            self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        layer: int | None = None
+        pair: tuple[Tensor, Tensor] | None = None
 
         def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> Any:
-            self.found[layer] = key, value
+            # FSDP warns of views.
+            self.layer, self.pair = layer, (key.clone(), value.clone())
             raise _KeysAreThere
 
     return StoppingCache()
 
 
-def _until_the_cache(forward: Callable[..., Any], given: Callable[[], Tensor]) -> Any:
+def _until_the_cache(forward: Callable[..., Any], cache: Any, given: Callable[[], Tensor]) -> Any:
+    """A layer's forward that stops at the cache and returns keys and values: as what the layer
+    returns, wrappers that gather its weights for backward (FSDP) see them."""
+
     def stopped(hidden: Tensor | None = None, *args: Any, **named: Any) -> Any:
-        if hidden is None:
-            hidden = named.pop("hidden_states")
+        named.pop("hidden_states", None)
+        cache.layer = None
         with suppress(_KeysAreThere):
             forward(given(), *args, **named)
-        return hidden  # what the next layer ignores
+        return cache.pair
 
     return stopped
 

@@ -60,8 +60,13 @@ def settle_rows(model: Any, gradient: str, rows: str, live: LiveSet) -> str:
         )
     if rows == "padded":
         return rows
-    fault = tree_fault(model, live if gradient == "local" else None)
+    fault = tree_fault(model)
     if fault is None:
+        if gradient == "local" and (fault := tree_fault(model, live)):
+            raise ModelError(
+                f"training.gradient = 'local' goes wrong with {name_of(model)} ({fault}); try "
+                "--set training.first_hop=false, or use --set training.gradient=sparse"
+            )
         return "tree"
     if gradient == "local" or rows == "tree":
         what = "training.gradient = 'local' needs" if gradient == "local" else "you asked for"

@@ -66,7 +66,7 @@ class ForkingPPOTrainer(PPOTrainerSync):
         flat_B = torch.zeros(len(lengths_B), dtype=torch.bool)
         if algorithm.adv_estimator in GROUP_RELATIVE and not algorithm.use_kl_in_reward:
             rewards_B = torch.stack([one.sum() for one in data["rm_scores"].unbind()])
-            flat_B = flat_rows(rewards_B, data["uid"].tolist())
+            flat_B = flat_rows(rewards_B, list(data["uid"]))
         chosen_T, numbers = choose_tokens(
             data["entropy"].values(),
             mask_T,

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from verl.utils import seqlen_balancing
 from verl.utils.config import omega_conf_to_dataclass
-from verl.utils.tensordict_utils import get_tensordict, list_of_dict_to_tensordict
 from verl.utils.profiler import DistProfiler
+from verl.utils.tensordict_utils import get_tensordict, list_of_dict_to_tensordict
 from verl.utils.transferqueue_utils import _meta_to_realdata
 from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine_workers import TrainingWorker
@@ -69,11 +69,10 @@ class Engine(transformer_impl.FSDPEngineWithLMHead):
         """As verl's: log-probabilities of every token, a position early; then verl's loss."""
         self.passes[-1] += 1
         rows = []
-        for number, prompt, response in zip(
-            micro_batch["row"], micro_batch["prompts"].unbind(), micro_batch["responses"].unbind()
-        ):
-            own = self.logprobs[int(number), : len(response)]
-            rows.append(torch.cat([torch.zeros(len(prompt) - 1), own, torch.zeros(1)]))
+        lengths = [micro_batch[name].offsets().diff() for name in ("prompts", "responses")]
+        for number, prompt, response in zip(micro_batch["row"], *lengths, strict=True):
+            own = self.logprobs[int(number), :response]
+            rows.append(torch.cat([torch.zeros(prompt - 1), own, torch.zeros(1)]))
         output = {"log_probs": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}
         loss, metrics = loss_function(model_output=output, data=micro_batch, dp_group=None)
         return loss, {"model_output": {}, "loss": loss.detach().item(), "metrics": metrics}
@@ -149,8 +148,10 @@ def transfer_queue() -> Iterator[None]:
 
 
 class Step:
-    """A made-up step: 3 prompts x 4 answers; the last prompt's rewards are all 0.9, row 5 is padding
-    of verl's, row 2 has tokens of a tool."""
+    """A made-up step of 3 prompts x 4 answers.
+
+    The last prompt's rewards are all 0.9, row 5 is padding of verl's, row 2 has a tool's token.
+    """
 
     def __init__(self) -> None:
         draw = torch.Generator().manual_seed(0)

@@ -43,8 +43,13 @@ DENOMINATOR_OF = {
     ("all", "seq-mean-token-mean"): "sequence",
     ("selected", "seq-mean-token-sum-norm"): "constant",
     ("all", "seq-mean-token-sum-norm"): "constant",
+    ("selected", "seq-mean-token-sum"): "constant",
+    ("all", "token-sum"): "constant",
 }
 """forkpoint's name of what verl divides by."""
+
+CONSTANT = {"seq-mean-token-sum-norm": 7.0, "seq-mean-token-sum": 1.0, "token-sum": 1 / 6}
+"""What ``constant`` multiplies the number of sequences, 6, by."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +112,7 @@ def ours(step: Step, chosen: Any, rows: list[int], denominator: str, **loss: Any
     sequence_T = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
     tokens = [torch.arange(length) for length in lengths]
     config = RunConfig.model_validate(
-        {"loss": {"dual_clip": 3.0, "denominator": denominator, "constant_tokens": 7, **loss}}
+        {"loss": {"dual_clip": 3.0, "denominator": denominator, **loss}}
     )
     batch = TokenBatch(
         prompts_B=tokens,
@@ -153,7 +158,8 @@ def test_verls_loss_is_forkpoints_whatever_the_micro_batch(denominator: str, mod
         assert len(ran.gradients) == 2
         for update, rows in enumerate(([0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11])):
             name = DENOMINATOR_OF[denominator, mode]
-            loss, gradient = ours(step, chosen, rows, name)
+            loss, gradient = ours(step, chosen, rows, name, constant_tokens=1)
+            loss, gradient = loss / CONSTANT.get(mode, 1), gradient / CONSTANT.get(mode, 1)
             torch.testing.assert_close(ran.gradients[update], gradient, atol=1e-6, rtol=1e-5)
             assert ran.losses[update] == pytest.approx(loss, rel=1e-5, abs=1e-6)
             assert gradient.abs().max() > 0
@@ -230,9 +236,7 @@ def test_two_ranks_make_the_step_of_one(denominator: str, tmp_path: Any) -> None
     chosen_T, _ = choose_tokens(
         step.entropies[inside], step.mask[inside], step.advantages[inside], flat[inside], 0.4
     )
-    fields = loss_fields(
-        chosen_T, step.mask[inside], step.advantages[inside], offsets, denominator
-    )
+    fields = loss_fields(chosen_T, step.mask[inside], step.advantages[inside], offsets, denominator)
     config = config_of(CUTS[0], keep_fraction=0.4, denominator=denominator)
     torch.save(fields, tmp_path / "fields")
     torch.multiprocessing.spawn(two_ranks.update, (config, str(tmp_path)), nprocs=2)

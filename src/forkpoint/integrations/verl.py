@@ -159,7 +159,7 @@ def choose_tokens(
 
     Args:
         entropies_T: nats, of every response of the step laid end to end, before its first update.
-        mask_T: verl's ``response_mask``: 0 for what a tool wrote, for padding and what was rejected.
+        mask_T: verl's ``response_mask``: 0 for padding, and what a tool wrote or was rejected.
         flat_T: bool, of ``flat_rows``.
 
     Returns:
@@ -214,7 +214,7 @@ def register() -> None:
         ConfigError: verl is missing, or not of a version that the trainer was made for.
     """
     check_version("verl", "0.9.1", "0.10")
-    from verl.trainer.ppo.v1.trainer_base import register_trainer
+    from verl.trainer.ppo.v1.trainer_base import register_trainer  # pyright: ignore[reportMissingImports]
 
     from forkpoint.integrations.verl_trainer import ForkingPPOTrainer
 

@@ -58,7 +58,8 @@ test-verl: .venv-verl/installed
 .venv-verl/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-verl
 	.venv-verl/bin/pip install --quiet torch==2.13.0
-	.venv-verl/bin/pip install --quiet verl==0.9.1 TransferQueue==0.1.11 cachetools fastapi uvicorn pytest hypothesis
+	.venv-verl/bin/pip install --quiet verl==0.9.1 TransferQueue==0.1.11 ray==2.60.0 tensordict==0.10.0 \
+		transformers==5.10.4 cachetools fastapi uvicorn pytest hypothesis
 	.venv-verl/bin/pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -5,6 +5,7 @@ however verl cuts the batch.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("verl")
 
 import torch.multiprocessing
 import transfer_queue as tq
+from omegaconf import OmegaConf, open_dict
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 from forkpoint import select_tokens
@@ -63,9 +65,9 @@ def _queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def config_of(cut: tuple[str, ...], *more: str, mode: str = "forkpoint", **ours: Any) -> Any:
+@cache
+def base() -> Any:
     return composed(
-        f"trainer.v1.trainer_mode={mode}",
         "algorithm.adv_estimator=grpo",
         "data.train_batch_size=6",
         "actor_rollout_ref.rollout.name=vllm",
@@ -73,10 +75,18 @@ def config_of(cut: tuple[str, ...], *more: str, mode: str = "forkpoint", **ours:
         f"{ACTOR}.ppo_mini_batch_size=3",
         f"{ACTOR}.clip_ratio_high=0.28",
         f"{ACTOR}.loss_scale_factor=7",
-        *(f"{ACTOR}.{setting}" for setting in cut),
-        *(f"+trainer.v1.forkpoint.{name}={value}" for name, value in ours.items()),
-        *more,
     )
+
+
+def config_of(cut: tuple[str, ...], *more: str, mode: str = "forkpoint", **ours: Any) -> Any:
+    """verl's configuration with some settings of the actor, and of ours."""
+    settings = [
+        f"trainer.v1.trainer_mode={mode}",
+        *(f"{ACTOR}.{setting}" for setting in (*cut, *more)),
+        *(f"trainer.v1.forkpoint.{name}={value}" for name, value in ours.items()),
+    ]
+    with open_dict(base()):
+        return OmegaConf.merge(base(), OmegaConf.from_dotlist(settings))
 
 
 class Ran:
@@ -147,9 +157,7 @@ def test_verls_loss_is_forkpoints_whatever_the_micro_batch(denominator: str, mod
     chosen = select_tokens(step.entropies, step.competing(), 0.4)
     passes = set()
     for cut in CUTS:
-        config = config_of(
-            cut, f"{ACTOR}.loss_agg_mode={mode}", keep_fraction=0.4, denominator=denominator
-        )
+        config = config_of(cut, f"loss_agg_mode={mode}", keep_fraction=0.4, denominator=denominator)
         ran = Ran(step, config)
         passes.add(tuple(ran.engine.passes))
         if denominator == "selected":
@@ -170,7 +178,7 @@ def test_verls_loss_is_forkpoints_whatever_the_micro_batch(denominator: str, mod
 def test_a_kl_penalty_is_on_the_tokens_that_the_denominator_says(denominator: str) -> None:
     step = Step()
     chosen = select_tokens(step.entropies, step.competing(), 0.4)
-    kl = (f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_coef=0.1")
+    kl = ("use_kl_loss=True", "kl_loss_coef=0.1")
     ran = Ran(step, config_of(CUTS[0], *kl, keep_fraction=0.4, denominator=denominator))
     penalties = {"kl_coefficient": 0.1, "penalties_on": denominator}
     _, gradient = ours(step, chosen, [0, 1, 2, 3, 4, 5], denominator, **penalties)
@@ -197,7 +205,7 @@ def test_metrics_and_what_verl_has_afterwards() -> None:
 
 def test_an_update_without_a_chosen_token_is_one_of_zero() -> None:
     step = Step()  # the last 4 sequences are a flat group
-    config = config_of(CUTS[3], f"{ACTOR}.ppo_mini_batch_size=2", keep_fraction=0.4)
+    config = config_of(CUTS[3], "ppo_mini_batch_size=2", keep_fraction=0.4)
     ran = Ran(step, config)
     assert len(ran.losses) == 3
     assert ran.losses[2] == 0
@@ -218,31 +226,31 @@ def test_with_every_token_kept_it_is_verls_own_step() -> None:
 def test_what_verl_itself_selects_depends_on_the_micro_batch() -> None:
     # verl#7829: what docs/verl.md says of kl_cov
     step = Step()
-    chosen = "policy_loss.loss_mode=kl_cov", "policy_loss.kl_cov_ratio=0.1"
-    more = [f"{ACTOR}.{setting}" for setting in (*chosen, "policy_loss.ppo_kl_coef=1.0")]
+    names = {"loss_mode": "kl_cov", "kl_cov_ratio": 0.1, "ppo_kl_coef": 1.0}
+    more = [f"policy_loss.{name}={value}" for name, value in names.items()]
     runs = [Ran(step, config_of(cut, *more, mode="sync")) for cut in (CUTS[1], CUTS[2])]
     assert not torch.allclose(runs[0].gradients[0], runs[1].gradients[0], rtol=0.01)
 
 
-@pytest.mark.parametrize("denominator", ["selected", "all"])
-def test_two_ranks_make_the_step_of_one(denominator: str, tmp_path: Any) -> None:
+def test_two_ranks_make_the_step_of_one(tmp_path: Any) -> None:
     step = Step()
-    mask = step.mask.bool()
-    flat = torch.zeros_like(mask)
-    flat[8:] = True
     lengths = torch.tensor(step.lengths)
-    inside = torch.arange(mask.shape[1]) < lengths[:, None]
+    inside = torch.arange(step.mask.shape[1]) < lengths[:, None]
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    chosen_T, _ = choose_tokens(
-        step.entropies[inside], step.mask[inside], step.advantages[inside], flat[inside], 0.4
-    )
-    fields = loss_fields(chosen_T, step.mask[inside], step.advantages[inside], offsets, denominator)
-    config = config_of(CUTS[0], keep_fraction=0.4, denominator=denominator)
+    mask_T, advantages_T = step.mask[inside], step.advantages[inside]
+    flat_T = (step.mask * (torch.arange(12) >= 8)[:, None])[inside] != 0
+    chosen_T, _ = choose_tokens(step.entropies[inside], mask_T, advantages_T, flat_T, 0.4)
+    fields = {
+        denominator: loss_fields(chosen_T, mask_T, advantages_T, offsets, denominator)
+        for denominator in ("selected", "all")
+    }
     torch.save(fields, tmp_path / "fields")
-    torch.multiprocessing.spawn(two_ranks.update, (config, str(tmp_path)), nprocs=2)
-    both = [torch.load(tmp_path / f"gradients{rank}") for rank in (0, 1)]
-    torch.testing.assert_close(both[0], both[1])
-    chosen = torch.zeros_like(mask).masked_scatter(inside, chosen_T)
-    for update, rows in enumerate(([0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11])):
-        _, gradient = ours(step, chosen, rows, denominator)
-        torch.testing.assert_close(both[0][update], gradient, atol=1e-6, rtol=1e-5)
+    torch.multiprocessing.spawn(two_ranks.updates, (config_of(CUTS[0]), str(tmp_path)), nprocs=2)
+    first, second = [torch.load(tmp_path / f"gradients{rank}") for rank in (0, 1)]
+    chosen = torch.zeros_like(inside).masked_scatter(inside, chosen_T)
+    for denominator in fields:
+        torch.testing.assert_close(first[denominator], second[denominator])
+        for update, rows in enumerate(([0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11])):
+            _, gradient = ours(step, chosen, rows, denominator)
+            found = first[denominator][update]
+            torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-5)

@@ -54,12 +54,12 @@ test-verl: .venv-verl/installed
 	.venv-verl/bin/python -m pytest -W default tests/verl
 
 # What verl's trainer imports, and no engine: these need a GPU. forkpoint itself is there for its
-# entry point, without what verl's part of it does not need.
+# entry point, without what verl's part of it does not need. Compiling would double the time.
 .venv-verl/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-verl
-	.venv-verl/bin/pip install --quiet torch==2.13.0
-	.venv-verl/bin/pip install --quiet verl==0.9.1 TransferQueue==0.1.11 ray==2.60.0 tensordict==0.10.0 \
-		transformers==5.10.4 cachetools fastapi uvicorn pytest hypothesis
+	.venv-verl/bin/pip install --quiet --no-compile torch==2.13.0
+	.venv-verl/bin/pip install --quiet --no-compile verl==0.9.1 TransferQueue==0.1.11 \
+		ray==2.60.0 tensordict==0.10.0 transformers==5.10.4 cachetools fastapi uvicorn pytest hypothesis
 	.venv-verl/bin/pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 EXTRAS := dev,gym,math,hub,gguf,lora,trl,tracking
 
-.PHONY: install dev demo test test-distributed test-trl test-vllm check format bench bench-analysis bench-gpu smollm2 docs clean
+.PHONY: install dev demo test test-distributed test-trl test-vllm test-verl check format bench bench-analysis bench-gpu smollm2 docs clean
 
 install: $(BIN)/forkpoint
 
@@ -49,6 +49,20 @@ test-vllm: dev .venv-vllm/installed
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# Our trainer against verl itself, as far as a CPU goes; verl lives in an environment of its own.
+test-verl: .venv-verl/installed
+	.venv-verl/bin/python -m pytest -W default tests/verl
+
+# What verl's trainer imports, and no engine: these need a GPU. forkpoint itself is there for its
+# entry point, without what verl's part of it does not need. Compiling would double the time.
+.venv-verl/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet --no-compile torch==2.13.0
+	.venv-verl/bin/pip install --quiet --no-compile verl==0.9.1 TransferQueue==0.1.11 \
+		ray==2.60.0 tensordict==0.10.0 transformers==5.10.4 cachetools fastapi uvicorn pytest hypothesis
+	.venv-verl/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 # Before each commit: style, types and the quick tests.
 check: dev
 	$(BIN)/ruff format --check .
@@ -87,4 +101,4 @@ models/smollm2/config.json: .venv/dev
 	$(BIN)/python scripts/smollm2.py --out models/smollm2
 
 clean:
-	rm -rf .venv .venv-vllm .venv-docs build dist site
+	rm -rf .venv .venv-vllm .venv-verl .venv-docs build dist site

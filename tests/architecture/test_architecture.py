@@ -43,6 +43,9 @@ LIBRARIES: dict[str, set[str]] = {
         *("policy", "sampling", "analysis", "training", "cli", "plan", "integrations"),
     },
     "trl": {"integrations"},
+    "verl": {"integrations"},
+    "transfer_queue": {"integrations"},
+    "tensordict": {"integrations"},
     "transformers": {"lab", "policy", "sampling", "analysis", "plan"},
     "tokenizers": {"lab"},
     "peft": {"policy"},
@@ -262,13 +265,17 @@ def test_importing_loads_nothing_heavier(modules: tuple[str, ...], absent: tuple
     assert not loaded & set(absent)
 
 
-FLOOR = ("entropy", "selection.scopes", "selection.tokens", "losses.policy_loss", "batching.batch")
+FLOOR = (
+    *("entropy", "selection.scopes", "selection.tokens", "losses.policy_loss", "batching.batch"),
+    *("integrations.verl", "integrations.verl_plugin"),
+)
 """What anyone's training loop may use, with torch, numpy and pydantic alone."""
 
 
 def test_the_floor_needs_torch_numpy_and_pydantic_alone() -> None:
     others = ("pyarrow", "scipy", "transformers", "tokenizers", "safetensors", "peft", "datasets")
     others += ("pebble", "jinja2", "markupsafe", "altair", "cyclopts", "rich", "huggingface_hub")
+    others += ("verl", "ray", "trl")
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in others)
     code = f"import sys\n{blocked}" + "".join(f"import forkpoint.{name}\n" for name in FLOOR)
     code += (

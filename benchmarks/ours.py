@@ -15,6 +15,7 @@ from benchmarks.workloads import load, records, workload
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.policy import PolicyModule
+from forkpoint.policy.live import LiveSet
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.step import train_step
 from forkpoint.types import TokenBatch
@@ -67,7 +68,8 @@ def measure(
     ``recorded``: the batch's log-probabilities are the model's own. ``kept``: its keys and values
     are there before the clock starts, as they are from sampling.
     """
-    policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0)
+    live = LiveSet(first_hop=not kept)  # which needs a pass of its own
+    policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0, live=live)
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())
     before = resident_gb()  # keys that are kept, and what the pass below leaves, count

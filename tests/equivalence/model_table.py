@@ -87,7 +87,8 @@ def measure(family: str) -> Found:
         try:
             found = replace(found, **part(model))
         except ModelError as error:
-            found = replace(found, refusals=(*found.refusals, str(error)))
+            if str(error) not in found.refusals:
+                found = replace(found, refusals=(*found.refusals, str(error)))
     return found
 
 

@@ -2,10 +2,12 @@
 
     python -m benchmarks.dial cosines --case lab
     python -m benchmarks.dial times
+    python -m benchmarks.dial stale
 
 Cosines and norms against the exact gradient for shares of live positions, with an oracle (which
 knows how much gradient reaches each position) and random positions as bounds, by layer and by kind
-of matrix, on three batches of each case; times in turns. Cases: ``lab`` (the shipped policy of the
+of matrix, on three batches of each case; times in turns; how wrong log-probabilities get where keys
+are read after the updates that made them void. Cases: ``lab`` (the shipped policy of the
 walk), ``lab_trained``, ``short`` (recorded completions of SmolLM2), ``long`` (of 750 to 1,000
 tokens, sampled here). Each command replaces its part of benchmarks/results/dial.json.
 """
@@ -40,6 +42,7 @@ from forkpoint.policy.watch import Watch, pull_of, watching
 from forkpoint.runs.atomic import write_json
 from forkpoint.sampling import build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
+from forkpoint.training.optimizer import Optimizer
 from forkpoint.types import Group, Rollout, Score, TokenBatch
 
 RESULTS = Path(__file__).parent / "results" / "dial.json"
@@ -47,12 +50,14 @@ SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 BATCHES = 3
 LONG = {"tokens": 1000, "least": 750, "sequences": 4}
 PASS_TOKENS = 2048
+LEARNING_RATES = (1e-4, 1e-3)
+UPDATES = 4
 CASES = ("lab", "lab_trained", "short", "long")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=("cosines", "times"))
+    parser.add_argument("part", choices=("cosines", "times", "stale"))
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--batches", type=int, default=BATCHES)
     parser.add_argument("--repeats", type=int, default=5)
@@ -63,7 +68,10 @@ def main() -> None:
         if options.part == "cosines":
             found = [cosines(*step, case) for step in steps(case, options.batches)]
             result.setdefault("cosines", {})[case] = found
-        elif case in ("short", "long"):
+        elif options.part == "stale" and case.startswith("lab"):
+            found = {lr: stale(case, lr) for lr in LEARNING_RATES}
+            result.setdefault("stale", {})[case] = found
+        elif options.part == "times" and case in ("short", "long"):
             result.setdefault("times", {})[case] = times(case, options.repeats)
         write_json(RESULTS, result | flat(result))
 
@@ -335,6 +343,39 @@ def whole_passes(policy: PolicyModule, batch: TokenBatch, config: RunConfig, sco
         watch = Watch(rows, looking, looking.take(pull_of(micro, rows))) if scores else None
         with watching(policy.model, watch):
             local.fill_cache(policy.model, rows, keep=False)
+
+
+# ---- keys of weights that are gone --------------------------------------------------------------
+
+
+def stale(case: str, lr: float) -> list[dict[str, float]]:
+    """After each update of a step on one batch: how far log-probabilities over the keys of its
+    first weights are from the exact ones, and how far those have moved from the old ones."""
+    model, batch, config = next(steps(case, 1))
+    live = LiveSet(first_hop=False, stale_keys=True)
+    policy = PolicyModule(model, gradient="local", temperature=1.0, live=live)
+    old_T = policy.annotate(batch, max_tokens=PASS_TOKENS, keep_keys=True).logprobs_R
+    optimizer = Optimizer(model, config.optim.model_copy(update={"lr": lr}))
+    wanted_T = needed_rows(batch, config.loss)
+    rows = []
+    for update in range(1, UPDATES + 1):
+        run(policy, batch, config)
+        optimizer.step()
+        policy.weights_changed()
+        found = []
+        for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
+            micro, own = batch.take(sequences), wanted_T[batch.rows_of(sequences)]
+            stats = policy(micro, own)
+            with torch.no_grad(), policy.exact():
+                exact = policy(micro, own)
+            old = old_T[batch.rows_of(sequences)][stats.rows_R]
+            found.append((stats.logprobs_R.detach() - exact.logprobs_R, exact.logprobs_R - old))
+        wrong, moved = (torch.cat(x).abs() for x in zip(*found, strict=True))
+        row = {"update": update, "wrong_mean": float(wrong.mean()), "wrong_max": float(wrong.max())}
+        row |= {"moved_mean": float(moved.mean()), "moved_max": float(moved.max())}
+        print(case, lr, row, flush=True)
+        rows.append(row)
+    return rows
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -21,7 +21,7 @@ from forkpoint.losses import policy_loss
 from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.attention import dense_mask
-from forkpoint.policy.keys import KeyStore, SequenceKeys, keys_of
+from forkpoint.policy.keys import KeyStore, SequenceKeys, keep_keys
 from forkpoint.policy.live import LiveSet, live_positions
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.local import fill_cache
@@ -235,7 +235,7 @@ def test_kept_keys_and_values_give_the_same_gradient(kind: Any) -> None:
         assert policy.keys == {}
         if keeps:  # of whole sequences, laid out in another way than the wanted tokens will be
             rows = lay_trees(batch, torch.ones_like(wanted), 24)
-            policy.keys.update(keys_of(rows, batch, fill_cache(model, rows)))
+            keep_keys(policy.keys, rows, batch, fill_cache(model, rows))
         stats = policy(batch, wanted)
         assert (stats.cached_tokens == 0) == keeps
         policy_loss(batch, stats, config.loss).loss.backward()
@@ -295,6 +295,68 @@ def test_an_update_makes_keys_void() -> None:
     assert policy.keys == {}
 
 
+def test_keys_for_which_there_is_no_room_are_made_again() -> None:
+    config = parse_config({"selection": {"keep_fraction": 0.3}})
+    batch = prepared(make_batch(), config)
+    wanted_T = needed_rows(batch, config.loss)
+    a_token = 4 * 2 * 2 * 2 * 8  # float32, keys and values, 2 layers, 2 heads of 8
+    every = [len(c) for c in batch.completions_B]
+    prompts = {p.numpy().tobytes(): len(p) for p in batch.prompts_B}
+    found = {}
+    for name, room in (("all", math.inf), ("some", 48 * a_token / 1e9), ("none", 1e-9)):
+        live = LiveSet(first_hop=False, keys_gb=room)
+        model = tiny_model(tied=True)
+        policy = PolicyModule(model, gradient="local", temperature=1.0, live=live)
+        policy.annotate(batch, max_tokens=2048, keep_keys=True)
+        assert policy.keys is not None
+        # the last token of a completion is predicted and not read
+        if name == "all":
+            assert policy.keys.bytes == a_token * (sum(every) - 9 + sum(prompts.values()))
+        assert policy.keys.bytes <= 1e9 * room
+        run = 0
+        for b in range(9):
+            micro, own = batch.take([b]), wanted_T[batch.rows_of([b])]
+            if own.any():
+                stats = policy(micro, own)
+                run += stats.cached_tokens > 0
+                policy_loss(micro, stats, config.loss).loss.backward()
+        found[name] = len(policy.keys), run, flat(model)
+    assert (found["all"][0], found["none"][0]) == (9, 0)
+    assert 0 < found["some"][0] < 9
+    assert 0 == found["all"][1] < found["some"][1] < found["none"][1]
+    for name in ("some", "none"):
+        gap = (found[name][2] - found["all"][2]).norm()
+        assert gap / found["all"][2].norm() < 1e-5
+
+
+def test_stale_keys_save_the_passes_of_later_updates_and_are_not_exact() -> None:
+    found = {}
+    for stale in (False, True):
+        training = {"gradient": "local", "mini_batches": 2, "first_hop": False}
+        settings = {
+            "selection": {"keep_fraction": 0.3},
+            "training": training | {"stale_keys": stale},
+            "optim": {"lr": 0.01},
+        }
+        config = parse_config(settings)
+        live = LiveSet(first_hop=False, stale_keys=stale)
+        model = tiny_model(tied=True)
+        policy = PolicyModule(model, gradient="local", temperature=1.0, live=live)
+        optimizer = Optimizer(model, config.optim)
+        metrics = train_step(
+            policy, optimizer, make_batch(), config, step=1, same_weights=False
+        ).metrics
+        assert policy.keys is not None
+        found[stale] = metrics["work/nograd_tokens"], len(policy.keys), flat_weights(model)
+    assert found[True][0] < found[False][0]
+    assert (found[False][1], found[True][1]) == (0, 9)
+    assert not torch.equal(found[True][2], found[False][2])
+
+
+def flat_weights(model: Any) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
 def test_each_predicting_position_runs_once_with_gradient() -> None:
     config = parse_config({"selection": {"keep_fraction": 0.3}})
     batch = prepared(make_batch(), config)
@@ -313,7 +375,8 @@ def test_each_predicting_position_runs_once_with_gradient() -> None:
 def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch(batch_sequences: int) -> None:
     model = tiny_model(tied=True)
     loaded = LoadedModel(model=model, tokenizer=NumberTokenizer(), eos_ids=(EOS,))
-    kept: KeyStore = {-1: SequenceKeys(prompt=(), completion=())}  # of another step
+    kept = KeyStore()
+    kept.keep(-1, SequenceKeys(prompt=(), completion=()))  # of another step
     engine = TransformersEngine(loaded, decoding=PLAIN, batch_sequences=batch_sequences)
     engine.keeper = KeyKeeper(kept, 3)
     prompts = [
@@ -340,7 +403,8 @@ def test_keys_kept_while_sampling_are_those_of_a_pass_over_the_batch(batch_seque
     batch = build_batch(groups, advantage="grpo")
     every = torch.ones(batch.num_tokens, dtype=torch.bool)
     rows = lay_trees(batch, every, 64)
-    exact = keys_of(rows, batch, fill_cache(model, rows))
+    exact = KeyStore()
+    keep_keys(exact, rows, batch, fill_cache(model, rows))
     assert kept.keys() == exact.keys() == set(range(6))
     for sequence, keys in kept.items():
         for part in ("prompt", "completion"):

@@ -85,6 +85,16 @@ class RunConfig(stages.Stage):
                 "training.gradient = 'local' reads a cache of keys and values, which "
                 "model.gradient_checkpointing turns off: use one of them"
             )
+        if training.gradient != "local":
+            fields = type(training).model_fields
+            for name in ("live", "live_fraction", "first_hop", "keys_gb", "stale_keys"):
+                if getattr(training, name) != fields[name].default:
+                    raise ValueError(f"training.{name} is read by training.gradient = 'local' only")
+        if training.stale_keys and training.first_hop:
+            raise ValueError(
+                "training.stale_keys needs training.first_hop = false: with the first hop no keys "
+                "are kept"
+            )
         if training.rows == "tree" and training.gradient == "dense":
             raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
         if s.entropy == "rollout" and self.rollout.engine == "vllm":

@@ -290,6 +290,12 @@ class TrainingConfig(Stage):
     first_hop: bool = True
     """Of ``local``: carry the gradients of constant keys and values into the weights that made
     them. Needs a pass of its own in every update; false: keys are kept while sampling."""
+    keys_gb: float = Field(default=4.0, gt=0)
+    """Without the first hop, keys and values that are kept, in 10^9 bytes; sequences for which
+    there is no room run once more in the update."""
+    stale_keys: bool = False
+    """Without the first hop: read the kept keys in all of a step's updates, not only in the first.
+    Cheaper, and log-probabilities of the later ones are no longer exact: docs/performance.md."""
     check_gradient_every: int = Field(default=0, ge=0)
     """Steps; 0: never. Then the first update's gradient is compared with the exact one, at the
     price of computing that, too: ``grad/cosine_to_exact``, ``grad/norm_to_exact``."""

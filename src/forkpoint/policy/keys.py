@@ -1,5 +1,6 @@
 """Keys and values that were computed once with the policy's weights, kept to be read again."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,8 +24,35 @@ class SequenceKeys:
     """Of at least all tokens but the last, which nothing is predicted from."""
 
 
-KeyStore: TypeAlias = dict[int, SequenceKeys]
-"""By sequence id (``TokenBatch.sequence_ids_B``), of the present weights."""
+class KeyStore(dict[int, SequenceKeys]):
+    """By sequence id (``TokenBatch.sequence_ids_B``), as much as there is room for."""
+
+    def __init__(self, most_bytes: float = math.inf) -> None:
+        super().__init__()
+        self._most_bytes = most_bytes
+        self._prompts: set[int] = set()
+        self.bytes = 0
+        """Of the tensors that are held; what several sequences share counts once."""
+
+    def keep(self, sequence: int, keys: SequenceKeys) -> None:
+        """Hold a sequence's keys, unless that would be too much."""
+        shared = id(keys.prompt) in self._prompts
+        size = _bytes(keys.completion) + (0 if shared else _bytes(keys.prompt))
+        if self.bytes + size > self._most_bytes:
+            return
+        self.bytes += size
+        self._prompts.add(id(keys.prompt))
+        self[sequence] = keys
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        super().clear()
+        self._prompts.clear()
+        self.bytes = 0
+
+
+def _bytes(layers: Layers) -> int:
+    return sum(x.numel() * x.element_size() for pair in layers for x in pair)
 
 
 def new_cache() -> Any:
@@ -59,16 +87,14 @@ def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeyStore) -> Any:
     return cache
 
 
-def keys_of(rows: TreeRows, batch: TokenBatch, cache: Any) -> KeyStore:
-    """What a pass over tree rows left in its cache, cut apart by sequence."""
+def keep_keys(store: KeyStore, rows: TreeRows, batch: TokenBatch, cache: Any) -> None:
+    """Keep what a pass over tree rows left in its cache, cut apart by sequence."""
     ids = batch.sequence_ids_B.tolist()
-    found: KeyStore = {}
     prompt: Layers = ()
     for line, column, sequence, first, size in rows.pieces_N5.tolist():
         here = slice(column, column + size)
         part = tuple((x.keys[line, :, here], x.values[line, :, here]) for x in cache.layers)
         if first:
-            found[ids[sequence]] = SequenceKeys(prompt=prompt, completion=part)
+            store.keep(ids[sequence], SequenceKeys(prompt=prompt, completion=part))
         else:
             prompt = part
-    return found

@@ -26,6 +26,10 @@ class LiveSet:
     """Of a row's positions that are live; the wanted ones all are, even if they are more."""
     first_hop: bool = True
     """Carry the gradients of the constant keys and values into the weights that made them."""
+    keys_gb: float = 4.0
+    """Without the first hop, keys and values that are kept for the next update, in 10^9 bytes."""
+    stale_keys: bool = False
+    """Read them in a step's later updates, too, whose weights are no longer theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

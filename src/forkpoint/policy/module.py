@@ -104,9 +104,10 @@ class PolicyModule(nn.Module):
         # With several processes all must run the layers equally often: none keeps keys.
         # The first hop needs what the layers were given beside them.
         keeps = gradient == "local" and ranks.size == 1 and not live.first_hop
-        self.keys: KeyStore | None = {} if keeps else None
+        self.keys: KeyStore | None = KeyStore(1e9 * live.keys_gb) if keeps else None
         """Keys and values of the present weights, which ``local`` reads instead of running their
         sequences once more: left here by passes with ``keep_keys``, and by the sampler."""
+        self._stale_keys = live.stale_keys
         self._work = Work()
 
     @property
@@ -117,7 +118,7 @@ class PolicyModule(nn.Module):
 
     def weights_changed(self) -> None:
         """To be called after every update: forgets what was computed with the old weights."""
-        if self.keys is not None:
+        if self.keys is not None and not self._stale_keys:
             self.keys.clear()
 
     def take_work(self) -> Work:

@@ -21,7 +21,7 @@ from forkpoint.policy.attention import tree_arguments
 from forkpoint.policy.body import body_of
 from forkpoint.policy.flops import body_flops, head_flops
 from forkpoint.policy.head import head_of
-from forkpoint.policy.keys import KeyStore, keys_of, new_cache
+from forkpoint.policy.keys import KeyStore, keep_keys, new_cache
 from forkpoint.types import TokenBatch, TokenStats
 
 
@@ -71,7 +71,7 @@ def tree_stats(
         **tree_arguments(model, rows), past_key_values=cache, use_cache=cache is not None
     ).last_hidden_state
     if keep is not None:
-        keep.update(keys_of(rows, batch, cache))
+        keep_keys(keep, rows, batch, cache)
     return _stats(model, batch, rows, hidden_BLD, temperature)
 
 

@@ -43,9 +43,9 @@ class KeyKeeper:
             if prompt not in self._prompts:
                 self._prompts[prompt] = _cut(cache, line, slice(begin - len(prompt), begin))
             sequence = sequence_id(request.serial, request.sample, self._group_size)
-            self._store[sequence] = SequenceKeys(
-                prompt=self._prompts[prompt],
-                completion=_cut(cache, line, slice(begin, None)),
+            completion = _cut(cache, line, slice(begin, None))
+            self._store.keep(
+                sequence, SequenceKeys(prompt=self._prompts[prompt], completion=completion)
             )
 
 

@@ -78,7 +78,11 @@ def build_parts(
 def _policy(model: Any, config: RunConfig, gradient: str, ranks: Ranks) -> PolicyModule:
     training = config.training
     live = LiveSet(
-        kind=training.live, fraction=training.live_fraction, first_hop=training.first_hop
+        kind=training.live,
+        fraction=training.live_fraction,
+        first_hop=training.first_hop,
+        keys_gb=training.keys_gb,
+        stale_keys=training.stale_keys,
     )
     return PolicyModule(
         model,

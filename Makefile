@@ -49,12 +49,14 @@ test-vllm: dev .venv-vllm/installed
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# With the oldest transformers that is supported: the tests that touch a model.
+# With the oldest transformers that is supported: gradients, engines, whole runs. Which families are
+# there and what they do differs from version to version: that is tested with the newest.
 test-floor: .venv-floor/installed
 	.venv-floor/bin/python -m pytest -m "not slow" $(FLOOR_TESTS)
 
 FLOOR := transformers==5.5.0
-FLOOR_TESTS := tests/equivalence tests/invariants tests/resume tests/learning
+FLOOR_TESTS := tests/equivalence tests/invariants tests/resume tests/learning \
+	--ignore tests/equivalence/test_families.py --ignore tests/equivalence/test_model_checks.py
 
 # huggingface_hub is another one there.
 .venv-floor/installed: pyproject.toml constraints.txt

@@ -151,7 +151,7 @@ def test_operations() -> None:
     hop = 2 * 10 * (3 * 16 + 40) * 0.65 * 320
     live = 4200 * (1 + 3 * 0.35) * 320
     assert found.local == pytest.approx(live + 2 * 20 * 40 * 64 + hop + 4 * 400 * 48)
-    forks = config_of(training__live="forks", training__first_hop=False)
+    forks = config_of(training__gradient="local", training__live="forks", training__first_hop=False)
     found = operations(forks, SIZES, STEP)
     assert found.local == pytest.approx(4200 * (1 + 3 * 0.2) * 320 + 4 * 400 * 48)
     again = config_of(model__gradient_checkpointing=True, selection__entropy="old")

@@ -13,6 +13,7 @@ from forkpoint.policy import PolicyModule
 from forkpoint.policy.body import enable_checkpointing
 from forkpoint.policy.flops import Work, body_flops, head_flops
 from forkpoint.policy.head import head_of
+from forkpoint.policy.live import LiveSet
 from tests.conftest import make_batch, tiny_model
 
 SHAPE = {
@@ -102,10 +103,20 @@ def test_work_is_that_of_the_rectangles_that_were_run() -> None:
     dense = PolicyModule(model, gradient="dense", temperature=1.0)(batch, wanted)
     # two rows of 12, every logit
     assert dense.flops == 3 * (body_flops(model, 24, 24 * 12) + head_flops(model, 24))
-    local = PolicyModule(model, gradient="local", temperature=1.0)(batch, wanted)
-    # the same row without gradient, then one query over 7 cached tokens and itself
+    forks = LiveSet(kind="forks", first_hop=False)
+    local = PolicyModule(model, gradient="local", temperature=1.0, live=forks)(batch, wanted)
+    # the same row without gradient, then one query over 6 constant keys and its own
     assert (local.cached_tokens, local.body_tokens) == (7, 1)
-    cost = body_flops(model, 7, 49) + 3 * body_flops(model, 1, 8) + 4 * head_flops(model, 1)
+    cost = body_flops(model, 7, 49) + 3 * body_flops(model, 1, 7) + 4 * head_flops(model, 1)
+    assert local.flops == cost
+    local = PolicyModule(model, gradient="local", temperature=1.0)(batch, wanted)
+    # ceil(0.35 x 7) live ones; what one looks at: products with 7 keys in 2 layers of 4 heads of 8;
+    # four constant ones of width 32: 2 layers' keys and values of 2 heads, a product forward and two
+    # back, and the queries of 4 heads
+    assert (local.cached_tokens, local.body_tokens) == (7, 3)
+    assert (local.live_positions, local.row_positions) == (3, 7)
+    cost = body_flops(model, 7, 49) + 3 * body_flops(model, 3, 3 * 7) + 4 * head_flops(model, 1)
+    cost += 2 * 7 * 2 * 4 * 8 + 2 * 4 * 32 * 2 * (3 * 2 * 2 * 8 + 4 * 8)
     assert local.flops == cost
 
 

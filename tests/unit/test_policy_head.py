@@ -111,8 +111,8 @@ def test_work_is_that_of_the_rectangles_that_were_run() -> None:
     assert local.flops == cost
     local = PolicyModule(model, gradient="local", temperature=1.0)(batch, wanted)
     # ceil(0.35 x 7) are live; what one looks at: products with 7 keys, 2 layers of 4 heads of 8;
-    # four constant ones of width 32: keys and values of 2 heads, 2 layers, a product forward and two
-    # back, and the queries of 4 heads
+    # four constant ones of width 32: keys and values of 2 heads in 2 layers, a product forward and
+    # two back, and the queries of 4 heads
     assert (local.cached_tokens, local.body_tokens) == (7, 3)
     assert (local.live_positions, local.row_positions) == (3, 7)
     cost = body_flops(model, 7, 49) + 3 * body_flops(model, 3, 3 * 7) + 4 * head_flops(model, 1)

@@ -318,14 +318,18 @@ class VllmEngine:
                 if stalls and not over.is_set() and client.address not in self._lost:
                     self.lose(client, f"it has made no token for {self._stall_s:g} s")
 
+        def go_on() -> None:
+            if should_stop() or self._closing.is_set():
+                raise Interrupted("stopped while sampling")
+
+        go_on()  # before anything is asked for: a quick server would be done first
         slots = min(self._slots, -(-job.missing // len(clients)))
         workers = [_started(slot, client) for client in clients for _ in range(slots)]
         for client in clients:
             _started(watch, client)
         try:
             while any(worker.is_alive() for worker in workers) and job.error is None:
-                if should_stop() or self._closing.is_set():
-                    raise Interrupted("stopped while sampling")
+                go_on()
                 workers[0].join(POLL_S) if workers[0].is_alive() else time.sleep(POLL_S)
         finally:
             over.set()

@@ -25,6 +25,7 @@ from forkpoint.policy.keys import KeyStore, SequenceKeys, keep_keys
 from forkpoint.policy.live import LiveSet, live_positions
 from forkpoint.policy.load import LoadedModel
 from forkpoint.policy.local import fill_cache
+from forkpoint.policy.watch import pull_of
 from forkpoint.sampling.base import SampleRequest, SamplingSettings
 from forkpoint.sampling.key_keeper import KeyKeeper
 from forkpoint.sampling.rows import PLAIN
@@ -241,6 +242,23 @@ def test_kept_keys_and_values_give_the_same_gradient(kind: Any) -> None:
         policy_loss(batch, stats, config.loss).loss.backward()
         flats.append(flat(model))
     assert (flats[0] - flats[1]).norm() / flats[0].norm() < 1e-5
+
+
+def test_the_pull_of_a_position_by_hand() -> None:
+    """|A| sqrt(E), summed over the tokens it predicts; an energy that nobody knows counts 1."""
+    batch = make_batch().take([0, 1])  # one prompt of 3 tokens, completions of 3 and 9
+    energies_T = torch.full((12,), 0.25)
+    energies_T[3] = torch.nan
+    advantages_T = torch.arange(12.0) - 6
+    batch = batch.with_streams(old_energies_T=energies_T, advantages_T=advantages_T)
+    wanted_T = torch.zeros(12, dtype=torch.bool)
+    wanted_T[[0, 2, 3, 5]] = True  # the first of either, the last of the shorter, one more
+    rows = lay_trees(batch, wanted_T, 100)
+    pull_BL = pull_of(batch, rows)
+    # both first tokens are predicted at the prompt's last; then -4 and -1, halved
+    assert pull_BL[0, 2] == 6 * 0.5 + 3 * 1
+    assert sorted(pull_BL.flatten().tolist())[-3:] == [0.5, 2.0, 6.0]
+    assert int((pull_BL != 0).sum()) == 3
 
 
 def test_random_positions_are_the_same_ones_for_the_same_rows() -> None:

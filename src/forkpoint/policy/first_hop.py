@@ -9,6 +9,7 @@ No class of transformers is known here. A layer runs on its recorded input until
 keys and values to the cache, which takes them and stops the layer.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -35,7 +36,7 @@ class Inputs:
         if not self._layers:
             raise _off(model, "has no layers that are known")
         self._model = model
-        self._given: list[Tensor] = []
+        self._given: deque[Tensor] = deque()
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -55,7 +56,7 @@ class Inputs:
         self, ids_BK: Tensor, positions_BK: Tensor, take: Callable[[Tensor], Tensor]
     ) -> Layers:
         """Keys and values of some columns, with gradient to the weights that make them of the
-        layers' inputs.
+        layers' inputs, which are forgotten one by one.
 
         Args:
             ids_BK: the tokens in them.
@@ -65,7 +66,7 @@ class Inputs:
         Raises:
             ModelError: a layer gave its cache no keys.
         """
-        cache, given = _stopping_cache(), iter(self._given)
+        cache = _stopping_cache()
         found: list[tuple[Tensor, Tensor]] = []
         before, hooks = [layer.forward for layer in self._layers], []
 
@@ -76,7 +77,9 @@ class Inputs:
             return inputs[0] if inputs else named["hidden_states"]  # the next layer ignores it
 
         for layer in self._layers:
-            layer.forward = _until_the_cache(layer.forward, cache, lambda: take(next(given)))
+            layer.forward = _until_the_cache(
+                layer.forward, cache, lambda: take(self._given.popleft())
+            )
             hooks.append(layer.register_forward_hook(keep, with_kwargs=True))
         try:
             body_of(self._model)(

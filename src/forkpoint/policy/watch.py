@@ -93,13 +93,13 @@ class Watch:
 def pull_of(batch: TokenBatch, rows: TreeRows) -> Tensor:
     """float32 [lines, L]: the sum of |A| E^(1/2) over the wanted tokens that a position predicts.
 
-    Where nobody gave the energies, E is taken for 1.
+    Where nobody gave the energies, or not that of a token, E is taken for 1.
     """
     energies_T = batch.old_energies_T
     energies_T = batch.rollout_energies_T if energies_T is None else energies_T
     pull_T = batch.advantages_T.abs()
     if energies_T is not None:
-        pull_T = pull_T * energies_T.clamp(min=0).sqrt()
+        pull_T = pull_T * energies_T.nan_to_num(nan=1.0).clamp(min=0).sqrt()
     pull_R = pull_T.to(rows.line_R.device)[rows.rows_R].float()
     pull_BL = torch.zeros_like(rows.input_ids_BL, dtype=torch.float32)
     return pull_BL.index_put((rows.line_R, rows.column_R), pull_R, accumulate=True)

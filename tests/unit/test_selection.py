@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +17,7 @@ from forkpoint.config.stages import SelectionConfig
 from forkpoint.errors import ConfigError, NumericalError, SelectionError
 from forkpoint.selection import RULES, Candidates, scope_groups, select
 from forkpoint.selection.candidates import linear_quantile
+from forkpoint.selection.tokens import select_tokens
 from forkpoint.types import FinishReason, Selection, TokenBatch
 from tests.conftest import make_group
 
@@ -434,3 +437,13 @@ def test_rule_that_is_not_there_is_a_fault_of_the_configuration(rule: str, messa
     with pytest.raises(ConfigError, match=message) as caught:
         chosen(batch_of([0.3, 0.9], [0.5, 0.1]), rule=rule)
     assert "selection.rule" in str(caught.value)
+
+
+def test_a_process_group_of_one_is_one_process(tmp_path: Path) -> None:
+    entropies = torch.tensor([[0.1, 0.9, 0.5], [0.5, 0.0, 0.3]])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        kept = select_tokens(entropies, keep_fraction=0.5, group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    assert kept.tolist() == [[False, True, True], [True, False, False]]

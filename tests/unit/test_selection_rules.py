@@ -13,7 +13,7 @@ from forkpoint.config.stages import SelectionConfig
 from forkpoint.errors import ConfigError, NumericalError, SelectionError
 from forkpoint.selection import RULES, Candidates, select
 from forkpoint.selection.names import BY_PROBABILITY, reads_fraction
-from forkpoint.selection.rules import rules_of
+from forkpoint.selection.rules import check_rules, rules_of
 from forkpoint.selection.scopes import fraction_at, weigh
 from forkpoint.training.annotate import source_of
 from tests.conftest import make_batch
@@ -252,6 +252,31 @@ def test_probabilities_that_are_not_known_are_not_guessed() -> None:
         assert chosen(rule, batch.rollout_logprobs_T) >= 0
         with pytest.raises(NumericalError, match="log-probability of every token"):
             chosen(rule, unknown)
+
+
+def test_energies_that_are_not_finite_are_refused() -> None:
+    batch = make_batch()
+    energies_T = torch.full((batch.num_tokens,), torch.nan)
+    config, groups_T = SelectionConfig(rule="energy"), torch.zeros_like(batch.sequence_T)
+    assert batch.rollout_entropies_T is not None
+    with pytest.raises(NumericalError, match="energies of tokens are not finite"):
+        select(
+            *(batch, batch.rollout_entropies_T, groups_T, config),
+            seed=0,
+            step=1,
+            energies_T=energies_T,
+        )
+
+
+def test_the_rule_of_marked_tokens_is_checked_with_that_of_the_run() -> None:
+    check_rules(parse_config({"loss": {"marked": {"rule": "energy"}}}))
+    with pytest.raises(ConfigError, match=r"loss.marked.rule = 'enrgy'.*did you mean 'energy'"):
+        check_rules(parse_config({"loss": {"marked": {"rule": "enrgy"}}}))
+
+
+def test_a_function_that_does_not_say_what_it_takes_is_given_its_parameters() -> None:
+    found = rules_of(SelectionConfig(rule="builtins:max", parameters={"default": 1.0}))
+    assert found["builtins:max"]([]) == 1.0  # type: ignore[arg-type]
 
 
 def test_which_rules_a_fraction_says_the_size_of() -> None:

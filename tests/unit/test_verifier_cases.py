@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from forkpoint.errors import ConfigError
 from forkpoint.rewards.audit import VERDICTS, audit, read_cases
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,14 @@ def test_the_cases_are_many_and_each_is_another() -> None:
     for case in cases:
         for verdict in case.get("today", {}).values():
             assert verdict in set(VERDICTS) - {case["expected"]}
+
+
+def test_an_audit_without_math_verify_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"pip install 'forkpoint\[math\]'"):
+        audit(read_cases(CASES)[:1], timeout_s=1.0)
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def check(found: Found) -> None:
         assert found.gradient_error < LOOSE.get(family, GRADIENT)
     if found.local_nats is not None:
         assert found.rows == "tree"
-        assert found.local_nats < 1e-4
+        assert found.local_nats < 2e-4  # HRM runs its layers many times over
         assert found.alive_error is not None
         assert found.alive_error < 1e-5
     if found.engine_nats is not None:

@@ -8,8 +8,9 @@ Cosines and norms against the exact gradient for shares of live positions, with 
 knows how much gradient reaches each position) and random positions as bounds, by layer and by kind
 of matrix, on three batches of each case; times in turns; how wrong log-probabilities get where keys
 are read after the updates that made them void. Cases: ``lab`` (the shipped policy of the
-walk), ``lab_trained``, ``short`` (recorded completions of SmolLM2), ``long`` (of 750 to 1,000
-tokens, sampled here). Each command replaces its part of benchmarks/results/dial.json.
+walk), ``lab_trained``, ``short`` (recorded completions of SmolLM2), ``medium`` (of 200 to 256
+tokens, sampled here), ``long`` (of 750 to 1,000). Each command replaces its part of
+benchmarks/results/dial.json.
 """
 
 import argparse
@@ -48,11 +49,12 @@ from forkpoint.types import Group, Rollout, Score, TokenBatch
 RESULTS = Path(__file__).parent / "results" / "dial.json"
 SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 BATCHES = 3
-LONG = {"tokens": 1000, "least": 750, "sequences": 4}
+SAMPLED = {"medium": (256, 200, 8), "long": (1000, 750, 4)}
+"""Tokens of a completion at most and at least, and completions."""
 PASS_TOKENS = 2048
 LEARNING_RATES = (1e-4, 1e-3)
 UPDATES = 4
-CASES = ("lab", "lab_trained", "short", "long")
+CASES = ("lab", "lab_trained", "short", "medium", "long")
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
         elif options.part == "stale" and case.startswith("lab"):
             found = {lr: stale(case, lr) for lr in LEARNING_RATES}
             result.setdefault("stale", {})[case] = found
-        elif options.part == "times" and case in ("short", "long"):
+        elif options.part == "times" and case not in ("lab", "lab_trained"):
             result.setdefault("times", {})[case] = times(case, options.repeats)
         write_json(RESULTS, result | flat(result))
 
@@ -91,7 +93,7 @@ def steps(case: str, count: int) -> Iterator[tuple[Any, TokenBatch, RunConfig]]:
         return
     model = load("smollm2")
     for serial in range(count):
-        group = records(workload("no_zero"))[serial] if case == "short" else long_group(serial)
+        group = records(workload("no_zero"))[serial] if case == "short" else sampled_group(case, serial)
         yield model, selected(build_batch([group], advantage="grpo"), config), config
 
 
@@ -119,9 +121,10 @@ def lab_groups(path: str, serial: int) -> tuple[Any, list[Group]]:
     return parts.loaded.model, list(rollouts.accepted)
 
 
-def long_group(serial: int) -> Group:
-    """Answers of a pretrained model to a sum, sampled on until they are long; the advantages are
+def sampled_group(case: str, serial: int) -> Group:
+    """Answers of a pretrained model to a sum, of which the long ones are kept; the advantages are
     made up, by turns 1 and -1, for nobody judges such a text."""
+    tokens, least, wanted = SAMPLED[case]
     config = parse_config(
         {
             "model": {"path": "models/smollm2"},
@@ -132,25 +135,25 @@ def long_group(serial: int) -> Group:
             },
             "rollout": {
                 "prompts_per_step": 1,
-                "group_size": 4 * LONG["sequences"],
-                "max_new_tokens": LONG["tokens"],
+                "group_size": 16,
+                "max_new_tokens": tokens,
                 "dynamic_sampling": False,
             },
         }
     )
     parts = build_sampling(config)
-    settings = SamplingSettings(max_new_tokens=LONG["tokens"], temperature=1.0, seed=serial, step=1)
+    settings = SamplingSettings(max_new_tokens=tokens, temperature=1.0, seed=serial, step=1)
     try:
         rollouts = collect_groups(parts, config.rollout, settings, first_serial=serial)
     finally:
         parts.close()
     (group,) = rollouts.groups
-    long = [r.completion for r in group.rollouts_G if len(r.completion.logprobs) >= LONG["least"]]
-    if len(long) < LONG["sequences"]:
+    long = [r.completion for r in group.rollouts_G if len(r.completion.logprobs) >= least]
+    if len(long) < wanted:
         raise SystemExit(f"only {len(long)} of {len(group.rollouts_G)} answers were long enough")
     made = tuple(
         Rollout(completion=c, score=Score(reward=float(i % 2), parts={}))
-        for i, c in enumerate(long[: LONG["sequences"]])
+        for i, c in enumerate(long[:wanted])
     )
     return Group(prompt=group.prompt, serial=serial, rollouts_G=made)
 

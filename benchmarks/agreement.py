@@ -12,8 +12,8 @@ import torch
 from benchmarks.workloads import load, records, workload
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig, parse_config
-from forkpoint.losses import policy_loss, with_coefficients
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss, with_coefficients
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.sampling import build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
@@ -91,7 +91,7 @@ def gradients(
     for sequences in policy.passes(batch, wanted_T, max_tokens=2048):
         micro = batch.take(sequences)
         stats = policy(micro, wanted_T[batch.rows_of(sequences)])
-        policy_loss(micro, stats, config.loss).loss.backward()
+        batch_loss(micro, stats, config.loss).loss.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 

@@ -34,8 +34,8 @@ from forkpoint.batching import build_batch
 from forkpoint.batching.tree import TreeRows, lay_trees
 from forkpoint.config import RunConfig, load_config, parse_config
 from forkpoint.environment import environment
-from forkpoint.losses import policy_loss
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule, local
 from forkpoint.policy.body import body_of
 from forkpoint.policy.live import LiveSet, live_positions, slots_of, wanted_positions
@@ -93,7 +93,9 @@ def steps(case: str, count: int) -> Iterator[tuple[Any, TokenBatch, RunConfig]]:
         return
     model = load("smollm2")
     for serial in range(count):
-        group = records(workload("no_zero"))[serial] if case == "short" else sampled_group(case, serial)
+        group = (
+            records(workload("no_zero"))[serial] if case == "short" else sampled_group(case, serial)
+        )
         yield model, selected(build_batch([group], advantage="grpo"), config), config
 
 
@@ -225,7 +227,7 @@ def run(policy: PolicyModule, batch: TokenBatch, config: RunConfig) -> None:
     for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
         micro = batch.take(sequences)
         stats = policy(micro, wanted_T[batch.rows_of(sequences)])
-        policy_loss(micro, stats, config.loss).loss.backward()
+        batch_loss(micro, stats, config.loss).loss.backward()
 
 
 def gradient_norms(model: Any, batch: TokenBatch, config: RunConfig) -> dict[bytes, Tensor]:
@@ -254,7 +256,7 @@ def gradient_norms(model: Any, batch: TokenBatch, config: RunConfig) -> dict[byt
     for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
         micro = batch.take(sequences)
         stats = policy(micro, wanted_T[batch.rows_of(sequences)])
-        policy_loss(micro, stats, config.loss).loss.backward()
+        batch_loss(micro, stats, config.loss).loss.backward()
         norms = sum(h.grad.square().sum(-1) for h in inputs if h.grad is not None)
         found[ids[-1].numpy().tobytes()] = torch.as_tensor(norms).float()
         inputs.clear()

@@ -16,8 +16,8 @@ from benchmarks.memory import reset_peak, resident_gb
 from benchmarks.workloads import qwen3
 from forkpoint.batching import build_batch
 from forkpoint.config import parse_config
-from forkpoint.losses import policy_loss, with_coefficients
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss, with_coefficients
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import Completion, FinishReason, Group, Problem, Prompt, Rollout, Score
@@ -68,7 +68,7 @@ def measure(model: Any, sizes: dict[str, float]) -> dict[str, Any]:
             for sequences in policy.passes(batch, wanted_T, max_tokens=PASS_TOKENS):
                 micro = batch.take(sequences)
                 stats = policy(micro, wanted_T[batch.rows_of(sequences)])
-                policy_loss(micro, stats, config.loss).loss.backward()
+                batch_loss(micro, stats, config.loss).loss.backward()
             seconds = time.perf_counter() - started
             found[way] = {"seconds": seconds, "memory_gb": resident_gb("VmHWM") - before}
     return found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from forkpoint.batching import build_batch, split_microbatches, split_minibatches
 from forkpoint.config.run import RunConfig
-from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses import batch_loss, with_coefficients
 from forkpoint.losses.denominators import step_totals
 from forkpoint.selection import scope_groups, select
 from forkpoint.types import FinishReason, Group, TokenBatch, TokenStats
@@ -127,7 +127,7 @@ def our_losses(step: Step, config: RunConfig) -> list[Tensor]:
                 energies_R=torch.zeros_like(step.entropies_T[rows][micro_rows]),
                 body_tokens=0,
             )
-            loss = loss + policy_loss(part.take(micro_sequences), stats, config.loss).loss
+            loss = loss + batch_loss(part.take(micro_sequences), stats, config.loss).loss
         losses.append(loss)
     return losses
 

@@ -27,8 +27,8 @@ from benchmarks.gpu.models import (
 )
 from benchmarks.workloads import records
 from forkpoint.batching import build_batch
-from forkpoint.losses import policy_loss
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy.precision import unsharded, whole
 from forkpoint.sampling.base import SamplingSettings
 from forkpoint.sampling.rows import PLAIN
@@ -213,7 +213,7 @@ def gradient(built: Built, batch: TokenBatch) -> Tensor:
     for sequences in built.policy.passes(batch, needed_T, max_tokens=1024):
         micro = batch.take(sequences)
         stats = built.policy(micro, needed_T[batch.rows_of(sequences)])
-        policy_loss(micro, stats, loss).loss.backward()
+        batch_loss(micro, stats, loss).loss.backward()
     gradients = [p.grad for p in built.policy.parameters() if p.grad is not None]
     flat = torch.cat([whole(g).flatten().double() for g in gradients])
     built.optimizer.zero_grad()

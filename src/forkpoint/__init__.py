@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from forkpoint.api import analyze, evaluate, train
     from forkpoint.config import RunConfig, load_config
     from forkpoint.entropy import token_stats
+    from forkpoint.losses import policy_loss
     from forkpoint.selection import select_tokens
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "analyze",
     "evaluate",
     "load_config",
+    "policy_loss",
     "select_tokens",
     "token_stats",
     "train",
@@ -24,6 +26,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("analyze", "evaluate", "train"), "forkpoint.api"),
     **dict.fromkeys(("RunConfig", "load_config"), "forkpoint.config"),
+    "policy_loss": "forkpoint.losses",
     "select_tokens": "forkpoint.selection",
     "token_stats": "forkpoint.entropy",
 }

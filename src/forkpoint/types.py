@@ -345,7 +345,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """One micro-batch's share of the loss. Made by ``losses.policy_loss``."""
+    """One micro-batch's share of the loss. Made by ``losses.batch_loss``."""
 
     loss: "Tensor"
     """Scalar with gradient. Shares of micro-batches add up to the mini-batch's loss."""

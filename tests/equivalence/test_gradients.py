@@ -14,8 +14,8 @@ from forkpoint.config import parse_config
 from forkpoint.config.run import RunConfig
 from forkpoint.config.stages import ModelConfig
 from forkpoint.errors import ModelError
-from forkpoint.losses import policy_loss, with_coefficients
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss, with_coefficients
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.live import LiveSet
 from forkpoint.policy.load import enable_checkpointing
@@ -64,7 +64,7 @@ def gradient(
         wanted = needed_rows(micro, config.loss)
         if not wanted.any():
             continue
-        output = policy_loss(micro, policy(micro, wanted), config.loss)
+        output = batch_loss(micro, policy(micro, wanted), config.loss)
         output.loss.backward()
         total += output.loss.item()
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -114,7 +114,7 @@ def test_gradient_is_exactly_zero_at_the_logits_of_unselected_tokens() -> None:
 
     model.register_forward_hook(keep_logits)
     policy = PolicyModule(model, gradient="dense", temperature=1.0)
-    output = policy_loss(batch, policy(batch, batch.pool_T), config.loss)
+    output = batch_loss(batch, policy(batch, batch.pool_T), config.loss)
     output.loss.backward()
     grad_BLV = seen[0].grad
     assert grad_BLV is not None
@@ -282,7 +282,7 @@ def test_checkpointed_layers_give_the_same_gradient_and_are_run_twice() -> None:
             enable_checkpointing(model)
         policy = PolicyModule(model, gradient="sparse", temperature=1.0, rows="tree")
         model.base_model.layers[0].mlp.register_forward_pre_hook(lambda m, i, r=runs: r.append(1))
-        policy_loss(batch, policy(batch, wanted), config.loss).loss.backward()
+        batch_loss(batch, policy(batch, wanted), config.loss).loss.backward()
         flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((flat, len(runs)))
         assert not model.training  # no dropout: the policy is one function

@@ -17,8 +17,8 @@ from forkpoint.batching import build_batch
 from forkpoint.batching.tree import TreeRows, lay_trees
 from forkpoint.config import parse_config
 from forkpoint.entropy.logits import logits_stats
-from forkpoint.losses import policy_loss
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.attention import dense_mask
 from forkpoint.policy.keys import KeyStore, SequenceKeys, keep_keys
@@ -92,7 +92,7 @@ def oracle(
     ids_R = micro.token_ids_T[rows.rows_R]
     found = logits_stats(hidden_RD @ model.lm_head.weight.T, ids_R, temperature)
     stats = TokenStats(rows.rows_R, *found, body_tokens=0)
-    loss = policy_loss(micro, stats, config.loss).loss
+    loss = batch_loss(micro, stats, config.loss).loss
     loss.backward()
     if live.first_hop:
         for layer, (input_BLD, (cos, sin)), leaves in zip(
@@ -145,7 +145,7 @@ def local(
     policy = PolicyModule(model, gradient="local", temperature=temperature, live=live)
     policy.row_tokens = width
     stats = policy(micro, wanted_T)
-    output = policy_loss(micro, stats, config.loss)
+    output = batch_loss(micro, stats, config.loss)
     output.loss.backward()
     return output.loss.item(), flat(model), stats.body_tokens
 
@@ -239,7 +239,7 @@ def test_kept_keys_and_values_give_the_same_gradient(kind: Any) -> None:
             keep_keys(policy.keys, rows, batch, fill_cache(model, rows))
         stats = policy(batch, wanted)
         assert (stats.cached_tokens == 0) == keeps
-        policy_loss(batch, stats, config.loss).loss.backward()
+        batch_loss(batch, stats, config.loss).loss.backward()
         flats.append(flat(model))
     assert (flats[0] - flats[1]).norm() / flats[0].norm() < 1e-5
 
@@ -337,7 +337,7 @@ def test_keys_for_which_there_is_no_room_are_made_again() -> None:
             if own.any():
                 stats = policy(micro, own)
                 run += stats.cached_tokens > 0
-                policy_loss(micro, stats, config.loss).loss.backward()
+                batch_loss(micro, stats, config.loss).loss.backward()
         found[name] = len(policy.keys), run, flat(model)
     assert (found["all"][0], found["none"][0]) == (9, 0)
     assert 0 < found["some"][0] < 9

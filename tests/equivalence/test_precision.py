@@ -12,8 +12,8 @@ from torch.distributed.utils import _recursive_to
 from forkpoint.config import parse_config
 from forkpoint.config.stages import ModelConfig, OptimConfig
 from forkpoint.errors import ModelError
-from forkpoint.losses import policy_loss
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule, precision
 from forkpoint.policy.body import enable_checkpointing
 from forkpoint.policy.live import LiveSet
@@ -41,7 +41,7 @@ def bfloat16_policy(model: Any = None, gradient: str = "sparse", **settings: Any
 
 def backward(policy: PolicyModule, batch: TokenBatch) -> None:
     needed_T = needed_rows(batch, CONFIG.loss)
-    policy_loss(batch, policy(batch, needed_T), CONFIG.loss).loss.backward()
+    batch_loss(batch, policy(batch, needed_T), CONFIG.loss).loss.backward()
 
 
 def gradient_of(policy: PolicyModule) -> Tensor:

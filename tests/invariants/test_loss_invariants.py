@@ -12,8 +12,8 @@ from torch import Tensor
 from forkpoint.batching import build_batch, split_microbatches
 from forkpoint.config import parse_config
 from forkpoint.config.run import RunConfig
-from forkpoint.losses import DENOMINATORS, SURROGATES, policy_loss, with_coefficients
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import DENOMINATORS, SURROGATES, batch_loss, with_coefficients
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.selection import scope_groups
 from forkpoint.types import FinishReason, Metric, TokenBatch, TokenStats
 from tests.conftest import make_group
@@ -91,7 +91,7 @@ def run(
             energies_R=torch.zeros_like(entropy_T[rows][rows_R]),
             body_tokens=0,
         )
-        output = policy_loss(micro, stats, config.loss)
+        output = batch_loss(micro, stats, config.loss)
         total = total + output.loss
         for name, value in output.shares.items():
             shares[name] = shares.get(name, 0.0) + float(value)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from forkpoint.config import RunConfig, parse_config
-from forkpoint.losses import policy_loss, with_coefficients
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss, with_coefficients
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule
 from forkpoint.training import annotate as module
 from forkpoint.training.annotate import annotate
@@ -98,7 +98,7 @@ def test_value_and_gradient_are_those_of_a_loop_in_float64(gradient: str, denomi
     model = tiny_model()
     policy = PolicyModule(model, gradient=gradient, temperature=1.0)
     stats = policy(found, needed_rows(found, config.loss))
-    loss = policy_loss(found, stats, config.loss).loss
+    loss = batch_loss(found, stats, config.loss).loss
     loss.backward()
     gradient_of = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 

@@ -10,8 +10,8 @@ import torch
 from forkpoint.config import parse_config
 from forkpoint.config.stages import LoraConfig, ModelConfig
 from forkpoint.errors import ConfigError, ModelError
-from forkpoint.losses import policy_loss
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses import batch_loss
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule, load_model
 from forkpoint.policy.export import export_model
 from forkpoint.policy.lora import add_adapters
@@ -26,7 +26,7 @@ def backward(model: torch.nn.Module, gradient: str) -> None:
     batch = prepared(make_batch(), CONFIG)
     policy = PolicyModule(model, gradient=gradient, temperature=1.0)
     wanted = needed_rows(batch, CONFIG.loss)
-    policy_loss(batch, policy(batch, wanted), CONFIG.loss).loss.backward()
+    batch_loss(batch, policy(batch, wanted), CONFIG.loss).loss.backward()
 
 
 @pytest.mark.parametrize("gradient", ["dense", "sparse"])

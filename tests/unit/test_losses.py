@@ -14,8 +14,8 @@ from forkpoint.batching import build_batch
 from forkpoint.config import parse_config
 from forkpoint.config.stages import LossConfig
 from forkpoint.losses import DENOMINATORS, KL_ESTIMATORS, SURROGATES, with_coefficients
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.losses.denominators import StepTotals, step_totals
-from forkpoint.losses.policy_loss import needed_rows
 from forkpoint.losses.surrogates import LOG_RATIO_BOUND
 from forkpoint.types import FinishReason, TokenBatch
 from tests.conftest import make_group

@@ -1,6 +1,6 @@
 """A step of verl's with our trainer: `make test-verl` installs verl in an environment of its own.
 
-The loss and gradient of verl's own code on our fields are those of forkpoint's ``policy_loss``,
+The loss and gradient of verl's own code on our fields are those of forkpoint's ``batch_loss``,
 however verl cuts the batch.
 """
 
@@ -21,7 +21,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 from forkpoint import select_tokens
 from forkpoint.config import RunConfig
 from forkpoint.integrations.verl import choose_tokens, loss_fields
-from forkpoint.losses import policy_loss, with_coefficients
+from forkpoint.losses import batch_loss, with_coefficients
 from forkpoint.types import TokenBatch, TokenStats
 from tests.verl import two_ranks
 from tests.verl.runs import Engine, Step, Worker, Workers, composed, transfer_queue
@@ -143,7 +143,7 @@ def ours(step: Step, chosen: Any, rows: list[int], denominator: str, **loss: Any
     places_T = torch.arange(len(logprobs_T))
     nothing_T = torch.zeros_like(logprobs_T)
     stats = TokenStats(places_T, logprobs_T, nothing_T, nothing_T, 0)
-    loss_of = policy_loss(batch, stats, config.loss).loss
+    loss_of = batch_loss(batch, stats, config.loss).loss
     (gradient_T,) = torch.autograd.grad(loss_of, logprobs_T)
     whole = torch.zeros_like(step.new)
     for row, part in zip(rows, gradient_T.split(lengths), strict=True):

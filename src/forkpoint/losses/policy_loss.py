@@ -1,137 +1,79 @@
-"""The loss of a micro-batch: coefficients times surrogates, summed, and its penalties."""
+"""The loss on plain tensors, for anyone's training loop."""
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from forkpoint.config import parse_config
 from forkpoint.config.stages import LossConfig
-from forkpoint.losses.surrogates import (
-    LOG_RATIO_BOUND,
-    NEEDS_WHOLE_SEQUENCES,
-    SURROGATES,
-    Surrogate,
-)
-from forkpoint.types import LossOutput, Metric, TokenBatch, TokenStats
+from forkpoint.errors import ConfigError
+from forkpoint.losses.surrogates import NEEDS_WHOLE_SEQUENCES, SURROGATES
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
-    "k2": lambda difference_R: difference_R.square() / 2,
-    "k3": lambda difference_R: difference_R.exp() - difference_R - 1,
-}
-"""Per token, of KL(policy, frozen reference) with d = ln pi_ref - ln pi, for tokens sampled from pi
-(http://joschu.net/blog/kl-approx.html):
-
-    k2 = d^2 / 2            biased value, unbiased gradient of KL(pi, pi_ref)
-    k3 = exp(d) - d - 1     unbiased value, >= 0; the field's default
-"""
+_DEFAULTS = LossConfig()
 
 
-def needed_rows(batch: TokenBatch, config: LossConfig) -> Tensor:
-    """The rows the loss reads: bool [T]. Everything else has no part in value or gradient."""
-    assert batch.coefficients_T is not None
-    needed_T = batch.coefficients_T != 0
-    if config.surrogate in NEEDS_WHOLE_SEQUENCES:
-        touched_B = torch.zeros(batch.num_sequences, dtype=torch.bool, device=needed_T.device)
-        touched_B[batch.sequence_T[needed_T]] = True
-        needed_T = touched_B[batch.sequence_T]
-    if batch.penalty_coefficients_T is not None:
-        needed_T = needed_T | (batch.penalty_coefficients_T != 0)
-    return needed_T
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    kept: Tensor,
+    denominator: float | Tensor,
+    *,
+    surrogate: Literal["ppo_clip", "reinforce", "cispo"] = "ppo_clip",
+    clip_low: float = _DEFAULTS.clip_low,
+    clip_high: float = _DEFAULTS.clip_high,
+    dual_clip: float | None = _DEFAULTS.dual_clip,
+) -> Tensor:
+    """Some sequences' share of a step's loss over the tokens that were kept.
 
+        loss = - sum over kept t of surrogate_t / denominator
 
-def policy_loss(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> LossOutput:
-    """One micro-batch's share of the mini-batch's loss.
+    Add up the shares of a step's micro-batches, or their gradients: with one denominator for all of
+    them the sum is the same for every cut, which a mean over each micro-batch's own tokens is not.
+    The number of the step's kept tokens, ``forks.sum()`` of all processes, gives the mean over
+    forks of the paper (2506.01939, Eq. 5); the number of all its tokens gives TRL's.
 
-        loss = - sum_t c_t surrogate_t + sum_t p_t ( beta KL_t - alpha H_t )
-
-    with c and p the batch's coefficients (already divided by their denominators), beta
-    ``kl_coefficient`` and alpha ``entropy_bonus``. Shares of any cut add up to the same loss.
-    Marked tokens (``loss.marked``) have their own clip bounds and beta, and add
-    c_t delta |ln pi - ln pi_old| with delta ``drift_coefficient``.
+    Example: of one token with ln pi = ln pi_old, advantage 1 and denominator 2 it is -0.5.
 
     Args:
-        batch: annotated with ``old_logprobs_T`` and coefficients (and the reference's
-            log-probabilities if there is a KL penalty).
-        stats: of at least the rows ``needed_rows`` names; more rows change nothing.
+        logprobs: [B, L], ln pi of each token under the present weights, with gradient.
+        old_logprobs: [B, L], under the weights at the beginning of the step.
+        advantages: [B], one for each sequence, or [B, L].
+        kept: bool [B, L], what ``select_tokens`` gave; what stands elsewhere is not read.
+        denominator: what the sum is divided by; the same for all shares of a step.
+        surrogate: what is maximised for a token; see docs/selection.md.
+        clip_low, clip_high: the ratio's bounds are 1 - clip_low and 1 + clip_high.
+        dual_clip: with ``ppo_clip``, bounds the loss where the advantage is negative.
+
+    Returns:
+        A scalar; 0 where nothing is kept.
+
+    Raises:
+        ConfigError: shapes that do not fit, a denominator that is not positive, a surrogate that
+            is not there or reads whole sequences, or a bound that cannot be.
     """
-    rows_R = stats.rows_R
-    assert batch.old_logprobs_T is not None
-    assert batch.coefficients_T is not None
-    coefficients_R = batch.coefficients_T[rows_R]
-    surrogate = _surrogate(batch, stats, config)
-    kept_R = coefficients_R != 0
-    # where() and not a plain product: 0 * inf of a row that does not count would be nan.
-    policy = -torch.where(kept_R, coefficients_R * surrogate.values_R, 0.0).sum()
-    loss, shares = policy, {"loss/policy": policy.detach().double()}
-    if batch.penalty_coefficients_T is not None:
-        penalty, penalty_shares = _penalties(batch, stats, config)
-        loss, shares = loss + penalty, shares | penalty_shares
-    log_ratio_R = stats.logprobs_R.detach() - batch.old_logprobs_T[rows_R]
-    ratio_R = log_ratio_R.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-    metrics = {
-        "loss/clip_fraction_kept": surrogate.clipped_R & kept_R,
-        "loss/ratio_mean_kept": torch.where(kept_R, ratio_R, 0.0),
-        "loss/entropy_mean_kept": torch.where(kept_R, stats.entropies_R.detach(), 0.0),
-    }
-    count = kept_R.sum()
-    return LossOutput(
-        loss=loss,
-        shares=shares,
-        metrics={
-            name: Metric(values_R.double().sum(), count) for name, values_R in metrics.items()
-        },
+    if surrogate in NEEDS_WHOLE_SEQUENCES:
+        raise ConfigError(f"surrogate = {surrogate!r} reads whole sequences: not on plain tensors")
+    shapes = [tuple(tensor.shape) for tensor in (logprobs, old_logprobs, kept)]
+    if len(set(shapes)) > 1 or advantages.shape not in (logprobs.shape, logprobs.shape[:1]):
+        raise ConfigError(
+            f"log-probabilities, old ones and kept of shapes {', '.join(map(str, shapes))} with "
+            f"advantages of {tuple(advantages.shape)}: they are [B, L], advantages [B] or [B, L]"
+        )
+    if not denominator > 0:
+        raise ConfigError(f"denominator = {float(denominator)} is not positive: is nothing kept?")
+    bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+    config = parse_config({"loss": {"surrogate": surrogate, **bounds}}, "policy_loss").loss
+    chosen = kept.bool()
+    if advantages.ndim < logprobs.ndim:
+        advantages = advantages[:, None].expand_as(logprobs)
+    sequence = torch.arange(len(logprobs), device=logprobs.device)[:, None].expand_as(logprobs)
+    values_R, _ = SURROGATES[surrogate](
+        logprobs[chosen],
+        old_logprobs[chosen].detach(),
+        advantages[chosen].detach(),
+        sequence[chosen],
+        config,
     )
-
-
-def _surrogate(batch: TokenBatch, stats: TokenStats, config: LossConfig) -> Surrogate:
-    """Each row's surrogate, of marked rows by their own bounds and less what they drift."""
-    assert batch.old_logprobs_T is not None
-    rows_R, old_R = stats.rows_R, batch.old_logprobs_T[stats.rows_R]
-    per_row = (stats.logprobs_R, old_R, batch.advantages_T[rows_R], batch.sequence_T[rows_R])
-    function = SURROGATES[config.surrogate]
-    plain = function(*per_row, config)
-    marked = config.marked
-    if marked is None:
-        return plain
-    assert batch.marked_T is not None
-    marked_R = batch.marked_T[rows_R]
-    own = {"clip_low": marked.clip_low, "clip_high": marked.clip_high}
-    bounds = {name: bound for name, bound in own.items() if bound is not None}
-    values_R, clipped_R = function(*per_row, config.model_copy(update=bounds))
-    # where() before abs(): a row that is not marked may differ by any amount
-    drift_R = torch.where(marked_R, stats.logprobs_R - old_R, 0.0).abs()
-    return Surrogate(
-        torch.where(marked_R, values_R, plain.values_R) - marked.drift_coefficient * drift_R,
-        torch.where(marked_R, clipped_R, plain.clipped_R),
-    )
-
-
-def _penalties(
-    batch: TokenBatch, stats: TokenStats, config: LossConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    assert batch.penalty_coefficients_T is not None
-    coefficients_R = batch.penalty_coefficients_T[stats.rows_R]
-    counts_R = coefficients_R != 0
-    penalty = torch.zeros((), device=coefficients_R.device)
-    shares: dict[str, Tensor] = {}
-    if config.entropy_bonus:
-        bonus = torch.where(counts_R, coefficients_R * stats.entropies_R, 0.0).sum()
-        penalty = penalty - config.entropy_bonus * bonus
-        shares["loss/entropy_bonus"] = bonus.detach().double()
-    if config.kl_coefficient:
-        assert batch.reference_logprobs_T is not None
-        difference_R = batch.reference_logprobs_T[stats.rows_R] - stats.logprobs_R
-        # The gradient of exp() at a row that does not count would be 0 * inf as well.
-        difference_R = torch.where(counts_R, difference_R, 0.0)
-        kl_R = KL_ESTIMATORS[config.kl](difference_R)
-        weighted_R = torch.where(counts_R, coefficients_R * kl_R, 0.0)
-        beta: Tensor | float = config.kl_coefficient
-        if config.marked is not None:
-            assert batch.marked_T is not None
-            marked_R = batch.marked_T[stats.rows_R]
-            own = config.marked.kl_coefficient
-            if own is not None:
-                beta = torch.where(marked_R, own, config.kl_coefficient)
-        penalty = penalty + (beta * weighted_R).sum()
-        shares["loss/kl"] = weighted_R.sum().detach().double()
-    return penalty, shares
+    return -values_R.sum() / denominator

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from forkpoint.config.stages import LossConfig, TrainingConfig
-from forkpoint.losses import policy_loss
+from forkpoint.losses import batch_loss
 from forkpoint.policy.module import PolicyModule
 from forkpoint.types import LossOutput, TokenBatch, TokenStats
 
@@ -38,7 +38,7 @@ def gradient_of(
             continue
         micro = part.take(sequences)
         stats = policy(micro, wanted)
-        output = policy_loss(micro, stats, loss_config)
+        output = batch_loss(micro, stats, loss_config)
         output.loss.backward()
         yield micro, stats, output
 

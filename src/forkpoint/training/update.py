@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.config.run import RunConfig
-from forkpoint.losses.policy_loss import needed_rows
+from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy.module import PolicyModule
 from forkpoint.training.gradient import against_exact, gradient_of
 from forkpoint.training.meter import Meter

@@ -1,7 +1,7 @@
 """The dial of the local gradient: how near to the exact one, at what price.
 
-    python -m benchmarks.dial cosines --case lab
-    python -m benchmarks.dial times
+    python -m benchmarks.dial cosines trials --case lab
+    python -m benchmarks.dial times --case long
     python -m benchmarks.dial stale
 
 Cosines and norms against the exact gradient for shares of live positions, with an oracle (which
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.agreement import cosine, selected
+from benchmarks.dial_trials import layers_of, trials
 from benchmarks.workloads import load, records, workload
 from forkpoint.api import train
 from forkpoint.batching import build_batch
@@ -48,6 +49,7 @@ from forkpoint.types import Group, Rollout, Score, TokenBatch
 
 RESULTS = Path(__file__).parent / "results" / "dial.json"
 SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+BOUND_SHARES = (0.2, 0.35, 0.5)
 BATCHES = 3
 SAMPLED = {"medium": (256, 200, 8), "long": (1000, 750, 4)}
 """Tokens of a completion at most and at least, and completions."""
@@ -59,21 +61,26 @@ CASES = ("lab", "lab_trained", "short", "medium", "long")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=("cosines", "times", "stale"))
+    parser.add_argument("parts", nargs="+", choices=("cosines", "trials", "times", "stale"))
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--batches", type=int, default=BATCHES)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     result |= {"date": date.today().isoformat(), "environment": environment()}
+    on_each = {"cosines": cosines, "trials": tried}
+    parts = [part for part in options.parts if part in on_each]
     for case in options.case or CASES:
-        if options.part == "cosines":
-            found = [cosines(*step, case) for step in steps(case, options.batches)]
-            result.setdefault("cosines", {})[case] = found
-        elif options.part == "stale" and case.startswith("lab"):
+        lab = case.startswith("lab")
+        for serial, step in enumerate(steps(case, options.batches if parts else 0)):
+            for part in parts:
+                rows = result.setdefault(part, {}).setdefault(case, [])
+                rows[serial:] = [on_each[part](*step, case)]
+                write_json(RESULTS, result | flat(result))
+        if "stale" in options.parts and lab:
             found = {lr: stale(case, lr) for lr in LEARNING_RATES}
             result.setdefault("stale", {})[case] = found
-        elif options.part == "times" and case not in ("lab", "lab_trained"):
+        if "times" in options.parts and not lab:
             result.setdefault("times", {})[case] = times(case, options.repeats)
         write_json(RESULTS, result | flat(result))
 
@@ -194,9 +201,18 @@ def cosines(model: Any, batch: TokenBatch, config: RunConfig, case: str) -> dict
         record("forks", 0.2, hop)
         for share in SHARES:
             record("looked_at", share, hop)
-    for share in SHARES:
+    for share in BOUND_SHARES:
         record("random", share, True)
         record("oracle", share, True, reaches)
+    return found
+
+
+def tried(model: Any, batch: TokenBatch, config: RunConfig, case: str) -> dict[str, float]:
+    """The cosines of what was tried beside, on one batch."""
+    found = trials(
+        lambda way, live: gradient(model, batch, config, way, live), layers_of(model), kind_of
+    )
+    print(case, {name: round(value, 4) for name, value in found.items()}, flush=True)
     return found
 
 

@@ -28,7 +28,7 @@ EQUAL_SEQUENCES = 8
 """Sequences in one pass where memory is compared."""
 COMPARED = ("half_zero", "no_zero", "equal")
 """Workloads on which every side runs."""
-ALONE = ("agreement", "sampling", "growth", "without_flat", "in_trl")
+ALONE = ("agreement", "sampling", "growth", "dial", "without_flat", "in_trl")
 """Parts whose numbers are compared with no other part's."""
 
 
@@ -97,7 +97,7 @@ def write(raw: dict[str, Any], told: dict[str, Any], out: Path) -> None:
 
 def alone(part: str, batch_size: int) -> dict[str, Any]:
     """One of ``ALONE``: a program of that name, or a comparison of two."""
-    comparisons = {"without_flat": without_flat, "in_trl": in_trl}
+    comparisons = {"without_flat": without_flat, "in_trl": in_trl, "dial": dial}
     return comparisons[part](batch_size) if part in comparisons else run(part)
 
 
@@ -106,6 +106,21 @@ def without_flat(batch_size: int) -> dict[str, Any]:
     sparse on all of them: what selection adds to leaving out flat groups."""
     trl = ("trl_step", "--workload", "half_zero", "--without-flat", "--batch-size", batch_size)
     return turns({"trl": trl, "sparse": ours("sparse", "half_zero")}, ("trl", "sparse"))
+
+
+def dial(batch_size: int) -> dict[str, Any]:
+    """The local gradient at some settings of its dial, beside all others."""
+    sides = {
+        "trl": ("trl_step", "--workload", "no_zero", "--batch-size", batch_size),
+        "dense": ours("dense", "no_zero"),
+        "sparse": ours("sparse", "no_zero"),
+        "local_50": ours("local", "no_zero", "--live-fraction", 0.5),
+        "local_35": ours("local", "no_zero"),
+        "local_forks": ours("local", "no_zero", "--live", "forks"),
+        "local_35_kept": ours("local", "no_zero", "--kept"),
+        "local_forks_kept": ours("local", "no_zero", "--live", "forks", "--kept"),
+    }
+    return turns(sides, [name for name in sides if name not in ("trl", "dense")])
 
 
 def in_trl(batch_size: int) -> dict[str, Any]:

@@ -29,6 +29,8 @@ AXES: dict[str, tuple[float, ...]] = {
     "keep_fraction": (0.05, 0.2, 0.5, 1.0),
     "vocabulary": (8_000, 32_000, 151_936),
 }
+LONG = (1000, 2000, 4000)
+"""Lengths of more points, in groups of two."""
 PROMPT = 48
 PASS_TOKENS = 2048
 
@@ -36,12 +38,13 @@ PASS_TOKENS = 2048
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.parse_args()
+    named = [(axis, {axis: value}) for axis, values in AXES.items() for value in values]
+    named += [("length", {"length": value, "group": 2}) for value in LONG]
     points = []
-    for axis, values in AXES.items():
-        for value in values:
-            sizes = {**BASE, axis: value}
-            model = qwen3(vocabulary=int(sizes["vocabulary"]), layers=4, width=256)
-            points.append({"axis": axis, **sizes, "ways": measure(model, sizes)})
+    for axis, own in named:
+        sizes = {**BASE, **own}
+        model = qwen3(vocabulary=int(sizes["vocabulary"]), layers=4, width=256)
+        points.append({"axis": axis, **sizes, "ways": measure(model, sizes)})
     print(json.dumps({"points": points}))
 
 

@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, help="Sequences in one pass; default: tokens.")
     parser.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
     parser.add_argument("--keep-fraction", type=float, default=0.2)
+    parser.add_argument("--live", default="looked_at", help="With local: its dial.")
+    parser.add_argument("--live-fraction", type=float, default=0.35)
     parser.add_argument("--kept", action="store_true", help="Keys are there, as from sampling.")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -39,7 +41,12 @@ def main() -> None:
     batch = build_batch(records(workload(options.workload)), advantage="grpo")
     model = load(options.model)
     recorded = options.model == "smollm2" and options.workload != "equal"
-    found = measure(model, batch, config, options.repeats, recorded=recorded, kept=options.kept)
+    live = LiveSet(
+        kind=options.live,
+        fraction=options.live_fraction,
+        first_hop=not options.kept,  # which needs a pass of its own
+    )
+    found = measure(model, batch, config, options.repeats, recorded=recorded, live=live)
     print(json.dumps(found))
 
 
@@ -61,14 +68,14 @@ def settings(options: argparse.Namespace) -> RunConfig:
 
 
 def measure(
-    model: Any, batch: TokenBatch, config: RunConfig, repeats: int, *, recorded: bool, kept: bool
+    model: Any, batch: TokenBatch, config: RunConfig, repeats: int, *, recorded: bool, live: LiveSet
 ) -> dict[str, Any]:
     """Seconds of each of ``repeats`` optimizer steps, and the first one's memory.
 
-    ``recorded``: the batch's log-probabilities are the model's own. ``kept``: its keys and values
-    are there before the clock starts, as they are from sampling.
+    ``recorded``: the batch's log-probabilities are the model's own. Without the first hop its keys
+    and values are there before the clock starts, as they are from sampling.
     """
-    live = LiveSet(first_hop=not kept)  # which needs a pass of its own
+    kept = not live.first_hop
     policy = PolicyModule(model, gradient=config.training.gradient, temperature=1.0, live=live)
     optimizer = Optimizer(model, config.optim)
     parameters = sum(p.numel() for p in model.parameters())

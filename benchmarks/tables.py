@@ -38,6 +38,7 @@ def markdown(result: dict[str, Any]) -> str:
         _memory(raw),
         "Random Qwen3, 152k words, 4 layers of 1024, no zero-variance group:",
         _wide(raw),
+        *_dial(raw.get("dial")),
         "Growth, 4 layers of 256: seconds (GB) of one gradient",
         _growth(raw["growth"]["points"]),
     ]
@@ -75,6 +76,22 @@ def _wide(raw: dict[str, Any]) -> str:
     return _table(("way", "seconds", "GB"), rows)
 
 
+def _dial(sides: dict[str, Any] | None) -> list[str]:
+    if sides is None:
+        return []
+    sparse = statistics.median(sides["sparse"]["seconds"])
+    rows = []
+    for name, side in sides.items():
+        seconds = statistics.median(side["seconds"])
+        live = side.get("work/live_fraction")
+        share = "" if live is None else f"{100 * live:.0f} %"
+        rows.append((name, share, _short(seconds), _short(sparse / seconds)))
+    title = (
+        "The dial of the local gradient on no_zero, `kept`: without the first hop, keys at hand:"
+    )
+    return [title, _table(("way", "live", "seconds", "sparse / it"), rows)]
+
+
 def _growth(points: list[dict[str, Any]]) -> str:
     rows = []
     for point in points:
@@ -82,7 +99,8 @@ def _growth(points: list[dict[str, Any]]) -> str:
             f"{_short(way['seconds'])} ({_short(way['memory_gb'])})"
             for way in point["ways"].values()
         ]
-        rows.append((f"{point['axis']} = {point[point['axis']]:g}", *cells))
+        few = f", group = {point['group']:g}" if point["axis"] == "length" else ""
+        rows.append((f"{point['axis']} = {point[point['axis']]:g}{few}", *cells))
     return _table(("size", *points[0]["ways"]), rows)
 
 

@@ -14,6 +14,7 @@ from forkpoint.config.stages import ModelConfig
 from forkpoint.lab import GameWorld, draw_problem
 from forkpoint.policy import LoadedModel, PolicyModule, load_model
 from forkpoint.policy.body import enable_checkpointing
+from forkpoint.policy.live import LiveSet
 from forkpoint.policy.precision import compute_in
 from forkpoint.sampling.base import SampleRequest
 from forkpoint.training.optimizer import Optimizer
@@ -60,6 +61,8 @@ class Setup:
     device: str
     compute_dtype: str = "float32"
     gradient: str = "sparse"
+    live: LiveSet | None = None
+    """Of ``local``; None: its default."""
     attention: str = "sdpa"
     checkpointing: bool = False
     lr: float = 1e-12
@@ -106,6 +109,7 @@ def build(setup: Setup) -> Built:
         gradient=setup.gradient,
         temperature=1.0,
         row_tokens=setup.micro_batch_tokens,
+        live=setup.live,
     )
     compute_in(policy, getattr(torch, setup.compute_dtype))
     optimizer = Optimizer(loaded.model, config.optim)

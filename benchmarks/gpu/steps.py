@@ -23,6 +23,7 @@ from benchmarks.gpu.models import (
 )
 from benchmarks.workloads import SampledGroup, records
 from forkpoint.batching import build_batch
+from forkpoint.policy.live import LiveSet
 from forkpoint.training.step import train_step
 from forkpoint.types import TokenBatch
 
@@ -39,6 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "dense": {"gradient": "dense"},
     "sparse": {"gradient": "sparse"},
     "local": {"gradient": "local"},
+    "local, live 0.5": {"gradient": "local", "live": LiveSet(fraction=0.5)},
+    "local, forks": {"gradient": "local", "live": LiveSet(kind="forks")},
     "sparse, flex_attention, checkpointing": {
         "gradient": "sparse",
         "attention": "flex_attention",

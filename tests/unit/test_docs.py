@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import docs_figures  # noqa: E402
+
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 WITH_SNIPPETS = [path for path in PAGES if SNIPPET.search(path.read_text(encoding="utf-8"))]
@@ -39,6 +44,20 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.slow
+SAYS = re.compile(r'aria-label="([^"]*)"')
+
+
+def test_the_pictures_are_of_the_results_that_are_stored(tmp_path: Path) -> None:
+    docs_figures.main(tmp_path)
+    drawn = {path.name: SAYS.findall(path.read_text()) for path in tmp_path.glob("*.svg")}
+    stored = {
+        path.name: SAYS.findall(path.read_text()) for path in docs_figures.FIGURES.glob("*.svg")
+    }
+    assert drawn
+    assert all(drawn.values())
+    assert drawn == stored, "python scripts/docs_figures.py"
+
+
 def test_the_notebook_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbclient
     import nbformat

@@ -266,7 +266,7 @@ def test_importing_loads_nothing_heavier(modules: tuple[str, ...], absent: tuple
 
 
 FLOOR = (
-    *("entropy", "selection.scopes", "selection.tokens", "losses.batch_loss", "losses.policy_loss"),
+    *("entropy", "selection.scopes", "selection.tokens", "losses.batch_loss", "losses.tokens"),
     *("batching.batch", "integrations.verl", "integrations.verl_plugin"),
 )
 """What anyone's training loop may use, with torch, numpy and pydantic alone."""

@@ -2,8 +2,8 @@
 
 from forkpoint.losses.batch_loss import KL_ESTIMATORS, batch_loss
 from forkpoint.losses.denominators import DENOMINATORS, with_coefficients
-from forkpoint.losses.policy_loss import policy_loss
 from forkpoint.losses.surrogates import SURROGATES
+from forkpoint.losses.tokens import policy_loss
 
 __all__ = [
     "DENOMINATORS",

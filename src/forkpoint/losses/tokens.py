@@ -43,7 +43,8 @@ def policy_loss(
         kept: bool [B, L], what ``select_tokens`` gave; what stands elsewhere is not read.
         denominator: what the sum is divided by; the same for all shares of a step.
         surrogate: what is maximised for a token; see docs/selection.md.
-        clip_low, clip_high: the ratio's bounds are 1 - clip_low and 1 + clip_high.
+        clip_low: the ratio's lower bound is 1 - clip_low.
+        clip_high: its upper bound is 1 + clip_high.
         dual_clip: with ``ppo_clip``, bounds the loss where the advantage is negative.
 
     Returns:

@@ -43,7 +43,6 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.slow
 SAYS = re.compile(r'aria-label="([^"]*)"')
 
 
@@ -58,6 +57,7 @@ def test_the_pictures_are_of_the_results_that_are_stored(tmp_path: Path) -> None
     assert drawn == stored, "python scripts/docs_figures.py"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbclient
     import nbformat

@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("parts", nargs="+", choices=("cosines", "trials", "times", "stale"))
     parser.add_argument("--case", choices=CASES, action="append")
-    parser.add_argument("--batches", type=int, default=BATCHES)
+    parser.add_argument("--batch", type=int, action="append", help="default: all three")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -72,10 +72,11 @@ def main() -> None:
     parts = [part for part in options.parts if part in on_each]
     for case in options.case or CASES:
         lab = case.startswith("lab")
-        for serial, step in enumerate(steps(case, options.batches if parts else 0)):
+        serials = (options.batch or range(BATCHES)) if parts else ()
+        for serial, step in zip(serials, steps(case, serials), strict=True):
             for part in parts:
                 rows = result.setdefault(part, {}).setdefault(case, [])
-                rows[serial:] = [on_each[part](*step, case)]
+                rows[serial : serial + 1] = [on_each[part](*step, case)]
                 write_json(RESULTS, result | flat(result))
         if "stale" in options.parts and lab:
             found = {lr: stale(case, lr) for lr in LEARNING_RATES}
@@ -88,18 +89,18 @@ def main() -> None:
 # ---- what is measured on ------------------------------------------------------------------------
 
 
-def steps(case: str, count: int) -> Iterator[tuple[Any, TokenBatch, RunConfig]]:
+def steps(case: str, serials: Iterable[int]) -> Iterator[tuple[Any, TokenBatch, RunConfig]]:
     """Some steps' batches with their forks chosen, each with the model that sampled it."""
     config = parse_config({})
     if case.startswith("lab"):
         with tempfile.TemporaryDirectory() as folder:
             path = trained(Path(folder)) if case == "lab_trained" else "lab:walk"
-            for serial in range(count):
+            for serial in serials:
                 model, groups = lab_groups(path, serial)
                 yield model, selected(build_batch(groups, advantage="grpo"), config), config
         return
     model = load("smollm2")
-    for serial in range(count):
+    for serial in serials:
         group = (
             records(workload("no_zero"))[serial] if case == "short" else sampled_group(case, serial)
         )
@@ -197,9 +198,9 @@ def cosines(model: Any, batch: TokenBatch, config: RunConfig, case: str) -> dict
         print(case, {k: v for k, v in row.items() if not k.startswith("by_")}, flush=True)
 
     reaches = gradient_norms(model, batch, config)
-    for hop in (True, False):
+    for hop, shares in ((True, SHARES), (False, BOUND_SHARES)):
         record("forks", 0.2, hop)
-        for share in SHARES:
+        for share in shares:
             record("looked_at", share, hop)
     for share in BOUND_SHARES:
         record("random", share, True)
@@ -326,7 +327,7 @@ def apart(
 def times(case: str, repeats: int) -> dict[str, Any]:
     """Seconds of a gradient, sparse and local, with a pass of its own and with kept keys; and of a
     pass without gradient, with and without scores. One after the other, in turns."""
-    model, batch, config = next(steps(case, 1))
+    model, batch, config = next(steps(case, [0]))
     policies: dict[str, PolicyModule] = {
         "sparse": PolicyModule(model, gradient="sparse", temperature=1.0)
     }
@@ -372,7 +373,7 @@ def whole_passes(policy: PolicyModule, batch: TokenBatch, config: RunConfig, sco
 def stale(case: str, lr: float) -> list[dict[str, float]]:
     """After each update of a step on one batch: how far log-probabilities over the keys of its
     first weights are from the exact ones, and how far those have moved from the old ones."""
-    model, batch, config = next(steps(case, 1))
+    model, batch, config = next(steps(case, [0]))
     live = LiveSet(first_hop=False, stale_keys=True)
     policy = PolicyModule(model, gradient="local", temperature=1.0, live=live)
     old_T = policy.annotate(batch, max_tokens=PASS_TOKENS, keep_keys=True).logprobs_R

@@ -118,6 +118,11 @@ def test_all_faults_are_reported_at_once() -> None:
     assert len(parts) == len(expected_faults)
 
 
+def test_a_word_in_the_place_of_a_list() -> None:
+    expected = """the configuration: tracking.to: expected a list, such as ["wandb"]"""
+    assert fault({"tracking": {"to": "wandb"}}) == f"{expected} (given 'wandb')"
+
+
 def test_an_empty_list_of_rewards_is_a_fault_beside_others() -> None:
     assert "rewards: " in fault({"rewards": []})
     message = fault({"rewards": [], "training": {"steps": -1}})

@@ -118,6 +118,8 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) ->
         near = difflib.get_close_matches(str(loc[-1]), _fields_at(loc[:-1]), n=1)
         hint = f"; did you mean {_dotted((*loc[:-1], *near))}?" if near else ""
         return f"unknown key {where}{hint}"
+    if kind == "tuple_type":
+        message = f"expected a list, such as {json.dumps([given])}"
     message = message.removeprefix("Value error, ")
     return f"{where}: {message} (given {given!r})" if where else message
 

@@ -61,12 +61,12 @@ def whole(out: Path) -> None:
     raw["steps"]["half_zero"]["trl"]["seconds"] += raw["trl_batch_sizes"][str(fastest)]["seconds"]
     raw["memory"] = {
         way: run("ours", "--gradient", way, "--sequences", EQUAL_SEQUENCES, "--repeats", 1)
-        for way in ("dense", "sparse", "local")
+        for way in ("dense", "sparse")
     }
     raw["keep_all"] = turns(
         {way: ours(way, "no_zero", "--keep-fraction", 1.0) for way in ("dense", "sparse")}
     )
-    raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse"), **wide_ours("local")})
+    raw["wide"] = turns({**wide_ours("dense"), **wide_ours("sparse")})
     raw["wide_trl"] = run("trl_step", "--model", "wide", "--workload", "no_zero", "--batch-size", 4)
     raw["matrix_product_gflops"].append(matrix_product_rate())
     raw |= {part: alone(part, fastest) for part in ALONE}
@@ -133,11 +133,10 @@ def in_trl(batch_size: int) -> dict[str, Any]:
 
 
 def smollm2(name: str, batch_size: int) -> dict[str, Any]:
-    """TRL and this package's three ways on one workload."""
+    """TRL and this package's two exact ways on one workload."""
     sides = {
         "trl": ("trl_step", "--workload", name, "--batch-size", batch_size),
-        **{way: ours(way, name) for way in ("sparse", "local", "dense")},
-        "local_kept": ours("local", name, "--kept"),
+        **{way: ours(way, name) for way in ("sparse", "dense")},
     }
     # The choice of its batch size gives TRL a second run of half_zero; equal is no headline.
     return turns(sides, ("trl", "sparse") if name == "no_zero" else ())
@@ -213,8 +212,8 @@ def headline(raw: dict[str, Any]) -> dict[str, float]:
         "dense_over_sparse_time": ratio(half, "dense", "sparse"),
         "dense_over_sparse_time_no_zero": ratio(none, "dense", "sparse"),
         "dense_over_sparse_time_keep_all": ratio(raw["keep_all"], "dense", "sparse"),
-        "sparse_over_local_time": ratio(none, "sparse", "local_kept"),
-        "sparse_over_local_time_own_pass": ratio(none, "sparse", "local"),
+        "sparse_over_local_time": ratio(raw["dial"], "sparse", "local_35_kept"),
+        "sparse_over_local_time_own_pass": ratio(raw["dial"], "sparse", "local_35"),
         "trl_over_sparse_time_152k": median(raw["wide_trl"]["seconds"]) / median(wide["seconds"]),
         "generate_over_engine_time": sum(sampling["generate_seconds"])
         / sum(sampling["engine_seconds"]),

@@ -38,7 +38,8 @@ def markdown(result: dict[str, Any]) -> str:
         _memory(raw),
         "Random Qwen3, 152k words, 4 layers of 1024, no zero-variance group:",
         _wide(raw),
-        *_dial(raw.get("dial")),
+        "The dial of the local gradient on no_zero; `kept`: no first hop, keys at hand:",
+        _dial(raw["dial"]),
         "Growth, 4 layers of 256: seconds (GB) of one gradient",
         _growth(raw["growth"]["points"]),
     ]
@@ -46,22 +47,22 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _steps(raw: dict[str, Any]) -> str:
-    ways = ("trl", "dense", "sparse", "local", "local_kept")
+    ways = ("trl", "dense", "sparse")
     rows = [
         (name, *(_short(statistics.median(sides[way]["seconds"])) for way in ways))
         for name, sides in raw["steps"].items()
     ]
     if sides := raw.get("without_flat"):
         trl, sparse = (_short(statistics.median(sides[w]["seconds"])) for w in ("trl", "sparse"))
-        rows.insert(1, ("half_zero, TRL without flat groups", trl, "", sparse, "", ""))
+        rows.insert(1, ("half_zero, TRL without flat groups", trl, "", sparse))
     for name, sides in raw.get("in_trl", {}).items():
         trl, forking = (_short(statistics.median(sides[w]["seconds"])) for w in ("trl", "forking"))
-        rows.append((f"{name}, TRL's trainer and `ForkingGRPOTrainer`", trl, "", forking, "", ""))
+        rows.append((f"{name}, TRL's trainer and `ForkingGRPOTrainer`", trl, "", forking))
     return _table(("workload", *ways), rows)
 
 
 def _memory(raw: dict[str, Any]) -> str:
-    ways = ("dense", "sparse", "local")
+    ways = ("dense", "sparse")
     trl = raw["trl_batch_sizes"]["8"]["memory_gb"]
     values = (trl, *(raw["memory"][way]["memory_gb"] for way in ways))
     return _table(("trl", *ways), [tuple(_short(v) for v in values)])
@@ -76,20 +77,15 @@ def _wide(raw: dict[str, Any]) -> str:
     return _table(("way", "seconds", "GB"), rows)
 
 
-def _dial(sides: dict[str, Any] | None) -> list[str]:
-    if sides is None:
-        return []
+def _dial(sides: dict[str, Any]) -> str:
     sparse = statistics.median(sides["sparse"]["seconds"])
     rows = []
     for name, side in sides.items():
-        seconds = statistics.median(side["seconds"])
-        live = side.get("work/live_fraction")
+        seconds, live = statistics.median(side["seconds"]), side.get("work/live_fraction")
         share = "" if live is None else f"{100 * live:.0f} %"
-        rows.append((name, share, _short(seconds), _short(sparse / seconds)))
-    title = (
-        "The dial of the local gradient on no_zero, `kept`: without the first hop, keys at hand:"
-    )
-    return [title, _table(("way", "live", "seconds", "sparse / it"), rows)]
+        memory = _short(side["memory_gb"])
+        rows.append((name, share, _short(seconds), _short(sparse / seconds), memory))
+    return _table(("way", "live", "seconds", "sparse / it", "GB"), rows)
 
 
 def _growth(points: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from forkpoint.config import RunConfig, load_config, parse_config
+from forkpoint.config.load import RECIPES, recipe_path
 from forkpoint.config.rewards import (
     CodeRewardConfig,
     CustomRewardConfig,
@@ -253,6 +254,15 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere" / "lab_demo.toml")
     with pytest.raises(ConfigError, match=r"there is no file .*zzz\.toml$"):
         load_config(tmp_path / "zzz.toml")
+    (tmp_path / "mine.log").touch()  # no file of settings
+    with pytest.raises(ConfigError, match=r"there is no file .*mine\.toml$"):
+        load_config(tmp_path / "mine.toml")
+
+
+def test_a_recipe_of_another_kind_is_not_suggested() -> None:
+    with pytest.raises(ConfigError, match="no recipe 'lab_demo'") as caught:
+        recipe_path("lab_demo", RECIPES / "ablations")
+    assert "did you mean lab_demo" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -57,16 +57,16 @@ def recipe_path(recipe: str | Path, shipped_in: Path = RECIPES) -> Path:
     if not shipped.is_file():
         names = ", ".join(sorted(found.stem for found in shipped_in.glob("*.toml")))
         raise ConfigError(
-            f"there is no file and no recipe {str(recipe)!r}{_near(path)}; there are {names}"
+            f"there is no file and no recipe {str(recipe)!r}{_near(path, shipped_in)}; there are {names}"
         )
     return shipped
 
 
-def _near(path: Path) -> str:
+def _near(path: Path, shipped_in: Path = RECIPES) -> str:
     """A question after a file or a recipe of nearly this name, if there is one."""
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    names = {found.name: found.stem for found in RECIPES.glob("*.toml")}
-    names |= {found.name: str(path.parent / found.name) for found in beside}
+    names = {found.name: found.stem for found in shipped_in.glob("*.toml")}
+    names |= {f.name: str(path.parent / f.name) for f in beside if f.suffix in (".toml", ".json")}
     near = difflib.get_close_matches(path.with_suffix(".toml").name, names, n=1)
     return f"; did you mean {names[near[0]]}?" if near else ""
 

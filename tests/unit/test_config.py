@@ -254,9 +254,9 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere" / "lab_demo.toml")
     with pytest.raises(ConfigError, match=r"there is no file .*zzz\.toml$"):
         load_config(tmp_path / "zzz.toml")
-    (tmp_path / "mine.log").touch()  # no file of settings
-    with pytest.raises(ConfigError, match=r"there is no file .*mine\.toml$"):
-        load_config(tmp_path / "mine.toml")
+    (tmp_path / "zzzz.log").touch()  # no file of settings
+    with pytest.raises(ConfigError, match=r"there is no file .*zzzz\.toml$"):
+        load_config(tmp_path / "zzzz.toml")
 
 
 def test_a_recipe_of_another_kind_is_not_suggested() -> None:

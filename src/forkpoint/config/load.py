@@ -56,8 +56,9 @@ def recipe_path(recipe: str | Path, shipped_in: Path = RECIPES) -> Path:
     shipped = shipped_in / f"{path.name}.toml"
     if not shipped.is_file():
         names = ", ".join(sorted(found.stem for found in shipped_in.glob("*.toml")))
+        near = _near(path, shipped_in)
         raise ConfigError(
-            f"there is no file and no recipe {str(recipe)!r}{_near(path, shipped_in)}; there are {names}"
+            f"there is no file and no recipe {str(recipe)!r}{near}; there are {names}"
         )
     return shipped
 

@@ -132,8 +132,8 @@ def lab_groups(path: str, serial: int) -> tuple[Any, list[Group]]:
 
 
 def sampled_group(case: str, serial: int) -> Group:
-    """Answers of a pretrained model to a sum, of which the long ones are kept; the advantages are
-    made up, by turns 1 and -1, for nobody judges such a text."""
+    """Answers of a pretrained model to a sum, of which long ones are kept, two at least; the
+    rewards are made up, 0 and 1 by turns, for nobody judges such a text."""
     tokens, least, wanted = SAMPLED[case]
     config = parse_config(
         {
@@ -159,7 +159,7 @@ def sampled_group(case: str, serial: int) -> Group:
         parts.close()
     (group,) = rollouts.groups
     long = [r.completion for r in group.rollouts_G if len(r.completion.logprobs) >= least]
-    if len(long) < wanted:
+    if len(long) < 2:
         raise SystemExit(f"only {len(long)} of {len(group.rollouts_G)} answers were long enough")
     made = tuple(
         Rollout(completion=c, score=Score(reward=float(i % 2), parts={}))

@@ -60,6 +60,8 @@ def dial(case: str, batches: list[dict[str, Any]]) -> Any:
                     at[row["share"]].append(row)
         points = []
         for rows in at.values():
+            if len(rows) < len(batches):  # a share that was tried on some of them only
+                continue
             cosines = [row["cosine"] for row in rows]
             live, middle = statistics.fmean(r["live"] for r in rows), statistics.median(cosines)
             told = f"{name}, {100 * live:.0f} % live: {middle:.3f}"

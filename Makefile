@@ -55,7 +55,10 @@ test-floor: .venv-floor/installed
 	.venv-floor/bin/python -m pytest -m "not slow" $(FLOOR_TESTS)
 
 FLOOR := transformers==5.5.0
+FLOOR_UNITS := advantages batch_loss batching config entropy lab lab_walk losses policy_head policy_loss radix \
+	sampler_numbers selection selection_rules
 FLOOR_TESTS := tests/equivalence tests/invariants tests/resume tests/learning \
+	$(FLOOR_UNITS:%=tests/unit/test_%.py) \
 	--ignore tests/equivalence/test_families.py --ignore tests/equivalence/test_model_checks.py
 
 # huggingface_hub is another one there.

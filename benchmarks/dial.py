@@ -67,7 +67,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    result |= {"date": date.today().isoformat(), "environment": environment()}
+    machine = {name: value for name, value in environment().items() if name != "command"}
+    result |= {"date": date.today().isoformat(), "environment": machine}
     on_each = {"cosines": cosines, "trials": tried}
     parts = [part for part in options.parts if part in on_each]
     for case in options.case or CASES:

@@ -9,12 +9,14 @@ import pytest
 from forkpoint.config import load_config, parse_config
 from forkpoint.config.load import RECIPES
 from forkpoint.config.stages import DataTaskConfig, GymTaskConfig, LabTaskConfig
+from forkpoint.errors import DataError
 from forkpoint.lab.world import demonstrate
 from forkpoint.randomness import stream
 from forkpoint.rewards import build_scorer
 from forkpoint.rewards.build import verifier_of
 from forkpoint.tasks import Task, build_task
 from forkpoint.types import Completion, FinishReason, Problem
+from forkpoint.verifiers.gym import GymVerifier, is_right, make_dataset
 
 PATIENT_S = 120.0
 
@@ -92,6 +94,28 @@ def test_a_gym_task_accepts_its_own_answer_and_no_other(name: str, answer_format
         wrong = perturbed(columns["answer"], number)
         assert task.verifier(columns, form.format(wrong)) == 0.0
         assert task.verifier(columns, "") == 0.0
+
+
+@pytest.mark.parametrize("garbled", ["", "x", "2 x 3", "((((", "9" * 5000, "\x00", "{}"])
+@pytest.mark.parametrize("name", ["prime_factorization", "game_of_life", "boxnet"])
+def test_an_answer_that_a_gym_verifier_stumbles_over_is_wrong(name: str, garbled: str) -> None:
+    entry = make_dataset(name, {}, seed=3)[0]
+    verifier = GymVerifier(name, {}, "text")
+    assert verifier({"entry": entry}, garbled) == 0.0
+
+
+def test_a_full_memory_is_no_verdict() -> None:
+    class Full:
+        def score_answer(self, **_: Any) -> float:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        is_right(Full(), "7", {})
+
+
+def test_a_gym_task_that_takes_anything_for_right_is_refused() -> None:
+    with pytest.raises(DataError, match="a policy could learn to say that"):
+        build_task(GymTaskConfig(type="gym", name="game_of_life_halting"))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)

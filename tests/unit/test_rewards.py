@@ -14,7 +14,7 @@ import pytest
 from forkpoint.config import parse_config
 from forkpoint.config.rewards import OverlongConfig
 from forkpoint.errors import ConfigError, DataError
-from forkpoint.rewards import Scorer, build_scorer, worker
+from forkpoint.rewards import Scorer, build_scorer, pool, worker
 from forkpoint.rewards import build as build_module
 from forkpoint.rewards.build import CustomFunction, OfColumns
 from forkpoint.rewards.scorer import RewardFunction
@@ -179,6 +179,16 @@ def test_workers_start_with_imports_and_default_signals(monkeypatch: pytest.Monk
     assert "this" in sys.modules
     assert limited == [4.0]
     assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+
+
+def test_a_worker_that_is_still_starting_is_deaf_to_ctrl_c() -> None:
+    worker_process = pool._Context().Process(target=os.getpid)
+    worker_process.start()
+    assert worker_process.pid is not None
+    os.kill(worker_process.pid, signal.SIGINT)  # in the interpreter's own start
+    worker_process.join(60)
+    assert worker_process.exitcode == pool.ENDED_ITSELF
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
 def test_hanging_verifiers_are_killed_in_time(make_scorer: MakeScorer) -> None:

@@ -188,6 +188,14 @@ class WorkerPool:
 class _Worker(SpawnProcess):
     """A process that is ended together with the processes it started."""
 
+    def start(self) -> None:
+        """Start it deaf to Ctrl-C, which is the run's business, from its first instruction on."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def terminate(self) -> None:
         """End the group that the worker made its own; itself alone if it had no time to."""
         if self.pid is not None and self.is_alive():

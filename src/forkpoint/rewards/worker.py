@@ -93,8 +93,9 @@ def start(parent: int, memory_gb: float, imports: Sequence[str]) -> None:
     _die_with(parent)
     with suppress(PermissionError):  # it leads a session already
         os.setpgid(0, 0)  # a group of its own: what a verifier starts is killed with it
-    # Ctrl-C is the run's business, which ends the workers.
+    # Ctrl-C is the run's business, which ends the workers. Until here the signal was blocked.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # The default ends a worker at once, even in the middle of a computation in C.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name in imports:

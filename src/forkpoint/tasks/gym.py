@@ -12,10 +12,14 @@ from forkpoint.errors import DataError
 from forkpoint.randomness import stream
 from forkpoint.tasks.base import Task, ask
 from forkpoint.types import Problem
-from forkpoint.verifiers.gym import GymVerifier, make_dataset
+from forkpoint.verifiers.gym import GymVerifier, is_right, make_dataset
 
 HELD_OUT_SHARE = 4
 """One in so many distinct questions is held out."""
+
+CHECKED = 8
+"""Problems whose verifier is tried at the start: on the right answer, and on one that is none."""
+NO_ANSWER = "I cannot say"
 
 ATTEMPTS = 200
 """Draws to find a question of the wanted side before giving up."""
@@ -30,18 +34,23 @@ class GymTask(Task):
         """
         Raises:
             ConfigError: no such task or parameter. DataError: the task's own answer is not right
-                by its own verifier (some have none).
+                by its own verifier (some have none), or any answer is.
         """
         self._config = config
         self.verifier = GymVerifier(config.name, dict(config.parameters), config.answer_format)
-        first = self.problem(0)
-        entry = first.columns["entry"]
         dataset = make_dataset(config.name, config.parameters, seed=0)
-        if entry["answer"] is None or dataset.score_answer(entry["answer"], entry) < 1.0:
-            raise DataError(
-                f"task.name = {config.name!r}: the task's own answer {entry['answer']!r} does not "
-                "get full marks from its verifier, so no completion could"
-            )
+        for serial in range(CHECKED):
+            entry = self.problem(serial).columns["entry"]
+            if entry["answer"] is None or not is_right(dataset, entry["answer"], entry):
+                raise DataError(
+                    f"task.name = {config.name!r}: the task's own answer {entry['answer']!r} does "
+                    "not get full marks from its verifier, so no completion could"
+                )
+            if is_right(dataset, NO_ANSWER, entry):
+                raise DataError(
+                    f"task.name = {config.name!r}: its verifier gives {NO_ANSWER!r} full marks "
+                    f"where the answer is {entry['answer']!r}, so a policy could learn to say that"
+                )
 
     def problem(self, serial: int) -> Problem:
         return self._draw(self._config.seed, serial, held_out=False)

@@ -13,7 +13,8 @@ class GymVerifier:
     """1.0 if reasoning-gym gives the extracted answer full marks, else 0.0.
 
     Only the extracted answer is scored: reasoning-gym gives partial marks to text around a right
-    answer. Partial marks count as wrong (``is_equivalent`` is 0 or 1 in the paper's Eq. 3).
+    answer. Partial marks count as wrong (``is_equivalent`` is 0 or 1 in the paper's Eq. 3), and so
+    does an answer that its verifier stumbles over: that of prime factors raises on a letter.
     """
 
     name: str
@@ -26,8 +27,17 @@ class GymVerifier:
         if answer is None:
             return 0.0
         dataset = make_dataset(self.name, self.parameters, seed=0)
-        score = dataset.score_answer(answer=answer, entry=columns["entry"])
-        return 1.0 if score >= 1.0 else 0.0
+        return 1.0 if is_right(dataset, answer, columns["entry"]) else 0.0
+
+
+def is_right(dataset: Any, answer: str, entry: Any) -> bool:
+    """Whether an answer gets full marks."""
+    try:
+        return dataset.score_answer(answer=answer, entry=entry) >= 1.0
+    except MemoryError:  # the worker's limit, which is no verdict
+        raise
+    except Exception:
+        return False
 
 
 def make_dataset(name: str, parameters: dict[str, Any], *, seed: int) -> Any:

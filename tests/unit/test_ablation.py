@@ -80,7 +80,7 @@ def test_every_variant_has_every_seed_and_its_own_settings(recipe: Path, tmp_pat
         ('"top20"', '"all"', "two variants of one name"),
         ('"top20"', '"../up"', "variants.1.name: String should match"),
         ("seeds", 'reference = "none"\nseeds', "reference = 'none' is none of all, top20"),
-        ("seeds", "sedes = 1\nseeds", "sedes: Extra inputs"),
+        ("seeds", "sedes = 1\nseeds", r"unknown key sedes; did you mean seeds\?"),
         ("name", "name name", "cannot be read"),
     ],
 )

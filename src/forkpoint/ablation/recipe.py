@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from forkpoint.config import RunConfig, load_config
-from forkpoint.config.load import RECIPES, recipe_path
+from forkpoint.config.load import RECIPES, parsed, recipe_path
 from forkpoint.config.stages import Stage
 from forkpoint.errors import ConfigError
-from forkpoint.runs.atomic import first_fault
 from forkpoint.selection.rules import check_rules
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -73,11 +72,10 @@ def load_ablation(path: str | Path) -> AblationRecipe:
     """
     file = recipe_path(path, RECIPES / "ablations")
     try:
-        return AblationRecipe.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise ConfigError(f"{file} is no ablation: {first_fault(error)}") from None
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
+    return parsed(AblationRecipe, raw, f"{file} is no ablation")
 
 
 def planned_runs(

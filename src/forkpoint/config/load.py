@@ -74,14 +74,23 @@ def _near(path: Path, shipped_in: Path = RECIPES) -> str:
 
 def parse_config(raw: dict[str, Any], source: str = "the configuration") -> RunConfig:
     """Validate a raw mapping; all faults are reported at once, in words."""
+    return parsed(RunConfig, raw, source)
+
+
+def parsed(model: type[BaseModel], raw: dict[str, Any], source: str) -> Any:
+    """A raw mapping as a model of settings.
+
+    Raises:
+        ConfigError: every fault, each with its key, and what was meant where a key is misspelt.
+    """
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         faults = error.errors()
         # A list whose only item is faulty is reported as too short as well: one fault is enough.
         around = {e["loc"][:n] for e in faults for n in range(len(e["loc"]))}
         faults = [e for e in faults if e["type"] != "too_short" or e["loc"] not in around]
-        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in faults]
+        lines = [_explain(model, e["loc"], e["type"], e["msg"], e.get("input")) for e in faults]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 
 
@@ -111,12 +120,14 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node[name] = text.strip()  # a bare word: --set model.path=lab:walk
 
 
-def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
+def _explain(
+    model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str, given: Any
+) -> str:
     where = _dotted(loc)
     if kind == "extra_forbidden":
         if where in REPLACED:
             return f"{where} = {given!r}: {REPLACED[where]}"
-        near = difflib.get_close_matches(str(loc[-1]), _fields_at(loc[:-1]), n=1)
+        near = difflib.get_close_matches(str(loc[-1]), _fields_at(model, loc[:-1]), n=1)
         hint = f"; did you mean {_dotted((*loc[:-1], *near))}?" if near else ""
         return f"unknown key {where}{hint}"
     if kind == "tuple_type":
@@ -131,9 +142,9 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for i, part in enumerate(loc) if i != tag)
 
 
-def _fields_at(loc: Iterable[int | str]) -> list[str]:
+def _fields_at(root: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
     """The keys allowed at a place in the tree; union tags in ``loc`` choose the member."""
-    models: list[type[BaseModel]] = [RunConfig]
+    models: list[type[BaseModel]] = [root]
     for part in loc:
         nested = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         tagged = [

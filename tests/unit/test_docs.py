@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import docs_figures  # noqa: E402
+import study_tables  # noqa: E402
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
@@ -55,6 +56,12 @@ def test_the_pictures_are_of_the_results_that_are_stored(tmp_path: Path) -> None
     assert drawn
     assert all(drawn.values())
     assert drawn == stored, "python scripts/docs_figures.py"
+
+
+def test_the_studys_tables_are_of_the_results_that_are_stored() -> None:
+    page = study_tables.PAGE.read_text(encoding="utf-8")
+    assert len(study_tables.MARKED.findall(page)) >= 1
+    assert study_tables.with_tables(page) == page, "python scripts/study_tables.py"
 
 
 @pytest.mark.slow

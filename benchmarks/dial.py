@@ -40,7 +40,7 @@ from forkpoint.losses.batch_loss import needed_rows
 from forkpoint.policy import PolicyModule, local
 from forkpoint.policy.body import body_of
 from forkpoint.policy.live import LiveSet, live_positions, slots_of, wanted_positions
-from forkpoint.policy.watch import Watch, pull_of, watching
+from forkpoint.policy.watch import Watch, pull_of
 from forkpoint.runs.atomic import write_json
 from forkpoint.sampling import build_sampling, collect_groups
 from forkpoint.sampling.base import SamplingSettings
@@ -364,8 +364,7 @@ def whole_passes(policy: PolicyModule, batch: TokenBatch, config: RunConfig, sco
         rows = lay_trees(micro, wanted_T[batch.rows_of(sequences)], policy.row_tokens)
         looking = slots_of(wanted_positions(rows))
         watch = Watch(rows, looking, looking.take(pull_of(micro, rows))) if scores else None
-        with watching(policy.model, watch):
-            local.fill_cache(policy.model, rows, keep=False)
+        local.fill_cache(policy.model, rows, keep=False, watch=watch)
 
 
 # ---- keys of weights that are gone --------------------------------------------------------------

@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs" / "results" / "ablation_lab.json", ROOT / "EXPERIMENTS.md"
 MARKED = re.compile(r"(<!-- study: (\w+) against (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 """The place of a table: a cell, and the variant that the others are compared with."""
-HEAD = """\
-| variant | seeds | after 15 / 30 / 45 / 60 steps | at the end | against `{}` | energy | entropy | truncated | operations |
-|---|---|---|---|---|---|---|---|---|
-"""
+COLUMNS = (
+    *("variant", "seeds", "after 15 / 30 / 45 / 60 steps", "at the end", "against `{}`"),
+    *("energy", "entropy", "truncated", "operations"),
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
 OTHER_HANDS = "top20_"
 """How the names begin of variants of ``top20``, which are compared with it alone."""
 

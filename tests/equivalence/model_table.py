@@ -53,6 +53,8 @@ class Found:
     """Largest difference of local's log-probabilities from dense's."""
     alive_error: float | None = None
     """Of local's gradient with every position alive, against sparse's."""
+    kept_error: float | None = None
+    """Of local's gradient over kept keys, against that over those of a pass of its own."""
     decoding: str = ""
     engine_nats: float | None = None
     """Largest difference of sampled log-probabilities and entropies from plain passes, float64
@@ -132,12 +134,14 @@ def local_of(model: Any) -> dict[str, Any]:
     sparse = PolicyModule(model, gradient="sparse", temperature=0.8)
     if sparse.rows != "tree":
         return {}
-    dial = LiveSet(fraction=0.5), LiveSet(kind="all")
-    local, alive = (
+    keeping = LiveSet(fraction=0.5, first_hop=False)
+    dial = LiveSet(fraction=0.5), LiveSet(kind="all"), keeping, keeping
+    local, alive, kept, own = (
         PolicyModule(model, gradient="local", temperature=0.8, live=live) for live in dial
     )
-    for policy in (sparse, local, alive):
+    for policy in (sparse, local, alive, kept, own):
         policy.row_tokens = 256
+    kept.annotate(batch_of(), max_tokens=10_000, keep_keys=True)
     dense = PolicyModule(model, gradient="dense", temperature=0.8)
     batch = batch_of()
     wanted_T = batch.position_T % 4 == 1
@@ -146,6 +150,7 @@ def local_of(model: Any) -> dict[str, Any]:
     return {
         "local_nats": float((local(batch, wanted_T).logprobs_R - exact).abs().max()),
         "alive_error": relative(gradient_of(model, alive), gradient_of(model, sparse)),
+        "kept_error": relative(gradient_of(model, kept), gradient_of(model, own)),
     }
 
 

@@ -5,7 +5,17 @@ import pytest
 from tests.equivalence.families import families
 from tests.equivalence.model_table import Found, measure
 
-QUICK = ("gpt2", "gpt_neo", "gemma2", "llama", "mamba", "mixtral", "qwen3", "qwen3_next")
+QUICK = (
+    "deepseek_v3",
+    "gpt2",
+    "gpt_neo",
+    "gemma2",
+    "llama",
+    "mamba",
+    "mixtral",
+    "qwen3",
+    "qwen3_next",
+)
 
 GRADIENT = 1e-5
 """Bound on sparse against dense, relative, float32."""
@@ -71,6 +81,8 @@ def check(found: Found) -> None:
         assert found.local_nats < 2e-4  # HRM runs its layers many times over
         assert found.alive_error is not None
         assert found.alive_error < 1e-5
+        assert found.kept_error is not None
+        assert found.kept_error < 1e-5
     if found.engine_nats is not None:
         assert found.engine_nats < LOOSE_NATS.get(family, ENGINE_NATS)
     if found.checkpointing_error is not None:

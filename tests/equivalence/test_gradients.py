@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from forkpoint.batching import build_batch, split_microbatches
 from forkpoint.batching.tree import TreeRows
@@ -206,7 +206,14 @@ def test_flex_attention_takes_tree_rows() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch: it is not compiled, and that is slow
-@pytest.mark.parametrize("stats", [tree_stats, partial(local_stats, live=LiveSet(fraction=0.7))])
+@pytest.mark.parametrize(
+    "stats",
+    [
+        tree_stats,
+        partial(local_stats, live=LiveSet(fraction=0.7, first_hop=False)),
+        partial(local_stats, live=LiveSet(kind="forks", first_hop=False)),
+    ],
+)
 def test_flex_attention_sees_by_tree_and_branch(
     stats: Callable[..., TokenStats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,9 +230,14 @@ def test_flex_attention_sees_by_tree_and_branch(
     wanted = batch.position_T % 2 == 0
     expected = exact(batch, wanted).logprobs_R[wanted]
     model.set_attn_implementation("flex_attention")
+    masks: list[Any] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True
+    )
     with torch.no_grad():
         got = stats(model, batch, wanted, 1.0, width=700).logprobs_R
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert {type(mask) for mask in masks} == {BlockMask}  # a dense one would be taken, too
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -313,6 +313,13 @@ def test_convolutions_by_name_are_matrices_in_gpt2() -> None:
     )
 
 
+def test_latent_attention_has_wider_keys_than_values() -> None:
+    # 4 heads, keys of 8 without a position and 8 with one, values of 8; 4 P A is 2 P (16 + 8)
+    model = build("deepseek_v3")
+    layers = model.config.num_hidden_layers
+    assert body_shape(body_of(model))[1] == layers * 4 * (16 + 8) // 2
+
+
 @pytest.mark.parametrize(
     ("family", "experts"),
     [("mixtral", 2 * 3 * 32 * 48), ("dbrx", 2 * 3 * 32 * 48), ("gpt_oss", 2 * 3 * 32 * 48)],

@@ -189,6 +189,26 @@ def test_presets_do_not_write_into_what_they_are_given() -> None:
             "overlong.buffer is larger than rollout.max_new_tokens",
             {"overlong": {"buffer": 10}, "rollout": {"max_new_tokens": 10}},
         ),
+        (
+            {"training": {"check_gradient_every": 5}},
+            "training.check_gradient_every is read by training.gradient = 'local' only",
+            {"training": {"check_gradient_every": 5, "gradient": "local"}},
+        ),
+        (
+            {"training": {"gradient": "local", "keys_gb": 9.0}},
+            "training.keys_gb needs training.first_hop = false",
+            {"training": {"gradient": "local", "keys_gb": 9.0, "first_hop": False}},
+        ),
+        (
+            {"training": {"gradient": "local", "live": "forks", "live_fraction": 0.5}},
+            "training.live_fraction is not read by training.live = 'forks'",
+            {"training": {"gradient": "local", "live": "random", "live_fraction": 0.5}},
+        ),
+        (
+            {"training": {"gradient": "local", "rows": "padded"}},
+            "training.rows = 'padded' is no layout of local gradients",
+            {"training": {"gradient": "local", "rows": "tree"}},
+        ),
     ],
 )
 def test_combinations_that_cannot_be(raw: dict[str, Any], words: str, cure: dict[str, Any]) -> None:

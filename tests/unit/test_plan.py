@@ -121,6 +121,18 @@ def test_what_a_penalty_and_adapters_add() -> None:
     assert found.training["weights"] == (4000 + 400) / 4
 
 
+def test_kept_keys_are_there_while_sampling_and_training() -> None:
+    local = config_of(training__gradient="local", training__first_hop=False)
+    found = memory(local, SIZES, STEP, 1)
+    assert found.training["kept keys"] == found.sampling["kept keys"] == 4 * 16 * STEP.tokens
+    bounded = config_of(
+        training__gradient="local", training__first_hop=False, training__keys_gb=1e-6
+    )
+    assert memory(bounded, SIZES, STEP, 1).training["kept keys"] == 1000
+    for settings, processes in ((local, 4), (config_of(training__gradient="local"), 1)):
+        assert "kept keys" not in memory(settings, SIZES, STEP, processes).training
+
+
 @pytest.mark.parametrize(
     ("settings", "share"),
     [
@@ -259,7 +271,9 @@ def test_the_cases_of_the_benchmark_are_what_they_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys", "ignore:fan_in")
-@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral", "gpt2", "qwen3", "mamba"])
+@pytest.mark.parametrize(
+    "family", ["qwen2_moe", "mixtral", "gpt2", "qwen3", "mamba", "deepseek_v3"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_families_are_planned_as_they_are(family: str, dtype: str, tmp_path: Path) -> None:
     build(family).save_pretrained(tmp_path)

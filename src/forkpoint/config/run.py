@@ -17,6 +17,12 @@ from forkpoint.config.rewards import (
 )
 from forkpoint.config.tracking import TrackingConfig
 
+OF_LOCAL = (
+    *("live", "live_fraction", "first_hop", "keys_gb", "stale_keys"),
+    "check_gradient_every",
+)
+"""Settings of ``training`` that nothing else reads."""
+
 
 class RunConfig(stages.Stage):
     """All settings of a run. Presets are resolved: the dump names every value."""
@@ -85,18 +91,26 @@ class RunConfig(stages.Stage):
                 "training.gradient = 'local' reads a cache of keys and values, which "
                 "model.gradient_checkpointing turns off: use one of them"
             )
+        fields = type(training).model_fields
         if training.gradient != "local":
-            fields = type(training).model_fields
-            for name in ("live", "live_fraction", "first_hop", "keys_gb", "stale_keys"):
+            for name in OF_LOCAL:
                 if getattr(training, name) != fields[name].default:
                     raise ValueError(f"training.{name} is read by training.gradient = 'local' only")
-        if training.stale_keys and training.first_hop:
+        for name in ("stale_keys", "keys_gb"):
+            if training.first_hop and getattr(training, name) != fields[name].default:
+                raise ValueError(
+                    f"training.{name} needs training.first_hop = false: with the first hop no keys "
+                    "are kept"
+                )
+        fraction = training.live_fraction
+        if training.live in ("forks", "all") and fraction != fields["live_fraction"].default:
             raise ValueError(
-                "training.stale_keys needs training.first_hop = false: with the first hop no keys "
-                "are kept"
+                f"training.live_fraction is not read by training.live = {training.live!r}"
             )
         if training.rows == "tree" and training.gradient == "dense":
             raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
+        if training.rows == "padded" and training.gradient == "local":
+            raise ValueError("training.rows = 'padded' is no layout of local gradients: use 'auto'")
         if s.entropy == "rollout" and self.rollout.engine == "vllm":
             raise ValueError(
                 "selection.entropy = 'rollout', but vLLM gives no entropies: use 'old' (or 'auto')"

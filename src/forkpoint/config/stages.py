@@ -297,8 +297,8 @@ class TrainingConfig(Stage):
     """Without the first hop: read the kept keys in all of a step's updates, not only in the first.
     Cheaper, and log-probabilities of the later ones are no longer exact: docs/performance.md."""
     check_gradient_every: int = Field(default=0, ge=0)
-    """Steps; 0: never. Then the first update's gradient is compared with the exact one, at the
-    price of computing that, too: ``grad/cosine_to_exact``, ``grad/norm_to_exact``."""
+    """Steps; 0: never. Then the first update's ``local`` gradient is compared with the exact one,
+    at the price of computing that, too: ``grad/cosine_to_exact``, ``grad/norm_to_exact``."""
     rows: Literal["auto", "tree", "padded"] = "auto"
     """How ``sparse`` lays sequences out: ``tree`` runs a prompt once for several completions;
     ``auto`` does where the model takes the mask."""
@@ -306,7 +306,7 @@ class TrainingConfig(Stage):
     """Optimizer updates per step; the paper: 16."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens in one forward pass, padding included; a single sequence may be longer. Changes
-    memory and speed, never the result."""
+    memory and speed, never the result; but for ``local``, which chooses live positions by row."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
     max_bad_steps: int = Field(default=5, ge=1)

@@ -14,6 +14,7 @@ parameters in the largest layer and P_o outside of layers, P_a of adapters, for 
     head          b D a selected row, 4 V D for the gradient of its weight, 12 bytes a logit of a
                   chunk; dense: 28 bytes a logit of all M
     step          46 bytes a token of the step, on every process
+    kept keys     keys and values of a step, at most training.keys_gb: local without the first hop
     sampling      the weights in the compute type, keys and values of all rows side by side
 
 On the host, while it loads: 4 (P + P_a) a process, or b P + 4 P_a for adapters on one.
@@ -93,9 +94,11 @@ def memory(
         )
     if config.loss.kl_coefficient:
         training["reference"] = compute * sizes.parameters
-    held = {
-        name: training[name] for name in ("weights", "moments", "reference") if name in training
-    }
+    if config.training.gradient == "local" and not config.training.first_hop and alone:
+        most = 1e9 * config.training.keys_gb
+        training["kept keys"] = min(most, compute * sizes.key_width * step.tokens)
+    lasting = ("weights", "moments", "reference", "kept keys")
+    held = {name: training[name] for name in lasting if name in training}
     sampling = dict(held)
     if config.rollout.engine == "transformers":
         if wrapped:

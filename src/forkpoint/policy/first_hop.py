@@ -68,7 +68,8 @@ class Inputs:
         """
         cache = _stopping_cache()
         found: list[tuple[Tensor, Tensor]] = []
-        before, hooks = [layer.forward for layer in self._layers], []
+        hooks: list[Any] = []
+        before = [vars(layer).get("forward") for layer in self._layers]  # of a wrapper, mostly none
 
         def keep(_: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
             if cache.layer != len(found):
@@ -91,7 +92,9 @@ class Inputs:
             )
         finally:
             for layer, forward in zip(self._layers, before, strict=True):
-                layer.forward = forward
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
             for hook in hooks:
                 hook.remove()
         return tuple(found)

@@ -126,7 +126,9 @@ def body_shape(body: Any) -> tuple[int, int]:
                 matrices += weight.numel() * (share if routed else 1.0)
     heads = config_field(config, "num_attention_heads", 1)
     depth = config_field(config, "head_dim") or config_field(config, "hidden_size", heads) // heads
-    attention = heads * depth * config_field(config, "num_hidden_layers", 1)
+    keys = config_field(config, "qk_head_dim") or depth  # latent attention's are wider than values
+    values = config_field(config, "v_head_dim") or depth
+    attention = heads * (keys + values) * config_field(config, "num_hidden_layers", 1) // 2
     return _SHAPES.setdefault(body, (round(matrices), attention))
 
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from forkpoint.batching.tree import TreeRows
@@ -16,7 +15,7 @@ Layers: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceKeys:
-    """Of one sequence. Made by engines and ``keys_of``; read by ``row_cache``."""
+    """Of one sequence. Made by ``KeyStore``; read by ``row_cache``."""
 
     prompt: Layers
     """Samples of one prompt share it."""
@@ -30,19 +29,29 @@ class KeyStore(dict[int, SequenceKeys]):
     def __init__(self, most_bytes: float = math.inf) -> None:
         super().__init__()
         self._most_bytes = most_bytes
-        self._prompts: set[int] = set()
+        self._prompts: dict[tuple[int, ...], Layers] = {}
         self.bytes = 0
-        """Of the tensors that are held; what several sequences share counts once."""
+        """Of the tensors that are held; a prompt of several sequences counts once."""
 
-    def keep(self, sequence: int, keys: SequenceKeys) -> None:
-        """Hold a sequence's keys, unless that would be too much."""
-        shared = id(keys.prompt) in self._prompts
-        size = _bytes(keys.completion) + (0 if shared else _bytes(keys.prompt))
+    def keep(
+        self, sequence: int, prompt_ids: tuple[int, ...], prompt: Layers, completion: Layers
+    ) -> None:
+        """Hold copies of a sequence's keys, unless that would be too much.
+
+        Args:
+            prompt_ids: the prompt's tokens; of sequences with the same ones its keys are held once.
+            prompt: maybe views of a larger cache, as those of the completion.
+        """
+        if sequence in self:
+            return
+        held = self._prompts.get(prompt_ids)
+        size = _bytes(completion) + (_bytes(prompt) if held is None else 0)
         if self.bytes + size > self._most_bytes:
             return
         self.bytes += size
-        self._prompts.add(id(keys.prompt))
-        self[sequence] = keys
+        if held is None:
+            held = self._prompts[prompt_ids] = _copied(prompt)
+        self[sequence] = SequenceKeys(prompt=held, completion=_copied(completion))
 
     def clear(self) -> None:
         """Hold nothing."""
@@ -53,6 +62,11 @@ class KeyStore(dict[int, SequenceKeys]):
 
 def _bytes(layers: Layers) -> int:
     return sum(x.numel() * x.element_size() for pair in layers for x in pair)
+
+
+def _copied(layers: Layers) -> Layers:
+    """A view would keep the whole cache alive."""
+    return tuple((keys.clone(), values.clone()) for keys, values in layers)
 
 
 def new_cache() -> Any:
@@ -72,18 +86,23 @@ def cache_of(layers: Layers) -> Any:
 
 def row_cache(rows: TreeRows, batch: TokenBatch, kept: KeyStore) -> Any:
     """A cache of transformers that holds what running ``rows`` would put there."""
-    lines, width = rows.input_ids_BL.shape
     ids = batch.sequence_ids_B.tolist()
+    pieces = [
+        (line, slice(column, column + size), kept[ids[sequence]], first)
+        for line, column, sequence, first, size in rows.pieces_N5.tolist()
+    ]
     cache = new_cache()
-    for layer, (keys, _) in enumerate(next(iter(kept.values())).prompt):
-        heads, _, depth = keys.shape
-        pair = torch.zeros(2, lines, heads, width, depth, dtype=keys.dtype, device=keys.device)
-        for line, column, sequence, first, size in rows.pieces_N5.tolist():
-            source = kept[ids[sequence]]
-            part = source.completion[layer] if first else source.prompt[layer]
-            for which in (0, 1):
-                pair[which, line, :, column : column + size] = part[which][:, :size]
-        cache.update(pair[0], pair[1], layer)
+    for layer in range(len(pieces[0][2].prompt)):
+        pair: list[Tensor] = []
+        for which in (0, 1):  # values may be narrower than keys
+            one = pieces[0][2].prompt[layer][which]
+            heads, _, depth = one.shape
+            whole = one.new_zeros(len(rows.input_ids_BL), heads, rows.input_ids_BL.shape[1], depth)
+            for line, columns, keys, first in pieces:
+                part = (keys.completion if first else keys.prompt)[layer][which]
+                whole[line, :, columns] = part[:, : columns.stop - columns.start]
+            pair.append(whole)
+        cache.update(*pair, layer)
     return cache
 
 
@@ -95,6 +114,7 @@ def keep_keys(store: KeyStore, rows: TreeRows, batch: TokenBatch, cache: Any) ->
         here = slice(column, column + size)
         part = tuple((x.keys[line, :, here], x.values[line, :, here]) for x in cache.layers)
         if first:
-            store.keep(ids[sequence], SequenceKeys(prompt=prompt, completion=part))
+            prompt_ids = tuple(batch.prompts_B[sequence].tolist())
+            store.keep(ids[sequence], prompt_ids, prompt, part)
         else:
             prompt = part

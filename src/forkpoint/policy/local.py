@@ -58,8 +58,8 @@ def local_stats(
     inputs = Inputs(model) if live.first_hop and kept is None else None
     if kept is None:
         watch = Watch(rows, looking, pull_BS) if looks else None
-        with watching(model, watch), inputs.recorded() if inputs else nullcontext():
-            cache = fill_cache(model, rows, keep=inputs is None)
+        with inputs.recorded() if inputs else nullcontext():
+            cache = fill_cache(model, rows, keep=inputs is None, watch=watch)
         scores_BL = watch.scores_BL if watch else None
     else:
         cache = row_cache(rows, batch, kept)
@@ -100,14 +100,17 @@ def local_stats(
 
 
 @torch.no_grad()
-def fill_cache(model: Any, rows: TreeRows, *, keep: bool = True) -> Any:
+def fill_cache(model: Any, rows: TreeRows, *, keep: bool = True, watch: Watch | None = None) -> Any:
     """A pass over the rows under the present weights; the cache it leaves.
 
     Args:
         keep: the cache is wanted; else it is None.
+        watch: sees the pass.
     """
     cache = new_cache() if keep else None
-    body_of(model)(**tree_arguments(model, rows), past_key_values=cache, use_cache=keep)
+    arguments = tree_arguments(model, rows)  # under the attention's own name, which says the mask
+    with watching(model, watch):
+        body_of(model)(**arguments, past_key_values=cache, use_cache=keep)
     return cache
 
 
@@ -116,21 +119,29 @@ def _scores_over(model: Any, rows: TreeRows, cache: Any, looking: Slots, pull_BS
     """What the wanted positions look at, by running them alone over the cache of the rest."""
     rest = slots_of((rows.tree_BL != NOTHING) & ~wanted_positions(rows))
     watch = Watch(rows, looking, pull_BS, joined(rest, looking))
-    with watching(model, watch):
-        _run(model, rows, looking, rest, _columns(cache, rest))
+    _run(model, rows, looking, rest, _columns(cache, rest), watch)
     return watch.scores_BL
 
 
-def _run(model: Any, rows: TreeRows, queries: Slots, constant: Slots, layers: Layers) -> Tensor:
+def _run(
+    model: Any,
+    rows: TreeRows,
+    queries: Slots,
+    constant: Slots,
+    layers: Layers,
+    watch: Watch | None = None,
+) -> Tensor:
     """The last hidden states [lines, S, D] of some positions, over the keys of others and their
     own."""
-    return body_of(model)(
-        input_ids=queries.take(rows.input_ids_BL),
-        position_ids=queries.take(rows.position_ids_BL),
-        attention_mask=slot_mask(model, rows, queries, joined(constant, queries)),
-        past_key_values=cache_of(layers),
-        use_cache=True,
-    ).last_hidden_state
+    mask = slot_mask(model, rows, queries, joined(constant, queries))
+    with watching(model, watch):
+        return body_of(model)(
+            input_ids=queries.take(rows.input_ids_BL),
+            position_ids=queries.take(rows.position_ids_BL),
+            attention_mask=mask,
+            past_key_values=cache_of(layers),
+            use_cache=True,
+        ).last_hidden_state
 
 
 def _columns(cache: Any, wanted: Slots) -> Layers:

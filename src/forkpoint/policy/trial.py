@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from forkpoint.batching.batch import lay_out
 from forkpoint.errors import ModelError
 from forkpoint.policy.attention import hidden_windows, row_width, takes_masks
-from forkpoint.policy.body import causal_lm, longest_readable, name_of
+from forkpoint.policy.body import causal_lm, longest_readable, name_of, runs_again
 from forkpoint.policy.checks import FAULTS, first_line, gap_nats, same_nats, some_ids
 from forkpoint.policy.dense import dense_stats
 from forkpoint.policy.live import LiveSet
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 SHORT = 64
 """Tokens of a row where every logit is computed, too."""
+
+ROOMY = 0.5
+"""More than the share of a trial's positions that predict wanted tokens."""
 
 LONGEST = 16_384
 """No trial runs rows longer than this; a model with a wider window gets padded rows."""
@@ -50,6 +54,11 @@ def settle_rows(model: Any, gradient: str, rows: str, live: LiveSet) -> str:
         raise ModelError(f"training.rows = {rows!r} is no layout of {gradient} gradients; use auto")
     if gradient == "dense":
         return "padded"
+    if gradient == "local" and runs_again(model):
+        raise ModelError(
+            "local gradients read a cache of keys and values, and the layers of this "
+            f"{name_of(model)} are checkpointed, which leaves them none: use one of the two"
+        )
     with reference_attention(model):  # nothing here depends on it
         fault = _fault(model, SHORT, padded_stats, dense_stats)
     if fault is not None:
@@ -62,7 +71,9 @@ def settle_rows(model: Any, gradient: str, rows: str, live: LiveSet) -> str:
         return rows
     fault = tree_fault(model)
     if fault is None:
-        if gradient == "local" and (fault := tree_fault(model, live)):
+        # with room for what is looked at, whatever the share: some rows of a run have it
+        roomy = replace(live, fraction=max(live.fraction, ROOMY))
+        if gradient == "local" and (fault := tree_fault(model, roomy)):
             raise ModelError(
                 f"training.gradient = 'local' goes wrong with {name_of(model)} ({fault}); try "
                 "--set training.first_hop=false, or use --set training.gradient=sparse"

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from forkpoint.policy.keys import KeyStore, Layers, SequenceKeys
+from forkpoint.policy.keys import KeyStore, Layers
 from forkpoint.sampling.base import SampleRequest
 from forkpoint.types import sequence_id
 
@@ -19,7 +17,6 @@ class KeyKeeper:
             store: the policy's; it holds one step's keys at most.
         """
         self._store, self._group_size = store, group_size
-        self._prompts: dict[tuple[int, ...], Layers] = {}
         self._step: int | None = None
 
     def keep(
@@ -36,21 +33,17 @@ class KeyKeeper:
             begins: the column after each one's prompt, where its completion begins.
         """
         if step != self._step:
-            self._step, self._prompts = step, {}
+            self._step = step
             self._store.clear()
         for request, line, begin in zip(requests, lines, begins, strict=True):
-            prompt = request.prompt.token_ids
-            if prompt not in self._prompts:
-                self._prompts[prompt] = _cut(cache, line, slice(begin - len(prompt), begin))
-            sequence = sequence_id(request.serial, request.sample, self._group_size)
-            completion = _cut(cache, line, slice(begin, None))
+            prompt_ids = request.prompt.token_ids
             self._store.keep(
-                sequence, SequenceKeys(prompt=self._prompts[prompt], completion=completion)
+                sequence_id(request.serial, request.sample, self._group_size),
+                prompt_ids,
+                _columns(cache, line, slice(begin - len(prompt_ids), begin)),
+                _columns(cache, line, slice(begin, None)),
             )
 
 
-def _cut(cache: Any, line: int, columns: slice) -> Layers:
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor[line, :, columns].clone()  # a view would keep the whole cache alive
-
-    return tuple((copy(layer.keys), copy(layer.values)) for layer in cache.layers)
+def _columns(cache: Any, line: int, columns: slice) -> Layers:
+    return tuple((x.keys[line, :, columns], x.values[line, :, columns]) for x in cache.layers)

@@ -136,9 +136,9 @@ def record(cell: str, run: PlannedRun) -> dict[str, Any]:
 
 def _made_by(run: PlannedRun) -> str:
     """A fingerprint of what the runs of a cell have in common: every setting but seeds and what a
-    variant is of (selection, loss), and the weights of the base policy."""
+    variant is of (selection, loss, micro-batches), and the weights of the base policy."""
     excluded = {"name": True, "selection": True, "loss": True}
-    excluded |= {"training": {"seed"}, "task": {"seed"}, "model": {"path"}}
+    excluded |= {"training": {"seed", "micro_batch_sequences"}, "task": {"seed"}, "model": {"path"}}
     # without defaults: a setting that a later version adds changes nothing
     settings = run.config.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
     path = run.config.model.path

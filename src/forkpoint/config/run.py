@@ -54,6 +54,36 @@ class RunConfig(stages.Stage):
         return apply_presets(_with_types(raw)) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
+    def _check_gradient(self) -> "RunConfig":
+        training = self.training
+        if training.gradient == "local" and self.model.gradient_checkpointing:
+            raise ValueError(
+                "training.gradient = 'local' reads a cache of keys and values, which "
+                "model.gradient_checkpointing turns off: use one of them"
+            )
+        fields = type(training).model_fields
+        if training.gradient != "local":
+            for name in OF_LOCAL:
+                if getattr(training, name) != fields[name].default:
+                    raise ValueError(f"training.{name} is read by training.gradient = 'local' only")
+        for name in ("stale_keys", "keys_gb"):
+            if training.first_hop and getattr(training, name) != fields[name].default:
+                raise ValueError(
+                    f"training.{name} needs training.first_hop = false: with the first hop no keys "
+                    "are kept"
+                )
+        fraction = training.live_fraction
+        if training.live in ("forks", "all") and fraction != fields["live_fraction"].default:
+            raise ValueError(
+                f"training.live_fraction is not read by training.live = {training.live!r}"
+            )
+        if training.rows == "tree" and training.gradient == "dense":
+            raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
+        if training.rows == "padded" and training.gradient == "local":
+            raise ValueError("training.rows = 'padded' is no layout of local gradients: use 'auto'")
+        return self
+
+    @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         s, loss, training = self.selection, self.loss, self.training
         by_threshold = "threshold" in s.rule.split("+")
@@ -86,31 +116,6 @@ class RunConfig(stages.Stage):
             raise ValueError(
                 "loss.denominator = 'microbatch_selected' needs selection.scope = 'microbatch'"
             )
-        if training.gradient == "local" and self.model.gradient_checkpointing:
-            raise ValueError(
-                "training.gradient = 'local' reads a cache of keys and values, which "
-                "model.gradient_checkpointing turns off: use one of them"
-            )
-        fields = type(training).model_fields
-        if training.gradient != "local":
-            for name in OF_LOCAL:
-                if getattr(training, name) != fields[name].default:
-                    raise ValueError(f"training.{name} is read by training.gradient = 'local' only")
-        for name in ("stale_keys", "keys_gb"):
-            if training.first_hop and getattr(training, name) != fields[name].default:
-                raise ValueError(
-                    f"training.{name} needs training.first_hop = false: with the first hop no keys "
-                    "are kept"
-                )
-        fraction = training.live_fraction
-        if training.live in ("forks", "all") and fraction != fields["live_fraction"].default:
-            raise ValueError(
-                f"training.live_fraction is not read by training.live = {training.live!r}"
-            )
-        if training.rows == "tree" and training.gradient == "dense":
-            raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
-        if training.rows == "padded" and training.gradient == "local":
-            raise ValueError("training.rows = 'padded' is no layout of local gradients: use 'auto'")
         if s.entropy == "rollout" and self.rollout.engine == "vllm":
             raise ValueError(
                 "selection.entropy = 'rollout', but vLLM gives no entropies: use 'old' (or 'auto')"

@@ -23,7 +23,7 @@ dev: .venv/dev
 demo: install
 	$(BIN)/forkpoint demo
 
-# What CI runs, from nothing: style, types, every test.
+# From nothing: style, types, every test of the package. CI runs .ci/run.
 test: check
 	$(BIN)/pytest -m slow
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered

@@ -2,12 +2,18 @@
 
 import json
 import re
+import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forkpoint.cli.main import app
+from forkpoint.config import load_config
+from forkpoint.config.load import RECIPES
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -18,6 +24,7 @@ import study_tables  # noqa: E402
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 WITH_SNIPPETS = [path for path in PAGES if SNIPPET.search(path.read_text(encoding="utf-8"))]
+SHIPPED = {path.stem for path in RECIPES.glob("*.toml")}
 NOTEBOOK = ROOT / "examples" / "first_look.ipynb"
 
 
@@ -33,6 +40,40 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
 
 def test_there_is_python_on_the_page_of_the_api() -> None:
     assert ROOT / "docs" / "api.md" in WITH_SNIPPETS
+
+
+COMMAND = re.compile(
+    r"^    (?:make \w+ && )?((?:forkpoint|python -m forkpoint\.lab\.base_policy) (?:.*\\\n)*.*)$",
+    re.MULTILINE,
+)
+SHOWN = [
+    (path.name, shlex.split(text.replace("\\\n", " "), comments=True))
+    for path in PAGES
+    for text in COMMAND.findall(path.read_text(encoding="utf-8"))
+]
+FORMS = ("COMMAND", "[-")
+"""How a word begins of what is the form of a command and no command."""
+COMMANDS = [(page, words) for page, words in SHOWN if not any(w.startswith(FORMS) for w in words)]
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS]
+)
+def test_a_command_that_a_page_shows_is_one(page: str, words: list[str]) -> None:
+    if words[0] == "python":
+        known = subprocess.run([sys.executable, *words[1:3], "--help"], capture_output=True)
+        options = [word for word in words[3:] if word.startswith("--")]
+        assert [one for one in options if one not in known.stdout.decode()] == []
+        assert "--world" in options
+        return
+    function, bound, _ = app.parse_args(words[1:], print_error=False, exit_on_error=False)
+    given = bound.arguments
+    if function.__name__ == "train" and (recipe := given.get("recipe")) in SHIPPED:
+        load_config(recipe, given.get("set_") or [])
+
+
+def test_there_are_commands_on_pages() -> None:
+    assert len(COMMANDS) > 40
 
 
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")

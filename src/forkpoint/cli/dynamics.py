@@ -28,7 +28,7 @@ class Named:
     """Models that no run of forkpoint made, and their recipe."""
 
     base: str | None = None
-    """``lab``, a folder or a hub id; for models that no run of forkpoint made."""
+    """``lab:walk``, a folder or a hub id; for models that no run of forkpoint made."""
     checkpoints: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None
     """Folders or hub ids, in the order of training, the final policy last."""
     recipe: Recipe = None

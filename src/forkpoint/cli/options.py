@@ -97,4 +97,4 @@ class SampledModel(HeldOut):
     """The same, of a model that is named."""
 
     model: str | None = None
-    """``lab``, a folder (a run's checkpoint is one) or a hub id."""
+    """``lab:walk``, ``lab:game``, a folder (a run's checkpoint is one) or a hub id."""

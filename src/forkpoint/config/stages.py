@@ -306,7 +306,7 @@ class TrainingConfig(Stage):
     """Optimizer updates per step; the paper: 16."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens in one forward pass, padding included; a single sequence may be longer. Changes
-    memory and speed, never the result; but for ``local``, which chooses live positions by row."""
+    memory and speed, and the result by rounding alone; but ``local`` chooses positions by row."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Fixed number of sequences instead; part of the method only under scope ``microbatch``."""
     max_bad_steps: int = Field(default=5, ge=1)

@@ -1,8 +1,9 @@
 """Rules of other papers, behind the same seam: from candidates to a weight for each.
 
 With p the sampled word's probability, H the entropy, A the advantage. Each rule sees the tokens of
-one scope group before the first update of the step, where the papers' own code may take the policy
-of the moment and a micro-batch at a time; docs/selection.md says what else differs.
+one scope group before the first update of the step (with ``selection.entropy = "current"`` before
+each update), where the papers' own code may take the policy of the moment and a micro-batch at a
+time; docs/selection.md says what else differs.
 """
 
 import math

@@ -29,7 +29,8 @@ _ADVICE = {
     ALL_TRUNCATED: "raise rollout.max_new_tokens, or set rollout.truncated = 'keep'",
 }
 _DEFAULT_ADVICE = (
-    "the batches are in bad_steps/; try a lower optim.lr, or model.compute_dtype = 'float32'"
+    "try a lower optim.lr, or model.compute_dtype = 'float32'; batches that got as far as training "
+    "are in bad_steps/"
 )
 
 KEPT_DUMPS = 3

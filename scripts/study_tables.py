@@ -33,7 +33,13 @@ def with_tables(page: str) -> str:
 
 
 def table(found: dict[str, Any], cell: str, reference: str) -> str:
-    """Markdown: variants of a cell in the order of their recipe."""
+    """Markdown: variants of a cell in the order of their recipe, accuracies in per cent, entropy in
+    nats, operations over those of ``reference``.
+
+    Args:
+        found: docs/results/ablation_lab.json.
+        reference: the variant whose accuracy is subtracted, seed by seed.
+    """
     rows = {row["variant"]: row for row in found["variants"] if row["cell"] == cell}
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in rows}
     for run in found["runs"]:

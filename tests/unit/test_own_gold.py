@@ -96,7 +96,7 @@ def test_a_gym_task_accepts_its_own_answer_and_no_other(name: str, answer_format
         assert task.verifier(columns, "") == 0.0
 
 
-@pytest.mark.parametrize("garbled", ["", "x", "2 x 3", "((((", "9" * 5000, "\x00", "{}"])
+@pytest.mark.parametrize("garbled", ["", "x", "-1", "2 x 3", "((((", "9" * 5000, "\x00", "{}"])
 @pytest.mark.parametrize("name", ["prime_factorization", "game_of_life", "boxnet"])
 def test_an_answer_that_a_gym_verifier_stumbles_over_is_wrong(name: str, garbled: str) -> None:
     entry = make_dataset(name, {}, seed=3)[0]

@@ -18,10 +18,10 @@ from forkpoint.config.rewards import (
 from forkpoint.config.tracking import TrackingConfig
 
 OF_LOCAL = (
-    *("live", "live_fraction", "first_hop", "keys_gb", "stale_keys"),
-    "check_gradient_every",
+    *("live", "live_fraction", "first_hop"),
+    *("keys_gb", "stale_keys", "check_gradient_every"),
 )
-"""Settings of ``training`` that nothing else reads."""
+"""Settings of ``training`` that ``training.gradient = 'local'`` alone reads."""
 
 
 class RunConfig(stages.Stage):

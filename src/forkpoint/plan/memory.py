@@ -14,7 +14,8 @@ parameters in the largest layer and P_o outside of layers, P_a of adapters, for 
     head          b D a selected row, 4 V D for the gradient of its weight, 12 bytes a logit of a
                   chunk; dense: 28 bytes a logit of all M
     step          46 bytes a token of the step, on every process
-    kept keys     keys and values of a step, at most training.keys_gb: local without the first hop
+    kept keys     keys and values of a step's tokens, a prompt once for each completion (a run holds
+                  it once), at most training.keys_gb: local without the first hop, one process
     sampling      the weights in the compute type, keys and values of all rows side by side
 
 On the host, while it loads: 4 (P + P_a) a process, or b P + 4 P_a for adapters on one.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from forkpoint.ablation.compare import over_seeds
 from forkpoint.ablation.recipe import AblationRecipe, PlannedRun, load_ablation, planned_runs
 from forkpoint.ablation.runs import finished, make_runs
+from forkpoint.cli.terminal import SafeConsole
 from forkpoint.errors import ForkpointError, RunError
 from forkpoint.lab import BASE_POLICIES, WalkWorld
 from forkpoint.lab.base_policy import LAYERS, WIDTH, build_model, build_tokenizer
@@ -81,16 +82,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8, help="of each variant, from 0")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
+    if min(options.seeds, options.jobs) < 1:
+        parser.error("--seeds and --jobs are 1 at least")
+    console = SafeConsole()
     try:
         made = {(r["cell"], r["variant"], r["seed"]) for r in _stored()}
         planned = _planned(options.cell, options.root, options.seeds)
         runs = [run for run in planned if (options.cell, run.variant, run.seed) not in made]
-        try:
-            make_runs(runs, load_ablation("ablation_lab").recipe, jobs=options.jobs, note=print)
-        finally:
-            found = [record(options.cell, run) for run in runs if finished(run)]
-            _add(found)
-            print(f"{len(found)} more runs of {options.cell} in {RESULTS}")
+        with console.stoppable("go on with the same command") as stop:
+            try:
+                recipe = load_ablation("ablation_lab").recipe
+                make_runs(runs, recipe, jobs=options.jobs, note=console.note, should_stop=stop)
+            finally:
+                found = [record(options.cell, run) for run in runs if finished(run)]
+                _add(found)
+                console.note(f"{len(found)} more runs of {options.cell} in {RESULTS}")
     except ForkpointError as error:
         sys.exit(str(error))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.config import RunConfig, load_config
-from forkpoint.errors import RunError
+from forkpoint.errors import ConfigError
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.metrics_log import evaluations
 from forkpoint.runs.results import Demo, Estimate, write_result
@@ -42,8 +42,12 @@ def demo_runs(overrides: Sequence[str] = ()) -> list[DemoRun]:
     Args:
         overrides: ``section.key=value``, for all; ``training.steps`` moves the last evaluation
             along.
+
+    Raises:
+        ConfigError: they leave nothing to show.
     """
     main = load_config(None, [*DEMO_SETTINGS, *overrides])
+    _check_demo(main)
     share = main.selection.keep_fraction
     rest = f"{1 - share:.10g}"
     wanted = (
@@ -77,6 +81,19 @@ def demo_runs(overrides: Sequence[str] = ()) -> list[DemoRun]:
     ]
 
 
+def _check_demo(config: RunConfig) -> None:
+    if not (config.evaluation.every and config.evaluation.at_start):
+        raise ConfigError(
+            "the demo shows accuracies before and after: it needs evaluation.every > 0 and "
+            "evaluation.at_start = true"
+        )
+    if config.selection.rule != "top":
+        raise ConfigError(
+            "the demo is of the forks: for selection.rule = "
+            f"{config.selection.rule!r} use forkpoint train, or forkpoint ablate"
+        )
+
+
 def summarise(root: Path) -> Demo:
     """Read the accuracies off the runs' metrics and write results/demo.json in ``root``."""
     main, control, random = (
@@ -93,12 +110,5 @@ def summarise(root: Path) -> Demo:
 
 
 def _accuracies(path: Path) -> list[Estimate]:
-    """The evaluations of a run, in order.
-
-    Raises:
-        RunError: there is none.
-    """
-    found = [one.accuracy for one in evaluations(read_metrics(path))]
-    if not found:
-        raise RunError(f"{path} holds no evaluation: the demo needs evaluation.every > 0")
-    return found
+    """The evaluations of a run, in order."""
+    return [one.accuracy for one in evaluations(read_metrics(path))]

@@ -419,6 +419,24 @@ def test_the_demo_is_its_recipe() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--set", "evaluation.every=0"], "it needs evaluation.every > 0"),
+        (["--set", "evaluation.at_start=false"], "evaluation.at_start = true"),
+        (["--set", "selection.rule=all"], "for selection.rule = 'all' use forkpoint train"),
+        (["--resume"], "--resume needs the demo to go on with: --run-dir DIR"),
+    ],
+)
+def test_what_is_no_demo_is_refused_before_it_starts(
+    here: Here, arguments: list[str], fault: str
+) -> None:
+    code, out, err = here("demo", *arguments)
+    assert (code, out) == (2, "")
+    assert fault in err
+    assert not Path("runs").exists()
+
+
 def test_the_demos_controls_differ_in_their_tokens_alone() -> None:
     runs = demo_runs(["training.steps=3"])
     assert [run.folder for run in runs] == ["", "control", "random"]
@@ -555,6 +573,7 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
         (["--benchmark", "aime24,aime24"], "error: --benchmark: aime24 is named twice"),
         (["--benchmark", "aime24,"], "error: --benchmark '': '' is no name"),
         (["--benchmark", "a b.jsonl"], "error: --benchmark 'a b.jsonl': 'a b' is no name"),
+        (["--benchmark", "a\n.jsonl"], "error: --benchmark 'a\\n.jsonl': 'a\\n' is no name"),
         (
             ["--benchmark", "no.jsonl"],
             "error: benchmark no: cannot read no.jsonl: there is no such",
@@ -583,7 +602,7 @@ def test_benchmarks_are_refused_in_a_line(here: Here, arguments: list[str], faul
     assert len(err.splitlines()) == 1
 
 
-def test_which_benchmarks_are_measured(tmp_path: Path) -> None:
+def test_which_benchmarks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = '[{name="aime24", temperature=0.5}, {name="amc23"}]'
     config = load_config(None, [f"evaluation.benchmarks={described}"])
     assert [one.name for one in chosen_benchmarks(config, [])] == ["aime24", "amc23"]
@@ -591,6 +610,10 @@ def test_which_benchmarks_are_measured(tmp_path: Path) -> None:
     assert (aime.temperature, aime.path) == (0.5, None)  # as the recipe describes it
     assert (mine.name, mine.path) == ("mine", "some/mine.jsonl")
     assert (test.name, test.path) == ("gsm8k", "gsm8k/test.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for path in ("test.jsonl", "./test.jsonl", str(tmp_path / "test.jsonl")):
+        (here,) = chosen_benchmarks(config, [path])
+        assert (here.name, here.path) == (tmp_path.name, path)
     assert chosen_benchmarks(load_config(None), []) == ()
 
 

@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from forkpoint.ablation.runs import finished, make_runs
 from forkpoint.cli.main import app
 from forkpoint.errors import ConfigError, Interrupted, RunError
 from forkpoint.evaluation.statistics import t_interval
+from forkpoint.runs import RunDirectory
 from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import read_result, result_path
 from tests.report_page import page_of
@@ -101,6 +107,9 @@ def test_a_faulty_variant_is_known_before_anything_runs(recipe: Path, tmp_path: 
     recipe.write_text(SMALL)
     with pytest.raises(ConfigError, match=r"evaluation\.every = 0, so there is nothing to comp"):
         planned(recipe, tmp_path, "evaluation.every=0")
+    for own in ("training.seed=7", "task.seed = 7", 'name="x"'):
+        with pytest.raises(ConfigError, match=f"variant all: {own}: seeds and names of runs are"):
+            planned(recipe, tmp_path, own)
 
 
 # ---- the comparison -----------------------------------------------------------------------------
@@ -199,6 +208,10 @@ def test_students_interval() -> None:
     assert over_seeds([0.25]).interval is None
     # no spread is known of equal values: an interval without width would claim there is none
     assert over_seeds([0.25, 0.25]).interval is None
+    # nor of shares of 200 problems whose differences are 3 / 200 but for the last bit
+    assert (197 + 3) / 200 - 197 / 200 != (187 + 3) / 200 - 187 / 200
+    found = over_seeds([(197 + 3) / 200 - 197 / 200, (187 + 3) / 200 - 187 / 200])
+    assert (found.value, found.interval) == (0.015, None)
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -210,6 +223,47 @@ def test_other_settings_are_refused_before_anything_runs(recipe: Path, tmp_path:
     with pytest.raises(RunError, match=r"made with other settings \(optim\.lr: 0\.0001 -> 0\.5\)"):
         make_runs(runs, "lab_demo", jobs=1, note=print)
     assert not runs[0].folder.exists()
+
+
+def test_a_run_that_another_process_is_making_is_named(recipe: Path, tmp_path: Path) -> None:
+    runs = planned(recipe, tmp_path)
+    with (
+        RunDirectory.claim(runs[1].folder),
+        pytest.raises(RunError, match=r"top20/seed_0 is being written by process \d+"),
+    ):
+        make_runs(runs, "lab_demo", jobs=1, note=print)
+    assert not runs[0].folder.exists()
+
+
+def test_ctrl_c_in_a_terminal_saves_the_runs_in_flight(recipe: Path, tmp_path: Path) -> None:
+    """It goes to every process there; a second signal would end them at once."""
+    longer = ('"training.steps=40", "evaluation.every=40"', "prompts_per_step=24")
+    text = SMALL.replace('"training.steps=1", "evaluation.every=1"', longer[0])
+    text = text.replace("prompts_per_step=2", longer[1]).replace("[0, 3]", "[0]")
+    recipe.write_text(text.replace("group_size=4", "group_size=8"))
+    root = tmp_path / "ablation"
+    command = [sys.executable, "-m", "forkpoint", "ablate", str(recipe), "--run-dir", str(root)]
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    metrics = root / "all" / "seed_0" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= 2:  # the start, and a step
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=240)
+    log = (root / "all" / "seed_0.log").read_text()
+    assert process.returncode == 130, output + log
+    assert "go on with the same command" in output
+    assert "saved step_000" in log
+    assert list((root / "all" / "seed_0" / "checkpoints").iterdir())
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_theirs(

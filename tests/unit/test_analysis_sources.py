@@ -252,6 +252,9 @@ def test_a_list_of_rows_and_a_mark_at_the_beginning(tmp_path: Path) -> None:
     assert [r.completion.text for r in read(path)] == ["n7 n8", "n9 n8"]
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"text": "n7 n8"}).encode() + b"\n\n")
     assert [r.completion.text for r in read(path)] == ["n7 n8"]
+    for before in (b"\xef\xbb\xbf", b"\n", b"\xef\xbb\xbf \n\n "):
+        path.write_bytes(before + json.dumps([{"text": "n7 n8"}], indent=1).encode())
+        assert [r.completion.text for r in read(path)] == ["n7 n8"]
 
 
 def test_a_folder_is_read_by_number(tmp_path: Path) -> None:

@@ -166,6 +166,22 @@ def test_presets_do_not_write_into_what_they_are_given() -> None:
             {"selection": {"threshold_nats": 0.5, "rule": "threshold"}},
         ),
         (
+            {"loss": {"constant_tokens": 9}},
+            "loss.constant_tokens is read by loss.denominator = 'constant' only",
+            {"loss": {"constant_tokens": 9, "denominator": "constant"}},
+        ),
+        (
+            {
+                "selection": {
+                    "rule": "all",
+                    "keep_fraction_start": 0.9,
+                    "keep_fraction_steps": 4,
+                }
+            },
+            "selection.rule = 'all' keeps no fraction that could change",
+            {"selection": {"keep_fraction_start": 0.9, "keep_fraction_steps": 4}},
+        ),
+        (
             {"selection": {"entropy": "current"}},
             "is known one mini-batch at a time: use selection.scope = 'minibatch', or",
             {"selection": {"entropy": "current"}, "training": {"mini_batches": 1}},

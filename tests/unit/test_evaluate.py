@@ -7,6 +7,7 @@ import pytest
 
 from forkpoint.config import load_config
 from forkpoint.errors import Interrupted, RewardError, RunError
+from forkpoint.evaluation.compare import compare
 from forkpoint.evaluation.evaluate import accuracy, evaluate_config, is_right, summed, tally
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
 from forkpoint.runs.completions import part_files, read_completions
@@ -120,6 +121,23 @@ def test_the_share_that_the_budget_cut_is_counted() -> None:
 
 
 # ---- going on ------------------------------------------------------------------------------------
+
+
+def test_held_out_problems_judged_otherwise_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.sampling.build.build_scorer", LocalScorer)
+    rewards = {
+        "own": "[]",
+        "weighed": '[{type="task", weight=2.0, timeout_s=9.0}]',
+        "form": '[{type="format", pattern=".*"}]',
+    }
+    for name, given in rewards.items():
+        also = [] if given == "[]" else [f"rewards={given}"]
+        evaluate_config(load_config(None, [*SMALL, *also]), tmp_path / name)
+    assert compare(tmp_path / "own", tmp_path / "weighed").differences[0].difference.value == 0
+    with pytest.raises(RunError, match=r"on lab:game: verifier: .*task.* and .*format"):
+        compare(tmp_path / "own", tmp_path / "form")
 
 
 def test_an_evaluation_goes_on_where_it_stopped(

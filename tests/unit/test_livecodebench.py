@@ -136,6 +136,10 @@ def test_windows_of_ones_own() -> None:
         ({"contest_date": "soon"}, "contest_date = 'soon' is no date"),
         ({"contest_date": None}, "contest_date = None is no date"),
         ({"metadata": "{"}, "metadata: not JSON"),
+        ({"metadata": "[1]"}, r"metadata: expected an object, found \[1\]"),
+        ({"metadata": 5}, "metadata: expected an object, found 5"),
+        ({"question_content": None}, "question_content and starter_code are text"),
+        ({"starter_code": ["x"]}, "question_content and starter_code are text"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
@@ -240,6 +244,18 @@ def test_it_is_a_benchmark_that_is_read_from_files_alone(tmp_path: Path) -> None
     assert [problem.id for problem in open_benchmark(mine).problems] == ["made_up_1"]
     with pytest.raises(DataError, match="a script, which is not run"):
         open_benchmark(BenchmarkConfig(name="livecodebench"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("instruction", "Do it."), ("question_column", "q"), ("answer_column", "a")],
+)
+def test_settings_that_it_does_not_read_are_refused(name: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(DOUBLE) + "\n")
+    given: dict[str, Any] = {"path": str(path), "verifier": "code", "prompt": "chat", name: value}
+    with pytest.raises(ConfigError, match=f"{name} is not read where verifier = 'code'"):
+        open_benchmark(BenchmarkConfig(name="mine", **given))
 
 
 def test_its_programs_are_not_run_unless_that_is_switched_on(tmp_path: Path) -> None:

@@ -51,12 +51,15 @@ def test_every_evaluation_of_every_run_is_in_the_matrix(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", metrics=[evaluated(0, 0.25), evaluated(5, 0.5)])
     b = make_run(tmp_path / "b", metrics=[{"step": 1}, evaluated(5, 0.375)])
     write_result(b, EVALUATION)
-    text = page_of(a, b).words("evaluation")
+    c = make_run(tmp_path / "c")  # where another task's problems were measured
+    write_result(c, EVALUATION.model_copy(update={"task": "held.jsonl"}))
+    text = page_of(a, b, c).words("evaluation")
     rows = [
         "a the laboratory's game 0 64 1 41.5 25.0 % [20.0, 30.0]",
         "a the laboratory's game 5 64 1 41.5 50.0 % [45.0, 55.0]",
         "b the laboratory's game 5 64 1 41.5 37.5 % [32.5, 42.5]",
         "b the laboratory's game – 8 4 12 75.0 % [62.5, 87.5]",
+        "c held.jsonl – 8 4 12 75.0 % [62.5, 87.5]",
     ]
     places = [text.index(row) for row in rows]
     assert places == sorted(places)

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkpoint.evaluation.statistics import Z_95, bootstrap_interval, wilson_interval
+from forkpoint.evaluation.statistics import (
+    Z_95,
+    bootstrap_interval,
+    paired_difference,
+    wilson_interval,
+)
 from forkpoint.runs.results import Estimate
 
 
@@ -123,6 +128,17 @@ def test_bootstrap_is_drawn_from_its_seed_alone() -> None:
 def test_equal_values_get_wilsons_interval(value: float) -> None:
     assert bootstrap_interval([value] * 40, seed=0) == wilson_interval(40 * value, 40)
     assert bootstrap_interval([value], seed=0) == wilson_interval(value, 1)
+
+
+def test_differences_that_are_equal_but_for_their_last_bit_are_equal() -> None:
+    thirds = paired_difference([0, 2 / 3, 0], [1 / 3, 1, 1 / 3], seed=0)
+    assert thirds == paired_difference([0, 0, 0], [1 / 3, 1 / 3, 1 / 3], seed=0)
+    assert thirds.low is not None
+    assert thirds.high is not None
+    assert thirds.low < thirds.value < thirds.high
+    shares_a, shares_b = [0.3, 0.1, 0.8, 0.5] * 8, [0.2, 0.0, 0.7, 0.4] * 8
+    equal = paired_difference([0.1] * 32, [0.0] * 32, seed=0)
+    assert paired_difference(shares_a, shares_b, seed=0) == equal
 
 
 @settings(deadline=None)

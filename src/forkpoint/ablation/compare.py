@@ -6,7 +6,7 @@ from statistics import fmean
 
 from forkpoint.ablation.recipe import PlannedRun
 from forkpoint.ablation.runs import finished
-from forkpoint.evaluation.statistics import t_interval
+from forkpoint.evaluation.statistics import EXACT, t_interval
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.ablation import Ablation, Arm, CurvePoint, StepMean
 from forkpoint.runs.metrics_log import MetricsLine, StepEvaluation
@@ -60,10 +60,12 @@ def compare(runs: Sequence[PlannedRun], reference: str) -> Ablation:
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """The mean with Student's 95 % interval; without one where all values are equal, as one is:
-    they say nothing of how far others spread, and an interval without width would claim to."""
-    interval = t_interval(values) if len(set(values)) > 1 else None
+    they say nothing of how far others spread, and an interval without width would claim to.
+    Shares of P problems and their differences are equal to ``EXACT`` digits, not to the last."""
+    exact = [round(value, EXACT) for value in values]
+    interval = t_interval(exact) if len(set(exact)) > 1 else None
     low, high = interval or (None, None)
-    return Estimate(value=fmean(values), low=low, high=high, n=len(values))
+    return Estimate(value=fmean(exact), low=low, high=high, n=len(values))
 
 
 @dataclass(frozen=True, slots=True)

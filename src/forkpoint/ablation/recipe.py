@@ -14,6 +14,9 @@ from forkpoint.config.stages import Stage
 from forkpoint.errors import ConfigError
 from forkpoint.selection.rules import check_rules
 
+OWN = frozenset({"training.seed", "task.seed", "name"})
+"""What each run is given by the ablation."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Of a folder, too."""
 
@@ -78,6 +81,14 @@ def load_ablation(path: str | Path) -> AblationRecipe:
     return parsed(AblationRecipe, raw, f"{file} is no ablation")
 
 
+def _check_free(variant: str, settings: Sequence[str]) -> None:
+    if taken := [one for one in settings if one.partition("=")[0].strip() in OWN]:
+        raise ConfigError(
+            f"variant {variant}: {taken[0]}: seeds and names of runs are the ablation's own; write "
+            "seeds = [...] in its file"
+        )
+
+
 def planned_runs(
     ablation: AblationRecipe, root: Path, overrides: Sequence[str] = ()
 ) -> list[PlannedRun]:
@@ -95,6 +106,7 @@ def planned_runs(
         for variant in ablation.variants:
             settings = (*ablation.set, *variant.set, *overrides)
             own = (f"training.seed={seed}", f"task.seed={seed}", f'name="{variant.name}"')
+            _check_free(variant.name, settings)
             try:
                 config = load_config(ablation.recipe, [*settings, *own])
                 check_rules(config)

@@ -56,10 +56,14 @@ def make_runs(
         note: gets a line about each run that ends.
 
     Raises:
-        RunError: some failed: their logs say why.
+        RunError: some failed: their logs say why; or another process is making one of them.
         Interrupted: ``should_stop()`` turned true; the runs are saved, and go on when started anew.
     """
     waiting = deque(run for run in runs if finished(run) is None)
+    for run in waiting:
+        if run.folder.exists():
+            with RunDirectory.claim(run.folder):  # is it being made, for one that was killed?
+                pass
     total, failed = len(waiting), []
     working: list[tuple[PlannedRun, subprocess.Popen[bytes]]] = []
     try:
@@ -107,6 +111,7 @@ def _start(run: PlannedRun, recipe: str | None) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl-C is for us, who pass it on once: a second signal kills
         )
 
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from forkpoint.cli.options import Overrides
 from forkpoint.cli.terminal import SafeConsole, StopFlag
+from forkpoint.errors import ConfigError
 
 
 def demo(
@@ -28,13 +29,15 @@ def demo(
     run_dir
         Where the files go; default runs/demo, or the next free name.
     resume
-        Go on with a demo that was stopped.
+        Go on with the demo in --run-dir, which was stopped.
     """
     from forkpoint.cli.table import LiveTable
     from forkpoint.demo import demo_runs, summarise
     from forkpoint.report import build_report
     from forkpoint.training.loop import train
 
+    if resume and run_dir is None:
+        raise ConfigError("--resume needs the demo to go on with: --run-dir DIR")
     started = time.perf_counter()
     free = (Path("runs", "demo" + (f"-{number}" if number > 1 else "")) for number in count(1))
     root = run_dir or next(path for path in free if not path.exists())

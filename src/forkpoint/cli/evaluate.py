@@ -111,11 +111,11 @@ def chosen_benchmarks(config: "RunConfig", named: list[str]) -> tuple["Benchmark
     chosen: dict[str, BenchmarkConfig] = {}
     for text in (name.strip() for one in named for name in one.split(",")):
         path, is_file = Path(text), text.endswith(SUFFIXES)
-        name = path.parent.name if is_file and path.stem == "test" else path.stem
+        name = path.resolve().parent.name if is_file and path.stem == "test" else path.stem
         name = name if is_file else text
         if name in chosen:
             raise ConfigError(f"--benchmark: {name} is named twice")
-        if not re.match(NAME, name):
+        if not re.fullmatch(NAME, name):
             raise ConfigError(
                 f"--benchmark {text!r}: {name!r} is no name; it has letters, digits, '.', '_', '-'"
             )

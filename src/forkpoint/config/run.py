@@ -48,6 +48,11 @@ class RunConfig(stages.Stage):
         """See ``name_of_task``."""
         return name_of_task(self.task.model_dump())
 
+    @property
+    def held_out_name(self) -> str:
+        """Where the held-out problems are from: of a data set the file of these."""
+        return getattr(self.task, "eval_path", None) or self.task_name
+
     @model_validator(mode="before")
     @classmethod
     def _resolve_presets(cls, raw: Any) -> Any:
@@ -81,6 +86,15 @@ class RunConfig(stages.Stage):
             raise ValueError("training.rows = 'tree' is read by sparse and local gradients only")
         if training.rows == "padded" and training.gradient == "local":
             raise ValueError("training.rows = 'padded' is no layout of local gradients: use 'auto'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_what_is_read(self) -> "RunConfig":
+        s, loss = self.selection, self.loss
+        if loss.constant_tokens is not None and loss.denominator != "constant":
+            raise ValueError("loss.constant_tokens is read by loss.denominator = 'constant' only")
+        if s.keep_fraction_start is not None and s.rule in ("threshold", "all"):
+            raise ValueError(f"selection.rule = {s.rule!r} keeps no fraction that could change")
         return self
 
     @model_validator(mode="after")

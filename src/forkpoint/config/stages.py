@@ -234,7 +234,8 @@ class LossConfig(Stage):
     clip_low: float = Field(default=0.2, ge=0, le=1)
     clip_high: float = Field(default=0.28, ge=0)
     dual_clip: float | None = Field(default=None, gt=1)
-    """Bounds the loss of tokens with negative advantage by this times |advantage|."""
+    """With ``ppo_clip``: bounds the loss of tokens with negative advantage by this times
+    |advantage|."""
     denominator: Literal[
         "selected",
         "all",

@@ -18,7 +18,7 @@ from forkpoint.errors import RewardError, RunError
 from forkpoint.evaluation.held_out import prompt_parts, sample_settings
 from forkpoint.evaluation.metrics import counts, majority_at, pass_at, sampling_error
 from forkpoint.evaluation.statistics import bootstrap_interval, wilson_interval
-from forkpoint.rewards.build import ANSWER, SILENT
+from forkpoint.rewards.build import ANSWER, SILENT, verifier_of
 from forkpoint.runs import RunDirectory
 from forkpoint.runs.completions import part_file, write_completions
 from forkpoint.runs.evaluation import Answered, Evaluation
@@ -30,6 +30,10 @@ from forkpoint.types import FinishReason, Group, Problem, Prompt, Rollout
 
 DECIDES = ("model", "task", "rewards", "rollout", "evaluation")
 """Sections of a configuration that decide what is sampled and how it is judged."""
+
+
+NOT_OF_VERDICTS = {"weight", "timeout_s", "on_timeout", "batch_size"}
+"""Settings of a reward under which an answer is as right as before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,12 +273,23 @@ def evaluate_config(
             found = sample_pieces(parts, config, problems, pieces, "evaluate", should_stop)
         result = Evaluation(
             model=config.model.path,
-            task=config.task_name,
+            task=config.held_out_name,
+            verifier=_verifier(config),
             seed=config.evaluation.seed,
             **measured(found, problems, config),
         )
         write_result(root, result)
     return result
+
+
+def _verifier(config: RunConfig) -> str:
+    """The settings that decide whether an answer is right."""
+    deciding = verifier_of(config.rewards)
+    settings = deciding.model_dump(mode="json", exclude=NOT_OF_VERDICTS, exclude_defaults=True)
+    settings["type"] = deciding.type
+    if deciding.type == "task" and config.task.type == "gym":
+        settings["answer_format"] = config.task.answer_format
+    return json.dumps(settings, sort_keys=True)
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:

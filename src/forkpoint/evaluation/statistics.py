@@ -12,6 +12,10 @@ Z_95 = 1.959963984540054
 
 RESAMPLES = 2000
 
+EXACT = 12
+"""Decimals of a difference of shares; what follows is the rounding of its subtraction, which makes
+equal differences unequal."""
+
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), 95 %.
@@ -70,7 +74,7 @@ def paired_difference(
     a share of up to u of all problems may differ from c, in [-1, 1], with u the upper end of
     Wilson's interval of 0 in P.
     """
-    differences = [a - b for a, b in zip(right_P, reference_P, strict=True)]
+    differences = [round(a - b, EXACT) for a, b in zip(right_P, reference_P, strict=True)]
     value, n = float(np.mean(differences)), len(differences)
     if min(differences) == max(differences):
         _, u = wilson_interval(0, n)

@@ -48,7 +48,10 @@ def _evaluations(index: int, run: RunData) -> Iterator[Row]:
         yield row(task, str(one.step), one.accuracy, samples, one.length_mean)
     found, benchmarks = run.result(Evaluation), run.result(Benchmarks)
     if found is not None:
-        yield row(task, "–", found.accuracy, found.samples, found.length_mean)
+        same = run.config is not None and run.config.task_name == found.task
+        yield row(
+            task if same else found.task, "–", found.accuracy, found.samples, found.length_mean
+        )
     for one in benchmarks.benchmarks if benchmarks else ():
         yield row(one.name, "–", one.accuracy, one.samples, one.length_mean)
 

@@ -61,6 +61,9 @@ class Evaluation(Measured, Result):
     file: ClassVar[str] = "evaluation.json"
     model: str
     task: str
+    """Where the problems are from."""
+    verifier: str | None = None
+    """The reward that says whether an answer is right, as JSON."""
     seed: int
 
 

@@ -12,6 +12,9 @@ from forkpoint.runs.resume import SETTINGS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
+BOM = b"\xef\xbb\xbf"
+"""With which some editors begin a file of UTF-8 text."""
+
 BATCH_ROWS = 64
 """Rows of a parquet file held at once."""
 
@@ -79,12 +82,15 @@ def _json(path: Path) -> Iterator[Row]:
     """JSON objects, a line each; or one list of them."""
     try:
         with path.open("rb") as file:
+            first = True
             for number, line in enumerate(file, start=1):
-                if number == 1 and line.lstrip().startswith(b"["):
-                    yield from _json_list(path, line + file.read())
+                text = line.removeprefix(BOM) if number == 1 else line
+                if first and text.lstrip().startswith(b"["):
+                    yield from _json_list(path, text + file.read())
                     return
-                if line.strip():
-                    yield _row(f"{path}, row {number}", line)
+                if text.strip():
+                    first = False
+                    yield _row(f"{path}, row {number}", text)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -101,7 +107,7 @@ def _row(place: str, line: bytes) -> Row:
 
 def _parse(place: str, text: bytes) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        return json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(
             f"{place} is not UTF-8 text: {error.reason} at byte {error.start}"

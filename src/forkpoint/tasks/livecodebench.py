@@ -101,14 +101,18 @@ def _problem(row: Mapping[str, Any], where: str, *, chat: bool) -> Problem:
     metadata = row["metadata"] or {}
     if isinstance(metadata, str):
         metadata = _json(metadata, f"{where}, metadata")
+    if not isinstance(metadata, dict):
+        raise DataError(f"{where}, metadata: expected an object, found {short(metadata, 40)}")
     function = metadata.get("func_name") if kinds == {"functional"} else None
     if kinds != {"stdin"} and not function:
         raise DataError(
             f"{where}: its tests are of the kinds {sorted(map(str, kinds))}; expected stdin alone, "
             "or functional alone and the function's name, func_name, in metadata"
         )
-    starter = row["starter_code"]
-    question = row["question_content"] + (COMPLETED.format(starter=starter) if starter else WHOLE)
+    starter, question = row["starter_code"] or "", row["question_content"]
+    if not (isinstance(starter, str) and isinstance(question, str)):
+        raise DataError(f"{where}: question_content and starter_code are text")
+    question += COMPLETED.format(starter=starter) if starter else WHOLE
     tests = {
         "inputs": [case["input"] for case in cases],
         "outputs": [case["output"] for case in cases],

@@ -34,6 +34,9 @@ from forkpoint.types import Problem
 OWN = Benchmark(size=0, hub=(), verifier="math")
 """Rows without a name in the table."""
 
+NOT_OF_CODE = ("instruction", "question_column", "answer_column")
+"""Settings that LiveCodeBench's layout and its instruction leave no room for."""
+
 PLACES = re.compile(r"\{(question|instruction)\}")
 
 
@@ -87,6 +90,8 @@ def open_benchmark(config: BenchmarkConfig, folder: str | None = None) -> OpenBe
         verifier = config.verifier or settled.verifier
         style = PROMPTS[config.prompt or settled.prompt]
         if verifier == "code":
+            if unread := [name for name in NOT_OF_CODE if getattr(config, name) is not None]:
+                raise ConfigError(f"{unread[0]} is not read where verifier = 'code'")
             template = "{question}" + WHOLE
             problems = tuple(code_problems(rows, chat=style.chat)[: config.problems])
         else:
@@ -179,7 +184,7 @@ def find_file(folder: Path, name: str, known: Benchmark) -> Path:
 
 def _title(path: Path) -> str:
     """What a file's name says it is; of ``test.jsonl`` the folder's."""
-    return path.parent.name if path.stem == "test" else path.stem
+    return path.resolve().parent.name if path.stem == "test" else path.stem
 
 
 def _plain(name: str) -> str:

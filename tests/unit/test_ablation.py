@@ -28,6 +28,7 @@ from forkpoint.runs import RunDirectory
 from forkpoint.runs.ablation import Ablation
 from forkpoint.runs.results import read_result, result_path
 from tests.report_page import page_of
+from tests.unit import slow_rule
 
 SMALL = """
 name = "small"
@@ -237,11 +238,10 @@ def test_a_run_that_another_process_is_making_is_named(recipe: Path, tmp_path: P
 
 def test_ctrl_c_in_a_terminal_saves_the_runs_in_flight(recipe: Path, tmp_path: Path) -> None:
     """It goes to every process there; a second signal would end them at once."""
-    longer = ('"training.steps=40", "evaluation.every=40"', "prompts_per_step=24")
-    text = SMALL.replace('"training.steps=1", "evaluation.every=1"', longer[0])
-    text = text.replace("prompts_per_step=2", longer[1]).replace("[0, 3]", "[0]")
-    recipe.write_text(text.replace("group_size=4", "group_size=8"))
-    root = tmp_path / "ablation"
+    variant = 'set = ["selection.rule=tests.unit.slow_rule:everything"]'
+    text = SMALL.replace('set = ["selection.rule=all"]', variant).replace("[0, 3]", "[0]")
+    recipe.write_text(text.replace("training.steps=1", "training.steps=4"))
+    root, working = tmp_path / "ablation", tmp_path / "working"
     command = [sys.executable, "-m", "forkpoint", "ablate", str(recipe), "--run-dir", str(root)]
     process = subprocess.Popen(
         command,
@@ -249,21 +249,19 @@ def test_ctrl_c_in_a_terminal_saves_the_runs_in_flight(recipe: Path, tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, slow_rule.MARK: str(working)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    metrics = root / "all" / "seed_0" / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_text().count("\n") >= 2:  # the start, and a step
-            break
+    while not working.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # amid a step, which takes longer than we look away
     output, _ = process.communicate(timeout=240)
     log = (root / "all" / "seed_0.log").read_text()
     assert process.returncode == 130, output + log
     assert "go on with the same command" in output
-    assert "saved step_000" in log
-    assert list((root / "all" / "seed_0" / "checkpoints").iterdir())
+    assert "saved step_00001" in log
+    assert [one.name for one in (root / "all/seed_0/checkpoints").iterdir()] == ["step_00001"]
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_theirs(

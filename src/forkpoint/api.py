@@ -37,7 +37,8 @@ def train(
 ) -> "Outcome":
     """Train in the folder ``run_dir``, which gets all that a run leaves (docs/run-directory.md).
 
-    Ctrl-C raises KeyboardInterrupt once the last finished step is saved.
+    Ctrl-C raises KeyboardInterrupt once the last finished step is saved; amid a step's updates,
+    whose weights are of no step, the run goes on from the newest checkpoint.
 
     Args:
         rewards: in the place of ``config.rewards``; the first one is the verifier.

@@ -40,6 +40,8 @@ class Ranks:
     size: int = 1
     group: Any = None
     """What torch calls the line over which they speak; None: the first one."""
+    patience: timedelta | None = None
+    """The most that one waits for another; None: torch's."""
 
     @property
     def first(self) -> bool:
@@ -67,7 +69,7 @@ class Ranks:
             return self
         import torch.distributed as dist
 
-        return replace(self, group=dist.new_group(backend="gloo"))
+        return replace(self, group=dist.new_group(backend="gloo", timeout=self.patience))
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in some process."""
@@ -155,17 +157,17 @@ def join(timeout_minutes: float) -> Ranks:
     import torch
     import torch.distributed as dist
 
+    patience = timedelta(minutes=timeout_minutes)
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
         _together(
             lambda: dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                timeout=timedelta(minutes=timeout_minutes),
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience
             )
         )
         atexit.register(leave)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(dist.get_rank(), dist.get_world_size(), patience=patience)
 
 
 def leave() -> None:

@@ -56,6 +56,17 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def test_an_unlikely_token_that_is_not_selected_does_no_harm(tmp_path: Path) -> None:
+    """exp(-ln p) of it is infinite, and infinity times its weight of 0 no number."""
+    trainer, weights, gradients = ours(
+        tmp_path, num_iterations=2, steps=2, temperature=0.05, learning_rate=1e-7
+    )
+    logps = trainer._buffered_inputs[0]["old_per_token_logps"]
+    assert logps.min() < -89
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
 SAME: list[dict[str, Any]] = [
     {},
     {"loss_type": "cispo", "epsilon_high": 5.0},

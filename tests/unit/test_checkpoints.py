@@ -120,6 +120,47 @@ def test_a_removal_that_was_killed_is_finished_by_the_next_of_the_same_name(
     assert names(tmp_path) == ["step_00002"]
 
 
+def _killed_before(rename: Callable[..., Path], count: int) -> Callable[..., Path]:
+    """A rename that works for ``count`` folders, and for files."""
+    left = [count]
+
+    def limited(path: Path, target: Path) -> Path:
+        if path.is_dir():
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        return rename(path, target)
+
+    return limited
+
+
+def test_no_kill_while_one_takes_anothers_place_loses_both(
+    tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an evaluation that was interrupted: the same step is saved once more."""
+    files = len(list(save(1).iterdir()))
+    whole = tmp_path.with_name("whole")
+    shutil.copytree(tmp_path, whole)
+    renamed = Path.rename
+    for allowed in range(3):
+        shutil.rmtree(tmp_path)
+        shutil.copytree(whole, tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", _killed_before(renamed, allowed))
+            if allowed < 2:
+                with pytest.raises(KeyboardInterrupt):
+                    save(1)
+            else:
+                save(1)
+        finish_removals(tmp_path)
+        assert names(tmp_path) == ["step_00001"]
+        assert len(list((tmp_path / "step_00001").iterdir())) == files
+        found, skipped = latest_checkpoint(tmp_path)
+        assert found is not None
+        assert (found.state.step, skipped) == (1, [])
+    shutil.rmtree(whole)
+
+
 def test_what_cannot_be_deleted_is_one_line(
     tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from forkpoint.config import parse_config
 from forkpoint.entropy import reference_energy
 from forkpoint.errors import ConfigError
 from forkpoint.policy import PolicyModule
+from forkpoint.selection import Candidates
 from forkpoint.training.choose import choose
 from forkpoint.training.meter import Meter
 from forkpoint.training.optimizer import Optimizer
@@ -134,6 +135,33 @@ def test_before_the_first_update_nothing_has_drifted() -> None:
         return step.metrics["grad/norm"]
 
     assert norm(10.0) == norm(0.0)
+
+
+def of_the_last_sequence(candidates: Candidates) -> torch.Tensor:
+    return (candidates.sequence_ids_N == candidates.sequence_ids_N.max()).float()
+
+
+def test_a_mini_batch_without_an_update_lets_nothing_drift() -> None:
+    """The first update of a step is the first that is made."""
+
+    def found(drift: float) -> tuple[float, int]:
+        marked = {"rule": "all", "drift_coefficient": drift}
+        config = parse_config(
+            {
+                "selection": {"rule": f"{__name__}:of_the_last_sequence", "entropy": "old"},
+                "loss": {"importance_cap": "none", "marked": marked},
+                "training": {"mini_batches": 2},
+            }
+        )
+        model = tiny_model()
+        policy = PolicyModule(model, gradient="sparse", temperature=1.0)
+        optimizer = Optimizer(model, config.optim)
+        step = train_step(policy, optimizer, make_batch(), config, step=1, same_weights=False)
+        assert "mismatch/kl" in step.metrics
+        return step.metrics["grad/norm"], optimizer.updates
+
+    assert found(10.0) == found(0.0)
+    assert found(0.0)[1] == 1
 
 
 def test_marks_by_sequence_or_by_all_that_compete() -> None:

@@ -259,6 +259,16 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
         load_config(tmp_path / "zzzz.toml")
 
 
+def test_a_preset_on_top_of_settings_that_are_all_written_out_is_refused(tmp_path: Path) -> None:
+    stored = tmp_path / "config.json"
+    stored.write_text(load_config(None).model_dump_json())
+    for override in ("selection.preset=trl", 'loss.preset = "gspo"'):
+        with pytest.raises(ConfigError, match=r"a preset changes none that is there: set what"):
+            load_config(stored, [override])
+    same = ["selection.preset=forkpoint", "optim.lr=0.5"]
+    assert load_config(stored, same) == load_config(None, ["optim.lr=0.5"])
+
+
 def test_a_recipe_of_another_kind_is_not_suggested() -> None:
     with pytest.raises(ConfigError, match="no recipe 'lab_demo'") as caught:
         recipe_path("lab_demo", RECIPES / "ablations")

@@ -171,17 +171,6 @@ def test_presets_do_not_write_into_what_they_are_given() -> None:
             {"loss": {"constant_tokens": 9, "denominator": "constant"}},
         ),
         (
-            {
-                "selection": {
-                    "rule": "all",
-                    "keep_fraction_start": 0.9,
-                    "keep_fraction_steps": 4,
-                }
-            },
-            "selection.rule = 'all' keeps no fraction that could change",
-            {"selection": {"keep_fraction_start": 0.9, "keep_fraction_steps": 4}},
-        ),
-        (
             {"selection": {"entropy": "current"}},
             "is known one mini-batch at a time: use selection.scope = 'minibatch', or",
             {"selection": {"entropy": "current"}, "training": {"mini_batches": 1}},

@@ -169,6 +169,8 @@ def test_operations() -> None:
     again = config_of(model__gradient_checkpointing=True, selection__entropy="old")
     found = operations(again, SIZES, STEP)
     assert found.old == pytest.approx(4200 * 320 + 400 * 240)
+    paper = config_of(selection__preset="paper", rollout__engine="vllm", loss__kl_coefficient=0.1)
+    assert operations(paper, SIZES, STEP).old == pytest.approx(3 * found.old)
     assert found.dense == pytest.approx(4 * 4200 * 320 + 3 * 400 * 240)
     packed = operations(config_of(training__micro_batch_tokens=130), SIZES, STEP)
     assert packed.sparse == pytest.approx(3 * 4200 * 260 + 4 * 400 * 0.2 * 240)
@@ -176,13 +178,21 @@ def test_operations() -> None:
 
 def test_bytes_sent() -> None:
     """Of 2 processes, half of all: (2 x 3 + 1) gathers of 4,000 bytes and one for sampling."""
-    found = traffic(config_of(), SIZES, STEP, 2, passes=(3, 1))
+    found = traffic(config_of(), SIZES, STEP, 2, passes=(3, 1))  # reads a few tokens, for a check
     assert found.weights == 8 * 4000 / 2
     assert found.gradients == 3 * 4000 / 2
     assert found.records == 16 * 480 / 2
-    assert found.numbers == 24 * 240 / 2
-    assert found.engine == found.written == 0
-    assert found.between == 16_000 + 6000 + 3840 + 2880
+    assert found.numbers == found.engine == found.written == 0
+    assert found.between == 16_000 + 6000 + 3840
+    old = config_of(selection__entropy="old")
+    assert traffic(old, SIZES, STEP, 2, passes=(3, 3)).numbers == 24 * 240 / 2
+    # 320 tokens, 100 in a pass, 2 processes: 2 passes for old numbers, and one in each update
+    assert traffic(old, SIZES, STEP, 2).weights == (2 * 2 + 2 + 1) * 4000 / 2
+    current = config_of(
+        selection__entropy="current", selection__scope="minibatch", training__mini_batches=4
+    )
+    assert traffic(current, SIZES, STEP, 2).weights == (2 * 4 + 4 + 1) * 4000 / 2
+    assert traffic(current, SIZES, STEP, 2).numbers == 24 * 240 / 2
     assert traffic(config_of(), SIZES, STEP, 2, passes=(3, 1), backend="gloo").gradients == 12_000
     assert traffic(config_of(), SIZES, STEP, 1).between == 0
     served = config_of(rollout__engine="vllm", model__compute_dtype="bfloat16")

@@ -117,7 +117,8 @@ def test_resume_refuses_other_settings_by_name(tmp_path: Path) -> None:
         "training.seed: 1 -> 2); a resumed run may change only checkpoint.every, "
         "checkpoint.keep_last, evaluation.benchmark_dir, evaluation.benchmarks, name, "
         "rollout.keep, scoring.workers, tracking.project, tracking.to, "
-        "training.rank_timeout_minutes, training.steps, and rollout.vllm but its dtype"
+        "training.max_bad_steps, training.rank_timeout_minutes, training.steps, and rollout.vllm "
+        "but its dtype"
     )
     assert json.loads((tmp_path / "config.json").read_text())["training"]["seed"] == 1
 

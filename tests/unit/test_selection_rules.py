@@ -48,6 +48,14 @@ def weights(rule: str, found: Candidates, **parameters: float) -> list[float]:
 # ---- controls -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rule", ["all", "clip_cov", "stapo", "entropy_advantage"])
+def test_a_moving_fraction_that_nothing_reads_is_refused(rule: str) -> None:
+    moving = {"keep_fraction_start": 0.9, "keep_fraction_steps": 4}
+    with pytest.raises(ConfigError, match=f"rule = '{rule}' keeps no fraction that could change"):
+        check_rules(parse_config({"selection": {"rule": rule, **moving}}))
+    check_rules(parse_config({"selection": {"rule": f"{rule}+prefix", **moving}}))
+
+
 def test_random_unbiased_weighs_by_one_over_the_chance_to_be_drawn() -> None:
     # k = ceil(0.25 * 10) = 3 of 10: each of them has the weight 10 / 3
     found = candidates(p=[0.5] * 10, keep_fraction=0.25, step=3)

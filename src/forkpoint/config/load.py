@@ -36,6 +36,8 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     """
     path = recipe_path(recipe) if recipe else None
     raw = _read(path) if path else {}
+    if path and path.suffix == ".json":
+        _check_presets(raw, overrides, path)
     for override in overrides:
         _apply(raw, override)
     return parse_config(raw, source=str(path) if path else "the command line")
@@ -102,6 +104,22 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no file {path}{_near(path)}") from None
     except (ValueError, OSError) as error:  # not TOML, not JSON, not UTF-8
         raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _check_presets(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> None:
+    """What a preset stands for is written out in the config.json of a run, and would stay."""
+    stored = {
+        f"{name}.preset": section["preset"]
+        for name, section in raw.items()
+        if isinstance(section, dict) and "preset" in section
+    }
+    for override in overrides:
+        key, _, name = (part.strip() for part in override.partition("="))
+        if key in stored and stored[key] != name.strip("\"'"):
+            raise ConfigError(
+                f"--set {override}: {path} has every setting of {stored[key]!r}, and a preset "
+                "changes none that is there: set what is to be different, or start from the recipe"
+            )
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

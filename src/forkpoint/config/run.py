@@ -90,11 +90,9 @@ class RunConfig(stages.Stage):
 
     @model_validator(mode="after")
     def _check_what_is_read(self) -> "RunConfig":
-        s, loss = self.selection, self.loss
+        loss = self.loss
         if loss.constant_tokens is not None and loss.denominator != "constant":
             raise ValueError("loss.constant_tokens is read by loss.denominator = 'constant' only")
-        if s.keep_fraction_start is not None and s.rule in ("threshold", "all"):
-            raise ValueError(f"selection.rule = {s.rule!r} keeps no fraction that could change")
         return self
 
     @model_validator(mode="after")

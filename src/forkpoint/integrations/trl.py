@@ -57,6 +57,9 @@ LOSS_TYPES = ("dapo", "cispo")
 EQUAL_REWARDS = 1e-6
 """Of the largest of a group, or of 1: what TRL's float32 makes of equal rewards."""
 
+OF_TOKENS = ("old_per_token_logps", "ref_per_token_logps")
+"""Log-probabilities of every token, where the policy's own are 0 for those that were not scored."""
+
 NOT_HERE = BY_ENERGY | {"threshold"}
 """Rules that read more than entropies, advantages and log-probabilities."""
 
@@ -276,9 +279,10 @@ class ForkingGRPOTrainer(GRPOTrainer):
         if weights is None:  # of an evaluation
             return super()._compute_loss(model, inputs)
         self._metrics["train"]["work/rows_run"].append(float((weights > 0).any(1).sum()))
+        # What is not a model's own token is masked by TRL in the same way; ratios are made of all.
+        own = {name: inputs[name].where(weights > 0, 0.0) for name in OF_TOKENS if name in inputs}
         with self._scoring_only(weights > 0):
-            # What is not a model's own token is masked by TRL in the same way.
-            return super()._compute_loss(model, inputs | {"tool_mask": weights})
+            return super()._compute_loss(model, inputs | own | {"tool_mask": weights})
 
     @contextmanager
     def _scoring_only(self, wanted: Tensor) -> "Iterator[None]":

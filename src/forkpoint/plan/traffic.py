@@ -22,6 +22,7 @@ from forkpoint.config import RunConfig
 from forkpoint.plan.memory import pass_tokens
 from forkpoint.plan.sizes import Sizes
 from forkpoint.plan.step import StepTokens
+from forkpoint.plan.work import passes_without_gradient
 
 RECORD_BYTES = 16
 """Of a sampled token: id, log-probability, entropy, energy."""
@@ -71,7 +72,7 @@ def traffic(
         weights=weights * share,
         gradients=4 * sizes.trained * share * learning * (2 if backend == "gloo" else 1),
         records=RECORD_BYTES * step.sampled / processes * (processes - 1),
-        numbers=24 * step.completion_tokens * share * (1 if reading else 0),
+        numbers=24 * step.completion_tokens * share * passes_without_gradient(config),
         engine=4 * sizes.parameters * share if served else 0.0,
         written=float(compute * (sizes.parameters + own_head)) if served else 0.0,
     )
@@ -82,6 +83,7 @@ def _passes(config: RunConfig, step: StepTokens, processes: int) -> tuple[int, i
     updates = config.training.mini_batches
     each = max(step.tokens / updates / pass_tokens(config, step), 1.0)
     learning = updates * math.ceil(each / processes)
-    old = config.rollout.engine != "transformers" or config.selection.entropy == "old"
-    reading = math.ceil(step.tokens / pass_tokens(config, step) / processes) if old else 1
-    return learning, reading
+    whole = math.ceil(step.tokens / pass_tokens(config, step) / processes)
+    by_update = config.selection.entropy == "current"
+    reading = (passes_without_gradient(config) - by_update) * whole + by_update * learning
+    return learning, reading or 1  # a sequence that says whether the sampler's numbers are right

@@ -50,15 +50,13 @@ def operations(config: RunConfig, sizes: Sizes, step: StepTokens) -> Operations:
     passes = 4 if config.model.gradient_checkpointing else 3
     keep = head_share(config)
     completions = step.completion_tokens
-    needs_old = config.rollout.engine != "transformers" or config.selection.entropy == "old"
     own_prompts = step.sequences * step.prompt
     shared_prompts = own_prompts / config.rollout.group_size if packs(config, step) else own_prompts
     sampled_sequences = step.sampled / step.length
     prompts_read = sampled_sequences / config.rollout.group_size * step.prompt
     return Operations(
         sampling=run(step.sampled + prompts_read) + head * step.sampled,
-        old=(run(step.tokens) + head * completions)
-        * (needs_old + bool(config.loss.kl_coefficient)),
+        old=(run(step.tokens) + head * completions) * passes_without_gradient(config),
         dense=passes * run(step.tokens) + 3 * head * completions,
         sparse=passes * run(completions + shared_prompts) + 4 * head * keep * completions,
         local=_local(config, sizes, run, completions + shared_prompts, seen, keep)
@@ -84,6 +82,13 @@ def _local(
         made = 3 * sizes.key_width + sizes.attention
         found += 2.0 * sizes.width * made * (1 - live) * tokens
     return found
+
+
+def passes_without_gradient(config: RunConfig) -> int:
+    """Over all tokens of a step: for log-probabilities and entropies before the first update where
+    the sampler's are not those, for entropies before each update, for a reference."""
+    old = config.rollout.engine != "transformers" or config.selection.entropy == "old"
+    return old + (config.selection.entropy == "current") + bool(config.loss.kl_coefficient)
 
 
 def packs(config: RunConfig, step: StepTokens) -> bool:

@@ -60,12 +60,29 @@ def remove_checkpoint(folder: Path) -> None:
         raise RunError(f"cannot delete the old checkpoint {folder}: {error}") from error
 
 
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Give a whole checkpoint its name, in the place of one that has it already: the old one is
+    deleted when the new one stands there. ``finish_removals`` ends it if a kill comes between."""
+    removed = folder.with_name(f".{folder.name}.removed")
+    if folder.exists():
+        shutil.rmtree(removed, ignore_errors=True)
+        folder.rename(removed)
+    partial.rename(folder)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
 def finish_removals(root: Path) -> None:
-    """Delete what a killed process left half written or half deleted.
+    """Delete what a killed process left half written or half deleted; a checkpoint that is whole
+    and lacks but its name gets it.
 
     Raises:
         RunError: it cannot be deleted.
     """
+    for path in root.glob(".step_*.removed"):
+        partial = path.with_name(f"{path.stem}.partial")
+        folder = path.with_name(path.stem.removeprefix("."))
+        if partial.exists() and not folder.exists() and checkpoint_fault(partial) is None:
+            partial.rename(folder)
     for path in root.glob(".step_*"):
         if re.fullmatch(r"\.step_\d{5,}\.(partial|removed)", path.name):
             try:

@@ -24,7 +24,8 @@ FIRST_VERSION = ("rollouts", "eval", "analysis/tokens")
 MAY_CHANGE = frozenset(
     {
         *("name", "training.steps", "checkpoint.every", "checkpoint.keep_last"),
-        *("scoring.workers", "rollout.keep", "training.rank_timeout_minutes"),
+        *("scoring.workers", "rollout.keep"),
+        *("training.rank_timeout_minutes", "training.max_bad_steps"),
         *("tracking.to", "tracking.project"),
         *("evaluation.benchmarks", "evaluation.benchmark_dir"),
     }

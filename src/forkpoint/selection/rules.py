@@ -27,7 +27,7 @@ from forkpoint.selection.candidates import (
     exactly_k,
     linear_quantile,
 )
-from forkpoint.selection.names import rules_in
+from forkpoint.selection.names import WITHOUT_FRACTION, rules_in
 
 
 def top(candidates: Candidates) -> Tensor:
@@ -170,9 +170,13 @@ def check_rules(config: RunConfig) -> None:
     """Find what is wrong with the rules of a run before anything of it is made.
 
     Raises:
-        ConfigError: as ``rules_of``.
+        ConfigError: as ``rules_of``; or nothing reads a fraction that is to change.
     """
     rules_of(config.selection)
+    chosen = config.selection
+    unread = WITHOUT_FRACTION.issuperset(rules_in(chosen.rule))
+    if chosen.keep_fraction_start is not None and unread:
+        raise ConfigError(f"selection.rule = {chosen.rule!r} keeps no fraction that could change")
     if config.loss.marked is not None:
         rules_of(marking(config.loss.marked), "loss.marked")
 

@@ -19,6 +19,10 @@ class Task(Protocol):
     """The task's own, if it has one."""
     notes: tuple[str, ...] = ()
     """What whoever starts a run should know, a line each."""
+    count: int | None = None
+    """Of the problems that there are to train on; None: they are made as they are asked for."""
+    digest: str | None = None
+    """Equal for equal problems in equal order; None where settings and seed say which they are."""
 
     def problem(self, serial: int) -> Problem:
         """Number ``serial`` of the training stream: a function of the task's seed and serial."""

@@ -47,6 +47,8 @@ class DataTask(Task):
         self._rows = read_rows(config.path, config.subset, config.split)
         self._epoch, self._order = -1, []
         """The epoch of the last problem, and its order of rows."""
+        self.count = len(self._rows)
+        self.digest = _digest(self._rows)
         self.columns = frozenset(self._rows[0])
         require_column(self.columns, config.prompt_column, "task.prompt_column", config.path)
         if config.id_column is not None:
@@ -132,6 +134,13 @@ def held_out_source(config: DataTaskConfig) -> Source | None:
             "what is trained on cannot be held out; set another task.eval_split"
         )
     return held_out
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    for row in rows:
+        found.update(json.dumps(dict(row), sort_keys=True, default=str).encode())
+    return found.hexdigest()
 
 
 def _overlap(

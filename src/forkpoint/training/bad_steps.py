@@ -49,7 +49,7 @@ def nothing_scored(rollouts: StepRollouts) -> str | None:
 
 
 def nothing_to_learn(batch: TokenBatch) -> str | None:
-    """Why a batch has no gradient at all, or None."""
+    """Why a batch has no policy gradient, or None."""
     if not bool((batch.advantages_T != 0).any()):
         return ZERO_VARIANCE
     if not bool((batch.mask_T & (batch.advantages_T != 0)).any()):

@@ -30,6 +30,7 @@ from forkpoint.runs.checkpoints import (
     checkpoint_fault,
     checkpoint_folders,
     checkpoint_path,
+    put_in_place,
     remove_checkpoint,
     sha256,
 )
@@ -58,6 +59,8 @@ class RunState:
     """Optimizer updates made."""
     bad_steps: int = 0
     """Steps in a row that could not be trained on."""
+    rows: str | None = None
+    """``Task.digest``."""
     unevaluated: dict[str, float] | None = None
     """The last step's metrics, if its evaluation was interrupted and is still to do."""
 
@@ -113,9 +116,7 @@ def save_checkpoint(
         tokenizer.save_pretrained(partial)
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         _seal(partial, sums)
-        if final.exists():  # it could not be used
-            remove_checkpoint(final)
-        partial.rename(final)
+        put_in_place(partial, final)
         _sync(root)
 
     try:

@@ -11,7 +11,7 @@ import torch
 
 from forkpoint.batching import build_batch
 from forkpoint.config import RunConfig
-from forkpoint.errors import ForkpointError, Interrupted, NumericalError, RunError
+from forkpoint.errors import DataError, ForkpointError, Interrupted, NumericalError, RunError
 from forkpoint.evaluation.evaluate import evaluate
 from forkpoint.ranks import Lost, Ranks, join, lost
 from forkpoint.runs import MetricsLog, RunDirectory
@@ -149,8 +149,15 @@ class _Run:
             observer.note(sentence)
         if config.evaluation.benchmarks:
             observer.note("evaluation.benchmarks are for forkpoint eval: training measures none")
+        rows = self.parts.sampling.task.digest
         self.state = found.state if found else RunState()
         self.saved = self.state
+        if self.state.rows not in (None, rows):
+            raise DataError(
+                f"{config.task_name} holds other rows than when this run began, and their order "
+                "goes by their number: put back the old ones, or start a new run"
+            )
+        self.state = replace(self.state, rows=rows)
         if found:
             restore_optimizer(found, self.parts.optimizer)
             observer.note(f"resuming after step {self.state.step} from {found.path.name}")
@@ -192,6 +199,7 @@ class _Run:
         """One step; the state moves on when all it says is on disk."""
         started = time.perf_counter()
         rollouts, result, fault = self._sample_and_train(step)
+        trained = self.parts.optimizer.updates > self.state.updates
         bad_steps = 0 if fault is None else self.state.bad_steps + 1
         line: dict[str, float] = {"step": step, "step/skipped": float(fault is not None)}
         if rollouts is not None:
@@ -202,6 +210,7 @@ class _Run:
         if not evaluates:
             self._log(line)
         self.state = RunState(
+            rows=self.state.rows,
             step=step,
             next_serial=rollouts.next_serial if rollouts else self.state.next_serial,
             updates=self.parts.optimizer.updates,
@@ -209,7 +218,9 @@ class _Run:
             unevaluated=line if evaluates else None,
         )
         if fault is not None:
-            self.observer.note(f"step {step} was not trained on: {fault}")
+            whole = f"step {step} was not trained on"
+            what = f"not all of step {step} was trained on" if trained else whole
+            self.observer.note(f"{what}: {fault}")
         if evaluates:  # interrupted here, the run is saved with the evaluation still to do
             self._evaluate(line)
         every = self.config.checkpoint.every

@@ -54,6 +54,7 @@ def build_parts(
         sampling = build_sampling(config, loaded, ranks, should_stop)
         stack.callback(sampling.close)  # unless all goes well
         check_engine(sampling.engine, config)
+        check_problems(sampling, config, trained=weights is None)
         gradient, reference = config.training.gradient, None
         if config.loss.kl_coefficient:
             frozen = load_model(config.model).model.requires_grad_(False)
@@ -73,6 +74,26 @@ def build_parts(
         )
         stack.pop_all()
     return parts
+
+
+def check_problems(parts: SamplingParts, config: RunConfig, *, trained: bool = True) -> None:
+    """Find prompts that the model cannot read, and held-out problems that are not there, before
+    steps are made.
+
+    Args:
+        trained: look at those of the training data, too, as many as the run may ask for.
+
+    Raises:
+        DataError, ModelError: naming the problem.
+    """
+    task, rollout = parts.task, config.rollout
+    if config.evaluation.every:
+        for problem in task.held_out(config.evaluation.problems, config.evaluation.seed):
+            parts.prompter(problem)
+    if trained and task.count is not None:
+        asked = config.training.steps * rollout.prompts_per_step * rollout.max_rounds
+        for serial in range(min(task.count, asked)):
+            parts.prompter(task.problem(serial))
 
 
 def _policy(model: Any, config: RunConfig, gradient: str, ranks: Ranks) -> PolicyModule:

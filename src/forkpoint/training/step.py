@@ -75,8 +75,8 @@ def train_step(
         batch = batch.with_streams(marked_T=found.marked_T)
     mini_batches = split_minibatches(batch, training.mini_batches)
     totals = step_totals(batch, updates=len(mini_batches))
-    fault = None
-    for index, sequences in enumerate(mini_batches):
+    fault, begun = None, optimizer.updates
+    for sequences in mini_batches:
         part, rows = batch.take(sequences), sent(batch.rows_of(sequences), weights_T.device)
         most, count = training.micro_batch_tokens, training.micro_batch_sequences
         micro_batches = split_microbatches(part, max_tokens=most, sequences=count)
@@ -86,7 +86,7 @@ def train_step(
             entropies_T[rows], weights_T[rows] = found.entropies_T, found.weights_T
             part = part.with_streams(marked_T=found.marked_T)
         part = with_coefficients(part, weights_T[rows], groups_T, config, totals)
-        first, every = index == 0, training.check_gradient_every
+        first, every = optimizer.updates == begun, training.check_gradient_every
         how = {"on_policy": first, "checks": bool(first and every and step % every == 0)}
         fault = update(policy, optimizer, part, config, meter, **how) or fault
     if not weights_T.any():  # one mini-batch without a token is no fault, a whole step is

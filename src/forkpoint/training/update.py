@@ -75,7 +75,9 @@ def update(
 
 
 def _mismatch(batch: TokenBatch, stats: TokenStats) -> Metric:
-    """KL(sampler, trainer) by k3 over the rows that were run: sum of exp(d) - d - 1."""
+    """KL(sampler, trainer) by k3 over the rows that were run: sum of exp(d) - d - 1. Rows of which
+    the sampler gave no log-probability are left out."""
     sampled_R = batch.rollout_logprobs_T[stats.rows_R]
     difference_R = (stats.logprobs_R.detach() - sampled_R).double()
-    return Metric((difference_R.exp() - difference_R - 1).sum(), len(stats.rows_R))
+    difference_R = difference_R[~difference_R.isnan()]
+    return Metric((difference_R.exp() - difference_R - 1).sum(), len(difference_R))

@@ -88,6 +88,12 @@ def test_rollouts_words_and_figures(here: Any, tmp_path: Path) -> None:
     assert out.splitlines()[0] == "run/figures/entropy_histogram.png"
 
 
+def test_columns_of_a_file_that_is_not_given_are_refused(here: Any) -> None:
+    code, _, err = here("analyze", "--run-dir", "run", "--completion-column", "nonsense")
+    assert code == 2
+    assert "the names of columns are read with --rollouts FILE" in err
+
+
 def test_hostile_words_are_printed_as_text(here: Any, tmp_path: Path) -> None:
     from forkpoint.analysis.summary import SummarySettings
     from forkpoint.cli.analyze import show

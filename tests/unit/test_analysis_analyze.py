@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,21 @@ def test_an_interrupted_analysis_goes_on_and_ends_the_same(done: Path, tmp_path:
     assert files(root).items() >= first.items()
     assert files(root) == files(done)
     assert again == pattern(done)
+
+
+@pytest.mark.parametrize("deleted", ["part", "folder"])
+def test_what_was_deleted_is_made_again(done: Path, tmp_path: Path, deleted: str) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(done, root)
+    folder = root / "completions/analysis"
+    if deleted == "part":
+        (folder / "part_00002.parquet").unlink()
+    else:
+        shutil.rmtree(folder)
+    log = Log()
+    assert analyze(config(), root, SETTINGS, note=log) == pattern(done)
+    assert [number for number, *_ in log.parts] == ([2] if deleted == "part" else [0, 1, 2])
+    assert files(root) == files(done)
 
 
 @pytest.mark.parametrize("calls", [1, 20, 60])

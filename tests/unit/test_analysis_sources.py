@@ -109,6 +109,11 @@ def test_trl_completion_logs(tmp_path: Path) -> None:
     assert read(path)[0].prompt == "n51 n5 n52"
 
 
+def test_a_row_like_trls_without_a_reward_has_none(tmp_path: Path) -> None:
+    row = {"advantage": 0.7, "prompt": "n5", "completion": "n7 n8"}
+    assert [r.score.verdict for r in read(write_lines(tmp_path / "a.jsonl", [row]))] == [None]
+
+
 def test_verl_dumps(tmp_path: Path) -> None:
     rows = [
         {"input": "n5", "output": "n7", "gts": "12", "score": -1.0, "step": 2},

@@ -272,6 +272,21 @@ def test_the_training_file_cannot_be_held_out(tmp_path: Path) -> None:
         data(path, eval_path=str(copy))
 
 
+@pytest.mark.parametrize(
+    ("ids", "fault"),
+    [(["7", "8", 7], "rows 0 and 2: column 'id', task.id_column, holds 7 in both"),
+     (["7", None, "9"], "row 1: column 'id', task.id_column, is empty")],
+)  # fmt: skip
+def test_held_out_problems_need_ids_of_their_own(
+    ids: list[Any], fault: str, tmp_path: Path
+) -> None:
+    train = write_lines(tmp_path / "train.jsonl", {"prompt": "a", "id": 1})
+    rows = ({"prompt": f"b{n}", "id": one} for n, one in enumerate(ids))
+    path = write_lines(tmp_path / "eval.jsonl", *rows)
+    with pytest.raises(DataError, match=fault):
+        data(train, eval_path=str(path), id_column="id")
+
+
 def test_prompts_that_are_trained_on_are_counted(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "a"}]
     train = write_lines(tmp_path / "train.jsonl", {"prompt": "a"}, {"prompt": chat, "id": 1})

@@ -251,6 +251,19 @@ def test_completions_that_exist_are_scored_as_they_are(
     ]
 
 
+def test_completions_that_were_changed_are_not_taken_for_the_old_ones(
+    measured: tuple[Path, Dynamics, DynamicsJob], tmp_path: Path
+) -> None:
+    _, _, job = measured
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"text": "pick n3"}\n')
+    again = DynamicsJob(config=job.config, checkpoints=job.checkpoints, rollouts=path)
+    measure_dynamics(again, tmp_path / "run")
+    path.write_text('{"text": "pick n3 and n5"}\n')
+    with pytest.raises(RunError, match="rollouts_bytes: 20 -> 27"):
+        measure_dynamics(again, tmp_path / "run")
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 

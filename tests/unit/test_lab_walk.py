@@ -156,3 +156,38 @@ def test_rules_that_make_no_world_are_one_line() -> None:
         build_world("walk", {"moevs": 9})
     with pytest.raises(DataError, match="needs 1 <= nearest <= farthest <= moves"):
         build_world("walk", {"farthest": 9})
+
+
+@pytest.mark.parametrize(
+    ("world", "rules", "fault"),
+    [
+        ("walk", {"size": 2}, "on a grid of size 2 no goal is 3 moves away"),
+        ("walk", {"size": 4.5}, "size = 4.5 is no whole number"),
+        ("walk", {"skill": 2.0}, "walls >= 0, skill in"),
+        ("walk", {"verbosity": 5}, "verbosity 0, 1 or 2"),
+        ("game", {"numbers": 0}, "numbers >= 2"),
+        ("game", {"numbers": 1}, "numbers >= 2"),
+        ("game", {"numbers": 2.5}, "numbers = 2.5 is no whole number"),
+        ("game", {"max_result": 0}, "1 <= max_number <= max_result"),
+        ("game", {"max_number": 0}, "1 <= max_number <= max_result"),
+        ("game", {"max_tries": 0}, "max_tries >= 1"),
+        ("game", {"again_probability": 3.0}, "again_probability in"),
+        ("game", {"verbosity": 3}, "verbosity 0, 1 or 2"),
+    ],
+)
+def test_rules_that_cannot_be_kept_are_refused(
+    world: str, rules: dict[str, float], fault: str
+) -> None:
+    with pytest.raises(DataError, match=f"the world '{world}'.*{fault}"):
+        build_world(world, rules)
+
+
+def test_a_goal_that_walls_leave_no_room_for_is_not_looked_for_endlessly() -> None:
+    world = build_world("walk", {"size": 2, "walls": 60, "nearest": 2, "farthest": 2})
+    with pytest.raises(DataError, match="in none is the goal 2 to 2 moves away: fewer than 60"):
+        draw_problem(world, seed=0, serial=0, split="train")
+
+
+def test_a_prompt_of_a_larger_world_is_not_read() -> None:
+    assert WalkWorld().read("at x9 y9 goal x1 y1 :") is None
+    assert WalkWorld(size=10).read("at x9 y9 goal x1 y1 :") is not None

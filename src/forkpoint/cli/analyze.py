@@ -75,6 +75,9 @@ def analyze(
 
     if existing.rollouts is not None and sampled.chosen:
         raise ConfigError("--rollouts are completions already: no --task, --problems, --samples")
+    columns = (existing.prompt_column, existing.completion_column, existing.reward_column)
+    if existing.rollouts is None and any(columns):
+        raise ConfigError("the names of columns are read with --rollouts FILE")
     settings = AnalysisSettings(
         top_k=summarised.top_k,
         rollouts=existing.rollouts,

@@ -270,6 +270,11 @@ def evaluate_config(
             for text in parts.task.notes:
                 note(text)
             problems = held_out(parts, config)
+            if (different := len({problem.id for problem in problems})) < len(problems):
+                note(
+                    f"{different} different problems among {len(problems)} that were drawn: the "
+                    "interval is for so many different ones"
+                )
             found = sample_pieces(parts, config, problems, pieces, "evaluate", should_stop)
         result = Evaluation(
             model=config.model.path,

@@ -11,7 +11,8 @@ def visible(text: str, *, newline: str = "\n") -> str:
     """The text with every character that is invisible, or that moves others, shown as a sign.
 
     C0 controls become control pictures (NUL is ``␀``), a lone surrogate ``�``, other controls,
-    bidirectional marks, zero-width characters and U+2028/2029 their number (``⟨U+202E⟩``).
+    bidirectional marks, zero-width characters, U+2028/2029 and what is no character, some of which
+    no page may hold (U+FFFF), their number (``⟨U+202E⟩``).
 
     Args:
         newline: what a line feed becomes.
@@ -30,7 +31,7 @@ def _visible_character(character: str) -> str:
         return "␡"
     if category == "Cs":
         return "\ufffd"
-    if category in ("Cc", "Cf", "Zl", "Zp") and character not in JOINERS:
+    if category in ("Cc", "Cf", "Cn", "Zl", "Zp") and character not in JOINERS:
         return f"⟨U+{code:04X}⟩"
     return character
 

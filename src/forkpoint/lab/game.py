@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from forkpoint.lab.world import EOS, Columns, Position, World
+from forkpoint.lab.world import EOS, Columns, Position, World, check_whole
 
 OPERATORS = ("+", "-", "*")
 WORDS = ("pick", "and", ":", "=", ";", "left", "|", "check", "yes", "no", "again", "stop", "goal")
@@ -48,6 +48,15 @@ class GameWorld(World):
     """How much is forced between two decisions, and so the share of true forks:
     0 says only the decisions and the result (``n3 n5 + n8 ;``), 1 spells out the step, 2 also what
     is left after it."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, ("numbers", "max_number", "max_result", "max_tries"))
+        if self.numbers < 2 or not 1 <= self.max_number <= self.max_result or self.max_tries < 1:
+            raise ValueError(
+                "a game needs numbers >= 2, 1 <= max_number <= max_result and max_tries >= 1"
+            )
+        if not 0 <= self.again_probability <= 1 or self.verbosity not in (0, 1, 2):
+            raise ValueError("a game needs again_probability in [0, 1] and verbosity 0, 1 or 2")
 
     def vocabulary(self) -> list[str]:
         """Every word of the language, without special tokens."""

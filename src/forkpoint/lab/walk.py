@@ -19,7 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from forkpoint.lab.world import EOS, Columns, Position, World
+from forkpoint.errors import DataError
+from forkpoint.lab.world import EOS, Columns, Position, World, check_whole
+
+ATTEMPTS = 10_000
+"""Draws to find a problem."""
 
 Cell = tuple[int, int]
 
@@ -54,8 +58,13 @@ class WalkWorld(World):
     (``go north from x1 y2 so now x1 y3 |``, 10 %)."""
 
     def __post_init__(self) -> None:
+        check_whole(self, ("size", "moves", "nearest", "farthest", "walls"))
         if not 1 <= self.nearest <= self.farthest <= self.moves:
             raise ValueError("a walk needs 1 <= nearest <= farthest <= moves")
+        if self.nearest > 2 * (self.size - 1):
+            raise ValueError(f"on a grid of size {self.size} no goal is {self.nearest} moves away")
+        if self.walls < 0 or not 0 <= self.skill <= 1 or self.verbosity not in (0, 1, 2):
+            raise ValueError("a walk needs walls >= 0, skill in [0, 1] and verbosity 0, 1 or 2")
 
     def vocabulary(self) -> list[str]:
         """Every word, without special tokens."""
@@ -64,7 +73,7 @@ class WalkWorld(World):
 
     def draw(self, generator: np.random.Generator) -> dict[str, Any]:
         """A start, a goal that lies as far from it as asked for, and walls."""
-        while True:
+        for _ in range(ATTEMPTS):
             drawn = generator.integers(0, self.size, (2 + self.walls, 2))
             start, goal, *walls = [(int(x), int(y)) for x, y in drawn]
             if start in walls or goal in walls:
@@ -72,6 +81,10 @@ class WalkWorld(World):
             distance = distances(self.size, goal, walls).get(start)
             if distance is not None and self.nearest <= distance <= self.farthest:
                 return {"start": start, "goal": goal, "walls": tuple(sorted(set(walls)))}
+        raise DataError(
+            f"{ATTEMPTS} walks drawn, and in none is the goal {self.nearest} to {self.farthest} "
+            f"moves away: fewer than {self.walls} walls, or a larger grid"
+        )
 
     def label(self, columns: Columns) -> str:
         """See ``World``."""
@@ -89,6 +102,8 @@ class WalkWorld(World):
             return None
         start, goal = (int(found[1]), int(found[2])), (int(found[3]), int(found[4]))
         walls = tuple((int(x), int(y)) for x, y in WALL.findall(found[5]))
+        if start not in distances(self.size, goal, walls):  # of a larger world, or walled in
+            return None
         return {"start": start, "goal": goal, "walls": walls}
 
     def begin(self, columns: Columns) -> "Walk":

@@ -5,7 +5,7 @@ demonstration policy says it; where more than one word may, there is a true fork
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,16 @@ EOS = "<eos>"
 
 Columns = Mapping[str, Any]
 """A problem of a world, such as ``{"numbers": (3, 5, 2), "goal": 16}``."""
+
+
+def check_whole(world: Any, names: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: one of these rules is no whole number.
+    """
+    for name in names:
+        if not isinstance(value := getattr(world, name), int):
+            raise ValueError(f"{name} = {value!r} is no whole number")
 
 
 class IllegalWordError(ValueError):

@@ -72,4 +72,6 @@ def _fault(given: Any, count: int) -> str | None:
             values = getattr(completion, name)
             if values is not None and len(values) != tokens:
                 return f"one has {tokens} token_ids and {len(values)} {name}"
+        if min(completion.token_ids) < 0:
+            return f"one has the token {min(completion.token_ids)}"
     return None

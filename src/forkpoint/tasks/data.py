@@ -58,6 +58,8 @@ class DataTask(Task):
             self._held_out = read_rows(*held_out)
             names = frozenset(self._held_out[0])
             require_column(names, config.prompt_column, "task.prompt_column", held_out.path)
+            if config.id_column is not None:
+                _check_ids(self._held_out, config.id_column, held_out.path)
             self.notes = _overlap(self._rows, self._held_out, config)
 
     def problem(self, serial: int) -> Problem:
@@ -134,6 +136,24 @@ def held_out_source(config: DataTaskConfig) -> Source | None:
             "what is trained on cannot be held out; set another task.eval_split"
         )
     return held_out
+
+
+def _check_ids(rows: Sequence[Row], name: str, path: str) -> None:
+    """Held-out problems of one id would count as one.
+
+    Raises:
+        DataError: a row has none, or that of another.
+    """
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        identity = row.get(name)
+        if identity is None:
+            raise DataError(f"{path}, row {index}: column {name!r}, task.id_column, is empty")
+        if (other := first.setdefault(str(identity), index)) != index:
+            raise DataError(
+                f"{path}, rows {other} and {index}: column {name!r}, task.id_column, holds "
+                f"{short(identity, 40)} in both"
+            )
 
 
 def _digest(rows: Sequence[Row]) -> str:

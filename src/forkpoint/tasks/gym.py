@@ -12,7 +12,7 @@ from forkpoint.errors import DataError
 from forkpoint.randomness import stream
 from forkpoint.tasks.base import Task, ask
 from forkpoint.types import Problem
-from forkpoint.verifiers.gym import GymVerifier, is_right, make_dataset
+from forkpoint.verifiers.gym import GymVerifier, is_right, judged, make_dataset
 
 HELD_OUT_SHARE = 4
 """One in so many distinct questions is held out."""
@@ -20,6 +20,8 @@ HELD_OUT_SHARE = 4
 CHECKED = 8
 """Problems whose verifier is tried at the start: on the right answer, and on one that is none."""
 NO_ANSWER = "I cannot say"
+TRIED = (NO_ANSWER, "7", "2 * x + (3 - 1)", "[[1, 2], [3, 4]]", '["a", "b"]')
+"""Answers of several forms, to see whether a verifier runs them."""
 
 ATTEMPTS = 200
 """Draws to find a question of the wanted side before giving up."""
@@ -34,13 +36,19 @@ class GymTask(Task):
         """
         Raises:
             ConfigError: no such task or parameter. DataError: the task's own answer is not right
-                by its own verifier (some have none), or any answer is.
+                by its own verifier (some have none), or any answer is; or it would run answers.
         """
         self._config = config
         self.verifier = GymVerifier(config.name, dict(config.parameters), config.answer_format)
         dataset = make_dataset(config.name, config.parameters, seed=0)
         for serial in range(CHECKED):
             entry = self.problem(serial).columns["entry"]
+            for text in (entry["answer"] or "", *TRIED):
+                if judged(dataset, text, entry)[1]:
+                    raise DataError(
+                        f"task.name = {config.name!r}: its verifier runs answers as Python (eval), "
+                        "and with them whatever the model writes"
+                    )
             if entry["answer"] is None or not is_right(dataset, entry["answer"], entry):
                 raise DataError(
                     f"task.name = {config.name!r}: the task's own answer {entry['answer']!r} does "
@@ -67,7 +75,7 @@ class GymTask(Task):
             if is_held_out(entry["question"]) == held_out:
                 side = "held_out" if held_out else "train"
                 return Problem(
-                    id=f"{config.name}/{side}/{entry_seed}",
+                    id=f"{config.name}/{side}/{_digest(entry['question']):016x}",
                     prompt=ask(entry["question"] + config.instruction, chat=config.chat),
                     columns={"answer": entry["answer"], "entry": entry},
                 )
@@ -80,5 +88,8 @@ class GymTask(Task):
 
 def is_held_out(question: str) -> bool:
     """Which side a question is on, by a hash of its text."""
-    digest = hashlib.blake2b(question.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
+    return _digest(question) % HELD_OUT_SHARE == 0
+
+
+def _digest(question: str) -> int:
+    return int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest(), "big")

@@ -1,6 +1,14 @@
-"""reasoning-gym's own verdict on an extracted answer."""
+"""reasoning-gym's own verdict on an extracted answer.
 
+Some of its verifiers hand the answer to Python's ``eval``, themselves or through sympy's parser.
+That would run whatever the model writes, so here it fails, and such tasks are refused.
+"""
+
+import builtins
 import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -32,12 +40,63 @@ class GymVerifier:
 
 def is_right(dataset: Any, answer: str, entry: Any) -> bool:
     """Whether an answer gets full marks."""
+    return judged(dataset, answer, entry)[0]
+
+
+def judged(dataset: Any, answer: str, entry: Any) -> tuple[bool, bool]:
+    """Whether an answer gets full marks, and whether the verifier tried to run it as a program."""
+    with _nothing_run_but(frozenset(_texts(entry))) as tried:
+        try:
+            right = dataset.score_answer(answer=answer, entry=entry) >= 1.0
+        except MemoryError:  # the worker's limit, which is no verdict
+            raise
+        except Exception:
+            right = False
+    return right and not tried, bool(tried)
+
+
+@contextmanager
+def _nothing_run_but(trusted: frozenset[str]) -> Iterator[list[str]]:
+    """Let Python's ``eval`` and ``exec`` take texts of the problem itself and modules that are
+    imported meanwhile, and nothing else: the list gets what else they were given."""
+    tried: list[str] = []
+
+    def guarded(run: Any) -> Any:
+        def guard(source: Any, *given: Any, **named: Any) -> Any:
+            if source in trusted or _importing():
+                return run(source, *given, **named)
+            tried.append(str(source))
+            raise ValueError("a verifier may not run an answer")
+
+        return guard
+
+    before = builtins.eval, builtins.exec
+    builtins.eval, builtins.exec = guarded(before[0]), guarded(before[1])
     try:
-        return dataset.score_answer(answer=answer, entry=entry) >= 1.0
-    except MemoryError:  # the worker's limit, which is no verdict
-        raise
-    except Exception:
-        return False
+        yield tried
+    finally:
+        builtins.eval, builtins.exec = before
+
+
+def _importing() -> bool:
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("importlib."):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in an entry."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def make_dataset(name: str, parameters: dict[str, Any], *, seed: int) -> Any:

@@ -44,7 +44,10 @@ class MathVerifier:
         from math_verify import parse, verify
 
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the limits being off
-        answer = readable(str(column(columns, self.answer_column)))
+        value = column(columns, self.answer_column)
+        if value is None or isinstance(value, bool) or value != value:  # NaN, as tables have it
+            return None
+        answer = readable(str(value))
         gold = parse(
             answer if DELIMITED.search(answer) else f"${answer}$",
             parsing_timeout=None,  # pyright: ignore[reportArgumentType]

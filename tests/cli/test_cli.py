@@ -537,6 +537,7 @@ def test_eval_prints_the_accuracy_with_its_interval(tmp_path: Path) -> None:
         "schema_version": 1,
         "model": "lab:game",
         "task": "lab:game",
+        "verifier": '{"type": "task"}',
         "temperature": 1.0,
         "seed": 20_000,
         "samples": 2,

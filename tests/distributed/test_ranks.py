@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,20 @@ def test_tasks_are_shared_out_and_no_process_has_more_of_them(
     counts = [sum(task is not None for task in share) for share in shares]
     assert max(counts) - min(counts) <= 1
     assert ALONE.share(costs) == list(range(len(costs)))
+
+
+def test_the_line_of_a_second_thread_is_as_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def new_group(**named: Any) -> str:
+        given.update(named)
+        return "a line"
+
+    monkeypatch.setattr(torch.distributed, "new_group", new_group)
+    patience = timedelta(minutes=90)
+    line = Ranks(1, 2, patience=patience).second_line()
+    assert line == Ranks(1, 2, "a line", patience)
+    assert given == {"backend": "gloo", "timeout": patience}
 
 
 def test_one_process_talks_to_nobody() -> None:

@@ -56,6 +56,14 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def test_a_run_of_forkpoint_train_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(parse_config({}).model_dump_json())
+    with pytest.raises(ConfigError, match=r"output_dir = .* is a run of forkpoint train"):
+        ours(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')  # a model's
+    ours(tmp_path)
+
+
 def test_an_unlikely_token_that_is_not_selected_does_no_harm(tmp_path: Path) -> None:
     """exp(-ln p) of it is infinite, and infinity times its weight of 0 no number."""
     trainer, weights, gradients = ours(

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import docs_figures  # noqa: E402
+import smollm2_results  # noqa: E402
 import study_tables  # noqa: E402
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -105,6 +106,11 @@ def test_the_studys_tables_are_of_the_results_that_are_stored() -> None:
     shown = {cell for _, cell, _, _ in study_tables.MARKED.findall(page)}
     assert shown == {run["cell"] for run in stored}
     assert study_tables.with_tables(page) == page, "python scripts/study_tables.py"
+
+
+def test_smollm2s_table_is_of_the_results_that_are_stored() -> None:
+    stored = json.loads(smollm2_results.RESULTS.read_text(encoding="utf-8"))
+    assert smollm2_results.table(stored) in study_tables.PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -163,3 +163,19 @@ def test_an_evaluation_goes_on_where_it_stopped(
     other = load_config(None, [*SMALL, *many, "evaluation.seed=1"])
     with pytest.raises(RunError, match=r"other settings \(evaluation.seed: 20000 -> 1\)"):
         evaluate_config(other, tmp_path / "stopped")
+
+
+def test_problems_that_were_drawn_twice_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forkpoint.sampling.build.build_scorer", LocalScorer)
+    few = "task.parameters={numbers=2, max_number=2}"
+    notes: list[str] = []
+    evaluate_config(
+        load_config(None, [*SMALL, "evaluation.problems=20", few]), None, note=notes.append
+    )
+    assert any("different problems among 20 that were drawn" in note for note in notes)
+    notes.clear()
+    two = load_config(None, [*SMALL, "evaluation.problems=2"])
+    evaluate_config(two, tmp_path / "run", note=notes.append)
+    assert notes == []

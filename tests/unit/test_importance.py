@@ -13,6 +13,8 @@ from forkpoint.policy import PolicyModule
 from forkpoint.training import annotate as module
 from forkpoint.training.annotate import annotate
 from forkpoint.training.meter import Meter
+from forkpoint.training.optimizer import Optimizer
+from forkpoint.training.step import train_step
 from forkpoint.types import TokenBatch, TokenStats
 from tests.conftest import make_batch, tiny_model
 
@@ -123,3 +125,22 @@ def test_value_and_gradient_are_those_of_a_loop_in_float64(gradient: str, denomi
         if name in gradient_of and parameter.grad is not None:
             gap = (gradient_of[name].double() - parameter.grad).norm() / parameter.grad.norm()
             assert gap < 1e-4, name
+
+
+def test_a_token_of_which_the_sampler_says_nothing_leaves_the_mismatch_a_number() -> None:
+    config = parse_config({"selection": {"rule": "all"}, "training": {"mini_batches": 1}})
+
+    def mismatch(batch: TokenBatch) -> float:
+        model = tiny_model()
+        policy = PolicyModule(model, gradient="sparse", temperature=1.0)
+        optimizer = Optimizer(model, config.optim)
+        step = train_step(policy, optimizer, batch, config, step=1, same_weights=False)
+        return step.metrics["mismatch/kl"]
+
+    batch = make_batch()
+    unknown_T = batch.rollout_logprobs_T.clone()
+    unknown_T[3] = math.nan
+    found, known = mismatch(replace(batch, rollout_logprobs_T=unknown_T)), mismatch(batch)
+    assert math.isfinite(found)
+    assert found == pytest.approx(known, rel=0.5)
+    assert found != known

@@ -31,7 +31,6 @@ from forkpoint.types import FinishReason, Group, Problem, Prompt, Rollout
 DECIDES = ("model", "task", "rewards", "rollout", "evaluation")
 """Sections of a configuration that decide what is sampled and how it is judged."""
 
-
 NOT_OF_VERDICTS = {"weight", "timeout_s", "on_timeout", "batch_size"}
 """Settings of a reward under which an answer is as right as before."""
 
@@ -270,12 +269,12 @@ def evaluate_config(
             for text in parts.task.notes:
                 note(text)
             problems = held_out(parts, config)
-            if (different := len({problem.id for problem in problems})) < len(problems):
-                note(
-                    f"{different} different problems among {len(problems)} that were drawn: the "
-                    "interval is for so many different ones"
-                )
             found = sample_pieces(parts, config, problems, pieces, "evaluate", should_stop)
+        if (different := len({problem.id for problem in problems})) < len(problems):
+            note(
+                f"{different} different problems among {len(problems)} that were drawn: the "
+                "interval takes all of them for different"
+            )
         result = Evaluation(
             model=config.model.path,
             task=config.held_out_name,

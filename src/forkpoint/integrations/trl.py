@@ -30,7 +30,13 @@ from torch.distributed.tensor import DTensor
 
 from forkpoint.config.stages import SelectionConfig
 from forkpoint.errors import ConfigError, NumericalError
-from forkpoint.integrations.trl_files import OUR_NAMES, forget_later_steps, stored_completions
+from forkpoint.integrations.flat import flat_groups
+from forkpoint.integrations.trl_files import (
+    OUR_NAMES,
+    check_not_ours,
+    forget_later_steps,
+    stored_completions,
+)
 from forkpoint.integrations.versions import check_version
 from forkpoint.policy.head import head_of
 from forkpoint.runs.completions import write_completions
@@ -53,9 +59,6 @@ if TYPE_CHECKING:
 
 LOSS_TYPES = ("dapo", "cispo")
 """Those that divide a sum over tokens by a number of tokens."""
-
-EQUAL_REWARDS = 1e-6
-"""Of the largest of a group, or of 1: what TRL's float32 makes of equal rewards."""
 
 OF_TOKENS = ("old_per_token_logps", "ref_per_token_logps")
 """Log-probabilities of every token, where the policy's own are 0 for those that were not scored."""
@@ -164,6 +167,7 @@ class ForkingGRPOTrainer(GRPOTrainer):
             model.get_base_model() if hasattr(model, "get_base_model") else model, self.temperature
         )
         self._directory = RunDirectory(Path(str(self.args.output_dir)))
+        check_not_ours(self._directory)
 
     # ---- choosing --------------------------------------------------------------------------------
 
@@ -211,8 +215,7 @@ class ForkingGRPOTrainer(GRPOTrainer):
         size: Any = self.num_generations
         weights = self.reward_weights.to(self._rewards.device)
         groups = (self._rewards * weights).nansum(1).view(-1, size)
-        spread = groups.amax(1) - groups.amin(1)
-        flat = spread <= EQUAL_REWARDS * groups.abs().amax(1).clamp(min=1.0)
+        flat = flat_groups(groups.amin(1), groups.amax(1))
         first = self.accelerator.process_index * len(advantages)
         own = flat.repeat_interleave(size)[first : first + len(advantages)]
         return advantages.masked_fill(own.to(advantages.device), 0.0)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from forkpoint.errors import ConfigError
+from forkpoint.runs.atomic import read_object
 from forkpoint.runs.completions import StoredCompletion
 from forkpoint.runs.directory import RunDirectory
 from forkpoint.runs.metrics_log import MetricsLog
@@ -89,6 +91,17 @@ def _scores(trainer: Any, count: int) -> list[Score]:
         reward = sum(weighted) if weighted else None
         scores.append(Score(reward=reward, verdict=verdict, parts=parts))
     return scores
+
+
+def check_not_ours(directory: RunDirectory) -> None:
+    """
+    Raises:
+        ConfigError: ``forkpoint train`` has made this folder, whose steps would be lost.
+    """
+    if {"rollout", "selection"} <= read_object(directory.config_json).keys():  # not a model's
+        raise ConfigError(
+            f"output_dir = {str(directory.root)!r} is a run of forkpoint train: choose another"
+        )
 
 
 def forget_later_steps(directory: RunDirectory, step: int) -> None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import ConfigError
+from forkpoint.integrations.flat import flat_groups
 from forkpoint.integrations.versions import check_version
 from forkpoint.selection.tokens import select_tokens
 
@@ -44,9 +45,6 @@ TOKEN_LOSSES = ("vanilla", "cispo", "dppo_tv", "dppo_kl", "gpg", "sapo")
 
 GROUP_RELATIVE = ("grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg")
 """verl's estimators under which a group of equal rewards has no advantage but rounding."""
-
-EQUAL_REWARDS = 1e-6
-"""Of the largest of a group, or of 1: what float32 makes of equal rewards."""
 
 NOTHING = 2.0**-40
 """Above 0, and lost where it is added to a count of tokens."""
@@ -142,8 +140,7 @@ def flat_rows(rewards_B: Tensor, groups_B: Sequence[str]) -> Tensor:
     shape = (len(names),)
     low = rewards_B.new_full(shape, torch.inf).scatter_reduce(0, group_B, rewards_B, "amin")
     high = rewards_B.new_full(shape, -torch.inf).scatter_reduce(0, group_B, rewards_B, "amax")
-    largest = torch.maximum(low.abs(), high.abs()).clamp(min=1.0)
-    return (high - low <= EQUAL_REWARDS * largest)[group_B]
+    return flat_groups(low, high)[group_B]
 
 
 def choose_tokens(

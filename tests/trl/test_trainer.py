@@ -133,7 +133,7 @@ def test_gradient_is_that_of_our_own_step(tmp_path: Path, keep_fraction: float) 
     held: list[torch.Tensor] = []
 
     class Keep:
-        lr = 0.0
+        lr, updates = 0.0, 0
 
         def step(self) -> float:
             flat = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

@@ -149,6 +149,10 @@ def test_what_is_no_engine_is_refused(factory: str, said: str, tmp_path: Path) -
             r"\d+ token_ids and \d+ logp",
         ),
         (lambda cs: [replace(c, entropies=(0.5,)) for c in cs], r"\d+ token_ids and 1 entropies"),
+        (
+            lambda cs: [replace(c, token_ids=[-1] * len(c.token_ids)) for c in cs],
+            "one has the token -1",
+        ),
     ],
 )
 def test_completions_that_are_none_are_refused(

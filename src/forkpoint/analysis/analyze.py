@@ -29,7 +29,7 @@ from forkpoint.runs.completions import (
 )
 from forkpoint.runs.results import Pattern, write_result
 from forkpoint.runs.resume import Pieces
-from forkpoint.runs.rows import find_files
+from forkpoint.runs.rows import bytes_of
 from forkpoint.runs.vocabulary import ensure_vocabulary
 from forkpoint.sampling import SamplingParts, build_sampling
 
@@ -105,7 +105,7 @@ def describe(config: RunConfig, root: Path, settings: AnalysisSettings) -> dict[
     path = settings.rollouts
     return {
         "source": "sampled" if path is None else named_from(path, root),
-        "source_bytes": None if path is None else sum(p.stat().st_size for p in find_files(path)),
+        "source_bytes": bytes_of(path),
         "columns": {
             name: getattr(settings.columns, name) for name in ("prompt", "completion", "reward")
         },

@@ -41,7 +41,7 @@ from forkpoint.runs.completions import (
 )
 from forkpoint.runs.results import CheckpointEntropy, Dynamics, Estimate, write_result
 from forkpoint.runs.resume import Pieces
-from forkpoint.runs.rows import find_files
+from forkpoint.runs.rows import bytes_of
 from forkpoint.sampling import build_sampling
 
 
@@ -106,9 +106,7 @@ def _decisive(job: DynamicsJob, root: Path) -> dict[str, Any]:
     return {
         "checkpoints": [_relative(c.path, root) for c in job.checkpoints],
         "rollouts": None if job.rollouts is None else _relative(str(job.rollouts), root),
-        "rollouts_bytes": None
-        if job.rollouts is None
-        else sum(path.stat().st_size for path in find_files(job.rollouts)),
+        "rollouts_bytes": bytes_of(job.rollouts),
         "temperature": config.rollout.temperature,
         "compute_dtype": config.model.compute_dtype,
         "task": config.task.model_dump(mode="json") if sampled else None,

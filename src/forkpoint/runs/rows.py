@@ -49,6 +49,11 @@ def find_files(path: Path) -> list[Path]:
     return [path]
 
 
+def bytes_of(path: Path | None) -> int | None:
+    """Of all files that ``find_files`` finds, together; None of none. Raises as it does."""
+    return None if path is None else sum(one.stat().st_size for one in find_files(path))
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows in order, in memory constant in their number.
 

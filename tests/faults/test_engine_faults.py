@@ -120,7 +120,7 @@ def test_an_engine_that_does_not_say_so_cannot_split_temperatures() -> None:
     config = config_of("Plain", "auto")
     for said, cannot in ({}, True), ({"splits_temperatures": True}, False):
         flags = {"captures_entropy": True, **said}
-        engine = UsersEngine(SimpleNamespace(sample=list, close=list, **flags), "an engine")
+        engine = UsersEngine(SimpleNamespace(sample=list, close=list, **flags), "an engine", 9)
         with pytest.raises(ConfigError, match="cannot decode") if cannot else nullcontext():
             check_engine(engine, config, splits_temperatures=True)
 
@@ -151,7 +151,11 @@ def test_what_is_no_engine_is_refused(factory: str, said: str, tmp_path: Path) -
         (lambda cs: [replace(c, entropies=(0.5,)) for c in cs], r"\d+ token_ids and 1 entropies"),
         (
             lambda cs: [replace(c, token_ids=[-1] * len(c.token_ids)) for c in cs],
-            "one has the token -1",
+            "one has the token -1, and the policy knows 0 to ",
+        ),
+        (
+            lambda cs: [replace(c, token_ids=[*c.token_ids[1:], 2**20]) for c in cs],
+            "one has the token 1048576, and the policy knows 0 to ",
         ),
     ],
 )

@@ -108,9 +108,11 @@ def test_the_studys_tables_are_of_the_results_that_are_stored() -> None:
     assert study_tables.with_tables(page) == page, "python scripts/study_tables.py"
 
 
-def test_smollm2s_table_is_of_the_results_that_are_stored() -> None:
+def test_smollm2s_tables_are_of_the_results_that_are_stored() -> None:
     stored = json.loads(smollm2_results.RESULTS.read_text(encoding="utf-8"))
-    assert smollm2_results.table(stored) in study_tables.PAGE.read_text(encoding="utf-8")
+    page = study_tables.PAGE.read_text(encoding="utf-8")
+    assert smollm2_results.tokens_table(stored) in page
+    assert smollm2_results.gradients_table(stored) in page
 
 
 @pytest.mark.slow

@@ -122,4 +122,6 @@ def build_engine(
         return open_servers(loaded, config, ranks, should_stop)
     setting = f"rollout.engine = {rollout.engine!r}"
     factory = resolve(rollout.engine, key="rollout.engine")
-    return UsersEngine(call_users(factory, loaded, rollout, setting=setting), setting)
+    engine = call_users(factory, loaded, rollout, setting=setting)
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    return UsersEngine(engine, setting, vocabulary)

@@ -12,10 +12,11 @@ from forkpoint.types import Completion
 class UsersEngine:
     """Passes everything on to ``engine``; what it raises becomes a ``UserCodeError``."""
 
-    def __init__(self, engine: Engine, setting: str) -> None:
+    def __init__(self, engine: Engine, setting: str, vocabulary: int) -> None:
         """
         Args:
             setting: what named the engine, such as ``rollout.engine = 'my_engine:make'``.
+            vocabulary: how many tokens the policy knows.
 
         Raises:
             ConfigError: it has no method ``sample`` or ``close``.
@@ -26,7 +27,7 @@ class UsersEngine:
                     f"{setting} made a {type(engine).__name__} without a method {name!r}: see "
                     "forkpoint.sampling.base.Engine"
                 )
-        self._engine, self._setting = engine, setting
+        self._engine, self._setting, self._vocabulary = engine, setting, vocabulary
         self.captures_entropy = bool(getattr(engine, "captures_entropy", False))
         self.same_weights = bool(getattr(engine, "same_weights", False))
         self.splits_temperatures = bool(getattr(engine, "splits_temperatures", False))
@@ -47,7 +48,7 @@ class UsersEngine:
         """
         sample = self._engine.sample
         given = call_users(sample, requests, settings, should_stop, setting=self._setting)
-        if fault := _fault(given, len(requests)):
+        if fault := _fault(given, len(requests), self._vocabulary):
             raise UserCodeError(f"{self._setting} must sample one completion per request: {fault}")
         return list(given)
 
@@ -56,7 +57,7 @@ class UsersEngine:
         call_users(self._engine.close, setting=self._setting)
 
 
-def _fault(given: Any, count: int) -> str | None:
+def _fault(given: Any, count: int, vocabulary: int) -> str | None:
     """What is wrong with the completions of ``count`` requests, or None."""
     if not isinstance(given, list | tuple):
         return f"it gave a {type(given).__name__}, not a list"
@@ -72,6 +73,7 @@ def _fault(given: Any, count: int) -> str | None:
             values = getattr(completion, name)
             if values is not None and len(values) != tokens:
                 return f"one has {tokens} token_ids and {len(values)} {name}"
-        if min(completion.token_ids) < 0:
-            return f"one has the token {min(completion.token_ids)}"
+        for token in (min(completion.token_ids), max(completion.token_ids)):
+            if not 0 <= token < vocabulary:
+                return f"one has the token {token}, and the policy knows 0 to {vocabulary - 1}"
     return None

@@ -79,8 +79,8 @@ def tokens_table(stored: dict[str, Any]) -> str:
 def gradients_table(stored: dict[str, Any]) -> str:
     """Of the forks' exact gradient and of the local one: how near, at what price, with what end."""
     rows = [
-        "| gradient | seeds | live | cosine to the exact one | operations, 10^12 | training reward in "
-        "step "
+        "| gradient | seeds | live | cosine to the exact one | operations, 10^12 | "
+        "training reward in step "
         + " / ".join(map(str, SHOWN))
         + " | held-out at the end, each seed | mean | against the exact gradient |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -14,6 +14,9 @@ import pytest
 from forkpoint.cli.main import app
 from forkpoint.config import load_config
 from forkpoint.config.load import RECIPES
+from forkpoint.plan.gpus import gpu_of
+from forkpoint.plan.report import planned
+from forkpoint.plan.step import Assumed
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -113,6 +116,23 @@ def test_smollm2s_tables_are_of_the_results_that_are_stored() -> None:
     page = study_tables.PAGE.read_text(encoding="utf-8")
     assert smollm2_results.tokens_table(stored) in page
     assert smollm2_results.gradients_table(stored) in page
+
+
+@pytest.mark.parametrize("gpus", [8, 64])
+@pytest.mark.parametrize("model", ["8B", "14B", "32B"])
+def test_the_papers_runs_are_planned_as_the_page_says(model: str, gpus: int) -> None:
+    assumed = Assumed(prompt=200, length=6826, flat=0.5)
+    config = load_config(f"qwen3_{model.lower()}_paper")
+    plan = planned(config, assumed, gpus, gpu_of("h100"))
+    work, seconds = plan.operations, plan.seconds
+    unfit = "" if plan.fits else ": does not fit"
+    spent = " + ".join(f"{seconds[name]:,.0f}" for name in ("sampling", "old", "sparse"))
+    line = (
+        f"| {model}, {gpus} | {plan.memory.peak / 1e9:.0f} GB{unfit} | {work.sampling:.1e} | "
+        f"{work.old:.1e} | {work.dense:.1e} | {work.sparse / work.dense:.2f} | "
+        f"{work.local / work.dense:.2f} | {spent} s |"
+    )
+    assert line in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.slow

@@ -131,6 +131,21 @@ def test_kl_by_hand(kl: Any) -> None:
     )
 
 
+def test_marked_tokens_have_a_kl_penalty_of_their_own_or_none() -> None:
+    # as above; the first token is marked: 0 (1 - ln 2) / 2 + 0.2 (1 - ln 2) / 4, slopes 0, 0, -0.05
+    batch = three_tokens(
+        [0.0, 0.0, 0.0],
+        penalty_coefficients_T=[0.5, 0.0, 0.25],
+        reference_logprobs_T=[-2.0 + math.log(3), -7.0, -2.0],
+        marked_T=[True, False, False],
+    )
+    stats = leaves()
+    archer = MarkedConfig(rule="top", kl_coefficient=0.0)
+    output = batch_loss(batch, stats, LossConfig(kl_coefficient=0.2, marked=archer))
+    assert output.loss.item() == pytest.approx(0.2 * 0.25 * (1 - LN2))
+    assert gradients(output, stats)[0] == pytest.approx([0, 0, -0.05])
+
+
 def test_all_terms_add_up() -> None:
     batch = three_tokens(
         [0.5, 0.0, 0.25],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from forkpoint.cli.main import app
-from forkpoint.config import load_config
+from forkpoint.config import load_config, parse_config
 from forkpoint.config.load import RECIPES
 from forkpoint.plan.gpus import gpu_of
 from forkpoint.plan.report import planned
@@ -27,6 +27,13 @@ import study_tables  # noqa: E402
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+TOML = re.compile(r"^```toml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+RECIPE_PARTS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in PAGES
+    if path.stem != "ablation"
+    for number, block in enumerate(TOML.findall(path.read_text(encoding="utf-8")))
+]
 WITH_SNIPPETS = [path for path in PAGES if SNIPPET.search(path.read_text(encoding="utf-8"))]
 SHIPPED = {path.stem for path in RECIPES.glob("*.toml")}
 NOTEBOOK = ROOT / "examples" / "first_look.ipynb"
@@ -116,6 +123,20 @@ def test_smollm2s_tables_are_of_the_results_that_are_stored() -> None:
     page = study_tables.PAGE.read_text(encoding="utf-8")
     assert smollm2_results.tokens_table(stored) in page
     assert smollm2_results.gradients_table(stored) in page
+
+
+@pytest.mark.parametrize("block", RECIPE_PARTS)
+def test_the_toml_of_a_page_is_a_recipe(block: str) -> None:
+    parse_config(tomllib.loads(block))
+
+
+def test_archers_recipe_leaves_the_kl_penalty_out_where_entropy_is_high() -> None:
+    page = (ROOT / "docs" / "selection.md").read_text(encoding="utf-8")
+    (block,) = [one for one in TOML.findall(page) if "Archer" in one]
+    loss = parse_config(tomllib.loads(block)).loss
+    assert loss.kl_coefficient > 0
+    assert loss.marked is not None
+    assert loss.marked.kl_coefficient == 0
 
 
 @pytest.mark.parametrize("gpus", [8, 64])

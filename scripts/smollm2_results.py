@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from forkpoint.ablation.compare import compare
 from forkpoint.ablation.recipe import PlannedRun, load_ablation, planned_runs
 from forkpoint.ablation.runs import finished
@@ -24,6 +26,9 @@ SHOWN = (1, 4, 8, 12)
 TOKENS = ("all", "top20", "bottom80", "random20")
 GRADIENTS = ("top20", "local_35", "local_forks")
 """The variants of each table; the first is the one that the others are compared with."""
+
+SMOOTHED = 3
+"""Steps over which a training reward is averaged where it is read between two steps."""
 
 MEASURED = ("reward/mean", "work/flops", "work/live_fraction", "grad/cosine_to_exact")
 
@@ -82,10 +87,12 @@ def gradients_table(stored: dict[str, Any]) -> str:
         "| gradient | seeds | live | cosine to the exact one | operations, 10^12 | "
         "training reward in step "
         + " / ".join(map(str, SHOWN))
-        + " | held-out at the end, each seed | mean | against the exact gradient |",
-        "|---|---|---|---|---|---|---|---|---|",
+        + " | at equal operations | held-out at the end, each seed | mean | against exact |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in Ablation.model_validate(stored["gradients"]).arms:
+    arms = Ablation.model_validate(stored["gradients"]).arms
+    budget = min(sum(_values(stored, arm, "work/flops")) / len(arm.seeds) for arm in arms)
+    for arm in arms:
         live = _values(stored, arm, "work/live_fraction")
         near = _values(stored, arm, "grad/cosine_to_exact")
         spent = sum(_values(stored, arm, "work/flops")) / len(arm.seeds) / 1e12
@@ -93,9 +100,20 @@ def gradients_table(stored: dict[str, Any]) -> str:
         rows.append(
             f"| {label} | {len(arm.seeds)} | {f'{fmean(live):.2f}' if live else ''} | "
             f"{f'{fmean(near):.3f} ({min(near):.3f} to {max(near):.3f})' if near else ''} | "
-            f"{spent:.1f} | {_rewards(stored, arm)} | {_finals(arm)} | {_against(arm)} |"
+            f"{spent:.1f} | {_rewards(stored, arm)} | {_rewards_at(stored, arm, budget)} | "
+            f"{_finals(arm)} | {_against(arm)} |"
         )
     return "\n".join(rows)
+
+
+def _rewards_at(stored: dict[str, Any], arm: Arm, budget: float) -> str:
+    """Each seed's, a mean of ``SMOOTHED`` steps, where so many operations were spent."""
+    found = []
+    for one in stored["steps"][arm.label].values():
+        rewards, spent = one["reward/mean"], np.cumsum(one["work/flops"])
+        means = [fmean(rewards[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(rewards))]
+        found.append(float(np.interp(budget, spent, means)))
+    return ", ".join(f"{100 * value:.0f}" for value in found)
 
 
 def _values(stored: dict[str, Any], arm: Arm, name: str) -> list[float]:

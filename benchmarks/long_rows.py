@@ -27,6 +27,7 @@ from forkpoint.batching.batch import lay_out
 from forkpoint.config import RunConfig, parse_config
 from forkpoint.policy import PolicyModule
 from forkpoint.policy.body import enable_checkpointing
+from forkpoint.policy.live import LiveSet
 from forkpoint.training.meter import Meter
 from forkpoint.training.optimizer import Optimizer
 from forkpoint.training.update import update
@@ -34,8 +35,13 @@ from forkpoint.types import TokenBatch
 
 RESULTS = Path(__file__).with_name("results") / "long_rows.json"
 VOCABULARY = 32_768
-WAYS = (("sparse", False), ("sparse", True), ("local", False))
-"""(``training.gradient``, ``model.gradient_checkpointing``); local takes no checkpointing."""
+WAYS: tuple[dict[str, Any], ...] = (
+    {"gradient": "sparse"},
+    {"gradient": "sparse", "checkpointing": True},
+    {"gradient": "local"},
+    {"gradient": "local", "first_hop": False},
+)
+"""Local takes no checkpointing; without the first hop it has a pass of its own, too."""
 PROMPT = 64
 """Tokens of the prompt, within the length."""
 
@@ -49,11 +55,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
-    rows = [
-        in_a_process({"length": length, "checkpointing": again, "gradient": gradient})
-        for gradient, again in WAYS
-        for length in options.lengths
-    ]
+    rows = [in_a_process({"length": length, **way}) for way in WAYS for length in options.lengths]
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     print(table(rows))
@@ -67,13 +69,16 @@ def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(length: int, checkpointing: bool, gradient: str) -> dict[str, Any]:
+def measure(
+    length: int, gradient: str, *, checkpointing: bool = False, first_hop: bool = True
+) -> dict[str, Any]:
     """Peak and seconds of an update on one sequence of ``length`` tokens."""
     config = parse_config({"training": {"gradient": gradient, "micro_batch_tokens": 4096}})
     model = small_model(length)
     if checkpointing:
         enable_checkpointing(model)
-    policy = PolicyModule(model, gradient=gradient, temperature=1.0, row_tokens=4096)
+    live = LiveSet(first_hop=first_hop)
+    policy = PolicyModule(model, gradient=gradient, temperature=1.0, row_tokens=4096, live=live)
     optimizer = Optimizer(model, config.optim)
     one_update(policy, optimizer, sequence(2 * PROMPT), config)
     batch = sequence(length)
@@ -84,6 +89,7 @@ def measure(length: int, checkpointing: bool, gradient: str) -> dict[str, Any]:
     return {
         "gradient": gradient,
         "checkpointing": checkpointing,
+        "first_hop": first_hop,
         "length": length,
         "row_tokens": policy.row_tokens,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -137,13 +143,14 @@ def one_update(
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: peak, bytes a token, seconds."""
     lines = [
-        "| gradient | checkpointing | tokens | peak GB | kB a token beyond gradients | seconds |",
-        "|---|---|---|---|---|---|",
+        "| gradient | tokens | peak GB | kB a token beyond gradients | seconds |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
         beyond = row["peak_gb"] * 1e6 - 4 * row["parameters"] / 1e3
         lines.append(
-            f"| {row['gradient']} | {'yes' if row['checkpointing'] else 'no'} | {row['length']} | "
+            f"| {row['gradient']}{', checkpointing' if row['checkpointing'] else ''}"
+            f"{'' if row['first_hop'] else ', no first hop'} | {row['length']} | "
             f"{row['peak_gb']:.2f} | {beyond / row['length']:.1f} | {row['seconds']:.1f} |"
         )
     return "\n".join(lines)

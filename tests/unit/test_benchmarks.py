@@ -69,7 +69,7 @@ def test_long_rows_are_measured_and_told_by_the_token() -> None:
     # 1 GB and 10^8 bytes of gradients: 900 kB a token
     told = {**row, "length": 1000, "peak_gb": 1.0, "parameters": 25_000_000, "seconds": 2.0}
     assert long_rows.table([told]).splitlines()[-1] == (
-        "| sparse | yes | 1000 | 1.00 | 900.0 | 2.0 |"
+        "| sparse, checkpointing | 1000 | 1.00 | 900.0 | 2.0 |"
     )
 
 

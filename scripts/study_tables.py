@@ -34,7 +34,8 @@ def with_tables(page: str) -> str:
 
 def table(found: dict[str, Any], cell: str, reference: str) -> str:
     """Markdown: variants of a cell in the order of their recipe, accuracies in per cent, entropy in
-    nats, operations over those of ``reference``, hours of all seeds, one thread each.
+    nats, operations over those of ``reference``, hours of all seeds' steps, one thread
+    each, without evaluations.
 
     Args:
         found: docs/results/ablation_lab.json.
